@@ -1,0 +1,305 @@
+"""`RunSpec`: everything that one fine-tuning run is asked to do, and the id that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from tfmt import protocol
+from tfmt.errors import RequestError
+
+# Raised whenever tfmt's arithmetic changes, so that records of different arithmetic never share an id.
+ARITHMETIC = 1
+
+Mode = Literal[
+    "full",
+    "frozen",
+    "attention",
+    "feedforward",
+    "layernorm",
+    "layernorm_attention",
+    "layernorm_feedforward",
+    "bitfit",
+    "random",
+    "outliers",
+    "outliers_control",
+    "fisher",
+    "fisher_control",
+]
+TaskName = Literal[
+    "cola",
+    "sst2",
+    "mrpc",
+    "stsb",
+    "qqp",
+    "mnli",
+    "qnli",
+    "rte",
+    "ptb_pos",
+    "conll2003_ner",
+    "rotten_tomatoes",
+    "custom",
+]
+MODES: tuple[str, ...] = get_args(Mode)
+TASK_NAMES: tuple[str, ...] = get_args(TaskName)
+
+
+def parse_layers(text: str) -> tuple[int, ...] | None:
+    """Reads `all`, `5`, `0-3` or `0,5,11` (0-based blocks).
+
+    Args:
+      text: the value of `--layers`.
+
+    Returns:
+      The blocks, sorted and without repeats, or None for `all`.
+
+    Raises:
+      ValueError: the text is none of these forms.
+    """
+    if text == "all":
+        return None
+    blocks: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
+        if not match:
+            raise ValueError(f"layers must be `all`, a block `5`, a range `0-3` or a list `0,5,11`. Received: layers={text!r}")
+        first = int(match[1])
+        last = int(match[2]) if match[2] else first
+        if last < first or last > 999:
+            raise ValueError(f"layers has the empty or too large range {part.strip()!r}. Received: layers={text!r}")
+        blocks.update(range(first, last + 1))
+    return tuple(sorted(blocks))
+
+
+def format_layers(blocks: tuple[int, ...]) -> str:
+    """The shortest text that `parse_layers` reads back as these sorted blocks."""
+    ranges: list[list[int]] = []
+    for block in blocks:
+        if ranges and block == ranges[-1][1] + 1:
+            ranges[-1][1] = block
+        else:
+            ranges.append([block, block])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+class RunSpec(BaseModel):
+    """One run, immutable and strict; equal runs are equal specs.
+
+    Fields carry the names of the tfmt-train flags. Fields that mean nothing for the mode or the task are set to
+    their defaults, `learning_rate=None` and `epochs=0` are replaced by the numbers they stand for, and `layers` is
+    written in its shortest form.
+
+    Raises:
+      RequestError (from `RunSpec.make` and `RunSpec.from_json`): an unknown field, a wrong type or value, or a
+        combination that cannot be trained.
+
+    Example:
+      >>> RunSpec.make(model="demo", task="mrpc", mode="layernorm").epochs
+      20
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    model: str
+    task: TaskName
+    data_dir: str = ""
+    mode: Mode
+    layers: str = "all"
+    mask_size: int | None = None
+    mask_fraction: float | None = None
+    outlier_pool: Literal["layernorm", "gamma", "beta"] = "layernorm"
+    fisher_examples: int = 1024
+    fisher_from: tuple[str, ...] = ()
+    learning_rate: float | None = None
+    epochs: int = 0
+    batch_size: int = protocol.BATCH_SIZE
+    max_length: int = protocol.MAX_LENGTH
+    warmup_ratio: float = protocol.WARMUP_RATIO
+    schedule: Literal["linear", "constant"] = "linear"
+    adam_epsilon: float = protocol.ADAM_EPSILON
+    seed: int = 0
+    batching: Literal["grouped", "random", "fixed"] = "grouped"
+    train_limit: int = 0
+    validation_limit: int = 0
+    replicas: int = 0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    jit_compile: Literal["auto", "on", "off"] = "auto"
+    keep: Literal["tuned", "scores"] = "tuned"
+    keep_epoch: Literal["best", "last"] = "best"
+    text_columns: tuple[str, ...] = ()
+    label_column: str = ""
+    task_type: Literal["", "classification", "regression", "tokens"] = ""
+    validation_fraction: float = 0.0
+    encoding: str = "utf-8"
+    split_seed: int | None = None
+
+    # Where a run computes and where its files lie do not change what it computes (beyond rounding).
+    _PLACES: ClassVar[frozenset[str]] = frozenset({"model", "data_dir", "fisher_from", "replicas", "jit_compile"})
+
+    @field_validator("fisher_from", "text_columns", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+
+    @field_validator("layers")
+    @classmethod
+    def _shortest_layers(cls, value: str) -> str:
+        blocks = parse_layers(value)
+        return "all" if blocks is None else format_layers(blocks)
+
+    @model_validator(mode="after")
+    def _settle(self) -> RunSpec:
+        _check_ranges(self)
+        meaningful = meaningful_fields(self.mode, self.task)
+        for name in CONDITIONAL_FIELDS - meaningful:
+            object.__setattr__(self, name, type(self).model_fields[name].default)
+        if self.learning_rate is None:
+            rate = protocol.FULL_LEARNING_RATE if self.mode == "full" else protocol.PART_LEARNING_RATE
+            object.__setattr__(self, "learning_rate", rate)
+        if self.epochs == 0:
+            object.__setattr__(self, "epochs", protocol.paper_epochs(self.task, self.mode))
+        _check_combination(self)
+        return self
+
+    @classmethod
+    def make(cls, **settings: Any) -> RunSpec:
+        """A spec from keyword settings; what pydantic finds wrong becomes a one-line `RequestError`."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise RequestError(_one_line(error)) from None
+
+    @classmethod
+    def from_json(cls, text: str) -> RunSpec:
+        """The spec that `to_json` wrote."""
+        try:
+            settings = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"a run spec must be JSON: {error}") from None
+        if not isinstance(settings, dict):
+            raise RequestError(f"a run spec must be a JSON object. Received: {type(settings).__name__}")
+        return cls.make(**settings)
+
+    def to_json(self) -> str:
+        """All fields as a JSON object, in the order of the class."""
+        return self.model_dump_json(indent=1)
+
+    def identity(self, **digests: str) -> dict[str, Any]:
+        """What changes the result: the settings, the digests given, and the number of tfmt's arithmetic.
+
+        Args:
+          **digests: digests of content, for example `model=...`, `data=...`, `fisher_from=...`.
+        """
+        settings = {k: v for k, v in self.model_dump(mode="json").items() if k not in self._PLACES}
+        return {"arithmetic": ARITHMETIC, "digests": dict(sorted(digests.items())), "settings": settings}
+
+    def run_id(self, **digests: str) -> str:
+        """A readable name that ends in ten hex digits of the hash of `identity`."""
+        return f"{self.label()}-{digest_json(self.identity(**digests))[:10]}"
+
+    def label(self) -> str:
+        """The readable part of the id: task, mode and its choices, rate, seed."""
+        parts = [self.task, self.mode]
+        if self.layers != "all":
+            parts.append("L" + self.layers.replace(",", "+"))
+        if self.mask_size is not None:
+            parts.append(f"n{self.mask_size}")
+        if self.mask_fraction is not None:
+            parts.append(f"f{self.mask_fraction:g}")
+        if self.fisher_from:
+            parts.append("union")
+        parts += [f"lr{self.learning_rate:g}", f"s{self.seed}"]
+        return "-".join(parts)
+
+
+def digest_json(value: Mapping[str, Any]) -> str:
+    """sha256 of a JSON value in one canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_MODE_FIELDS: dict[str, frozenset[str]] = {
+    "outliers": frozenset({"mask_size", "outlier_pool"}),
+    "outliers_control": frozenset({"mask_size", "outlier_pool"}),
+    "fisher": frozenset({"mask_fraction", "fisher_examples", "fisher_from"}),
+    "fisher_control": frozenset({"mask_fraction"}),
+}
+_CUSTOM_FIELDS = frozenset({"text_columns", "label_column", "task_type", "validation_fraction"})
+_TASK_FIELDS: dict[str, frozenset[str]] = {
+    "custom": _CUSTOM_FIELDS | {"encoding", "split_seed"},
+    "ptb_pos": frozenset({"split_seed"}),
+    "conll2003_ner": frozenset({"encoding"}),
+}
+# Fields that only some modes or tasks read; elsewhere they are normalised away.
+CONDITIONAL_FIELDS: frozenset[str] = frozenset().union(
+    {"layers"}, *_MODE_FIELDS.values(), *_TASK_FIELDS.values()
+)
+
+
+def meaningful_fields(mode: str, task: str) -> frozenset[str]:
+    """The members of `CONDITIONAL_FIELDS` that change something for this mode and task."""
+    fields = _MODE_FIELDS.get(mode, frozenset()) | _TASK_FIELDS.get(task, frozenset())
+    return fields if mode == "frozen" else fields | {"layers"}
+
+
+def _check_ranges(spec: RunSpec) -> None:
+    """Single values that no type expresses."""
+    rules: tuple[tuple[str, bool, str], ...] = (
+        ("model", bool(spec.model), "a hub name, a local folder, or `demo`"),
+        ("learning_rate", spec.learning_rate is None or spec.learning_rate > 0, "a positive number"),
+        ("epochs", spec.epochs >= 0, "at least 1, or 0 for the paper's rule"),
+        ("batch_size", spec.batch_size >= 1, "at least 1"),
+        ("max_length", spec.max_length >= 8, "at least 8 tokens"),
+        ("warmup_ratio", 0 <= spec.warmup_ratio < 1, "at least 0 and below 1"),
+        ("adam_epsilon", spec.adam_epsilon > 0, "a positive number"),
+        ("seed", 0 <= spec.seed < 2**31, "between 0 and 2147483647"),
+        ("train_limit", spec.train_limit >= 0, "0 (all) or a number of examples"),
+        ("validation_limit", spec.validation_limit >= 0, "0 (all) or a number of examples"),
+        ("replicas", spec.replicas >= 0, "0 (every GPU, else one CPU) or a number of devices"),
+        ("mask_size", spec.mask_size is None or spec.mask_size >= 1, "at least 1"),
+        ("mask_fraction", spec.mask_fraction is None or 0 < spec.mask_fraction <= 1, "above 0 and at most 1"),
+        ("fisher_examples", spec.fisher_examples >= 1, "at least 1"),
+        ("validation_fraction", 0 <= spec.validation_fraction < 1, "at least 0 and below 1"),
+    )
+    for name, holds, expected in rules:
+        if not holds:
+            raise ValueError(f"{name} must be {expected}. Received: {name}={getattr(spec, name)!r}")
+
+
+def _check_combination(spec: RunSpec) -> None:
+    """Combinations that cannot be trained."""
+    if spec.mode in ("outliers", "outliers_control") and spec.mask_size is None:
+        raise ValueError(f"mode={spec.mode} needs mask_size, the number of weights per LayerNorm")
+    if spec.mode == "fisher" and spec.mask_fraction is None and not spec.fisher_from:
+        raise ValueError("mode=fisher needs mask_fraction, or fisher_from for the union of other runs' masks")
+    if spec.mode == "fisher" and spec.mask_fraction is not None and spec.fisher_from:
+        raise ValueError("mode=fisher takes mask_fraction or fisher_from, not both: a union has no fraction of its own")
+    if spec.mode == "fisher_control" and spec.mask_fraction is None:
+        raise ValueError("mode=fisher_control needs mask_fraction")
+    if spec.task == "custom":
+        for name in ("data_dir", "text_columns", "label_column", "task_type"):
+            if not getattr(spec, name):
+                raise ValueError(f"task=custom needs {name}")
+    if spec.replicas > 1 and spec.batch_size % spec.replicas:
+        raise ValueError(
+            f"batch_size is global and must be divisible by replicas."
+            f" Received: batch_size={spec.batch_size}, replicas={spec.replicas}"
+        )
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first thing pydantic complains about, as `field: what was expected. Received: ...`."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{name} is not a field of a run spec"
+    if first["type"] == "missing":
+        return f"{name} is required"
+    return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}. Received: {name}={first['input']!r}"

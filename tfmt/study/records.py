@@ -1,0 +1,236 @@
+"""`Record`: what a finished run says of itself, one JSON file a run; and reading many of them as one table."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tfmt.errors import RequestError
+from tfmt.spec import RunSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+RECORD_FILE = "record.json"
+SPEC_FILE = "spec.json"
+TUNED_FILE = "tuned.safetensors"
+
+
+class _Part(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Parameters(_Part):
+    """Counts of weights; `tuned_percent` is tuned / (total - head), in percent."""
+
+    total: int
+    tuned: int
+    head: int
+    trainable: int
+    tuned_percent: float
+
+
+class Epoch(_Part):
+    """One epoch: mean training loss, every metric of every development split, seconds of training and evaluation."""
+
+    epoch: int
+    train_loss: float
+    metrics: dict[str, dict[str, float | None]]
+    seconds: float
+
+
+class Result(_Part):
+    """Scores as fractions. `reasons` says why a metric that is null is not defined."""
+
+    score_name: str
+    score_last: float | None
+    score_best: float | None
+    best_epoch: int | None
+    collapsed: bool | None
+    epochs: list[Epoch]
+    examples: dict[str, int]
+    predicted: dict[str, dict[str, int]]
+    reasons: dict[str, str] = {}
+
+
+class Cost(_Part):
+    """What the run took. Seconds and tokens add up over resumptions; `tokens` are real ones, `padded_tokens` all."""
+
+    setup_seconds: float
+    train_seconds: float
+    eval_seconds: float
+    steps: int
+    tokens: int
+    padded_tokens: int
+    peak_rss_mb: float
+    optimizer_bytes: int
+    replicas: int
+    threads: int
+    devices: list[str]
+    jit_compile: bool
+    resumed: int
+
+
+class Proof(_Part):
+    """That nothing outside the selection moved: changed weights counted against the base model's file."""
+
+    selected_changed: int
+    frozen_changed: int
+    frozen_sha256_before: str
+    frozen_sha256_after: str
+
+
+class Origin(_Part):
+    """What made the record."""
+
+    tfmt: str
+    arithmetic: int
+    packages: dict[str, str]
+    python: str
+    git_commit: str | None
+    git_dirty: bool | None
+    model_sha256: str
+    data_sha256: str
+    data_notes: dict[str, Any]
+    started: str
+    finished: str
+
+
+class Record(_Part):
+    """One run that ended. See the README for how to read it."""
+
+    schema_: Literal[1]
+    run_id: str
+    status: Literal["completed", "diverged", "failed"]
+    error: str | None
+    spec: RunSpec
+    parameters: Parameters | None
+    result: Result | None
+    cost: Cost | None
+    proof: Proof | None
+    change: dict[str, dict[str, float]] | None
+    origin: Origin
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", allow_inf_nan=False, alias_generator=lambda name: name.rstrip("_"), populate_by_name=True
+    )
+
+    def to_json(self) -> str:
+        """The record as it is stored."""
+        return self.model_dump_json(indent=1, by_alias=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that readers see all of it or none: to a temporary name, to the disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a run's folder.
+
+    Raises:
+      RequestError: there is none, or it is broken or of another schema; the message names the file.
+    """
+    path = folder / RECORD_FILE
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise RequestError(f"{path}: missing; the run has not ended, or this is no run's folder") from None
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}") from None
+    except ValidationError as error:
+        schema = _schema_of(path)
+        if schema != SCHEMA:
+            raise RequestError(f"{path}: schema {schema!r}, this tfmt reads schema {SCHEMA}") from None
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise RequestError(f"{path}: broken record: {where}: {first['msg']}") from None
+
+
+def _schema_of(path: Path) -> Any:
+    """The schema number that a file claims, or `SCHEMA` when it cannot even be read as JSON."""
+    try:
+        return json.loads(path.read_bytes()).get("schema")
+    except (ValueError, AttributeError):
+        return SCHEMA
+
+
+def find_records(runs: str | Path) -> tuple[list[Record], list[str]]:
+    """All records below a folder, in the order of their run ids.
+
+    Args:
+      runs: the `--output_dir` of the runs, or one run's own folder.
+
+    Returns:
+      The records, and a message for each that cannot be read.
+
+    Raises:
+      RequestError: there is no such folder.
+    """
+    root = Path(runs)
+    if not root.is_dir():
+        raise RequestError(f"{root}: no such folder of runs")
+    folders = [root] if (root / RECORD_FILE).exists() else sorted(path.parent for path in root.glob(f"*/{RECORD_FILE}"))
+    records, broken = [], []
+    for folder in folders:
+        try:
+            records.append(read_record(folder))
+        except RequestError as error:
+            broken.append(str(error))
+    return records, broken
+
+
+def read_runs(runs: str | Path) -> pd.DataFrame:
+    """The records below a folder as one DataFrame, one row a run.
+
+    Args:
+      runs: the `--output_dir` of the runs.
+
+    Returns:
+      A DataFrame: `run_id`, `status`, `error`, every field of the spec, `tuned`, `tuned_percent`, `score_name`,
+      `score_best`, `score_last` (fractions), `best_epoch`, `collapsed`, `seconds`, `frozen_changed`,
+      `tfmt` (version), `arithmetic`, `model_sha256`, `data_sha256`. Unreadable records are named in `attrs["broken"]`.
+
+    Raises:
+      RequestError: there is no such folder.
+    """
+    import pandas as pd
+
+    records, broken = find_records(runs)
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {"run_id": record.run_id, "status": record.status, "error": record.error}
+        row |= record.spec.model_dump()
+        if record.parameters:
+            row |= {"tuned": record.parameters.tuned, "tuned_percent": record.parameters.tuned_percent}
+        if record.result:
+            fields = ("score_name", "score_best", "score_last", "best_epoch", "collapsed")
+            row |= {name: getattr(record.result, name) for name in fields}
+        if record.cost:
+            row["seconds"] = record.cost.setup_seconds + record.cost.train_seconds + record.cost.eval_seconds
+        if record.proof:
+            row["frozen_changed"] = record.proof.frozen_changed
+        origin = record.origin
+        row |= {"tfmt": origin.tfmt, "arithmetic": origin.arithmetic}
+        row |= {"model_sha256": origin.model_sha256, "data_sha256": origin.data_sha256}
+        rows.append(row)
+    columns = ["run_id", "status", "error", *RunSpec.model_fields, "tuned", "tuned_percent", "score_name", "score_best"]
+    columns += ["score_last", "best_epoch", "collapsed", "seconds", "frozen_changed", "tfmt", "arithmetic"]
+    columns += ["model_sha256", "data_sha256"]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame.attrs["broken"] = broken
+    return frame
