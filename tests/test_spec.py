@@ -1,0 +1,119 @@
+"""RunSpec: strict, normalised, the same id for the same run."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfmt.errors import RequestError
+from tfmt.spec import ARITHMETIC, MODES, RunSpec, format_layers, parse_layers
+
+BASE = {"model": "demo", "task": "mrpc", "mode": "layernorm"}
+
+
+def make(**changes):
+    return RunSpec.make(**(BASE | changes))
+
+
+def test_json_both_ways():
+    spec = make(mode="outliers", mask_size=16, layers="3,1,2", learning_rate=5e-3)
+    assert RunSpec.from_json(spec.to_json()) == spec
+    assert json.loads(spec.to_json())["layers"] == "1-3"
+
+
+def test_is_immutable():
+    with pytest.raises(Exception, match="frozen"):
+        make().seed = 3
+
+
+@pytest.mark.parametrize(
+    ("task", "mode", "epochs"),
+    [
+        ("mrpc", "full", 5), ("sst2", "full", 5), ("sst2", "layernorm", 10), ("qqp", "frozen", 10),
+        ("mnli", "bitfit", 10), ("qnli", "random", 10), ("cola", "layernorm", 20), ("rte", "frozen", 20),
+        ("stsb", "attention", 20), ("mrpc", "feedforward", 20), ("conll2003_ner", "layernorm", 20),
+    ],
+)  # fmt: skip
+def test_epochs_0_is_the_papers_rule(task, mode, epochs):
+    assert make(task=task, mode=mode).epochs == epochs
+
+
+def test_fields_that_mean_nothing_make_no_second_run():
+    plain = make()
+    assert make(mask_size=16, mask_fraction=0.5, outlier_pool="gamma", split_seed=3) == plain
+    assert make(mode="frozen", layers="1") == make(mode="frozen")
+    assert make(epochs=20, learning_rate=1e-3) == plain
+    assert make(layers="0-1,2") == make(layers="2,1,0")
+
+
+def test_id_depends_on_what_changes_the_result_and_on_nothing_else():
+    digests = {"model": "a", "data": "b"}
+    name = make().run_id(**digests)
+    assert name.startswith("mrpc-layernorm-lr0.001-s0-")
+    for same in ({"replicas": 2}, {"data_dir": "/elsewhere"}, {"model": "/a/folder"}, {"jit_compile": "on"}):
+        assert make(**same).run_id(**digests) == name
+    for field, value in {
+        "task": "rte", "mode": "full", "layers": "0", "learning_rate": 1e-4, "epochs": 3, "batch_size": 8,
+        "max_length": 64, "warmup_ratio": 0.0, "schedule": "constant", "adam_epsilon": 1e-8, "seed": 1,
+        "batching": "random", "train_limit": 9, "validation_limit": 9, "precision": "bfloat16", "keep": "scores",
+        "keep_epoch": "last",
+    }.items():  # fmt: skip
+        assert make(**{field: value}).run_id(**digests) != name, field
+    assert make().run_id(model="other", data="b") != name
+    assert make().run_id(model="a", data="other") != name
+
+
+def test_id_is_the_hash_of_the_identity():
+    import hashlib
+
+    identity = make().identity(model="a", data="b")
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    assert make().run_id(model="a", data="b").endswith(hashlib.sha256(text.encode()).hexdigest()[:10])
+    assert identity["arithmetic"] == ARITHMETIC
+
+
+@pytest.mark.parametrize(
+    ("changes", "culprit"),
+    [
+        ({"task": "mrp"}, "task"), ({"mode": "everything"}, "mode"), ({"layers": "a"}, "layers"),
+        ({"layers": "3-1"}, "layers"), ({"learning_rate": 0.0}, "learning_rate"), ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"), ({"learning_rate": "1e-3"}, "learning_rate"),
+        ({"epochs": -1}, "epochs"), ({"epochs": 1.5}, "epochs"), ({"batch_size": 0}, "batch_size"),
+        ({"max_length": 4}, "max_length"), ({"warmup_ratio": 1.0}, "warmup_ratio"), ({"seed": -1}, "seed"),
+        ({"seed": True}, "seed"), ({"speed": 3}, "speed"), ({"mode": "outliers"}, "mask_size"),
+        ({"mode": "outliers", "mask_size": 0}, "mask_size"), ({"mode": "fisher"}, "mask_fraction"),
+        ({"mode": "fisher", "mask_fraction": 1.5}, "mask_fraction"), ({"task": "custom"}, "data_dir"),
+        ({"replicas": 3}, "batch_size"), ({"model": ""}, "model"),
+        ({"mode": "fisher", "mask_fraction": 0.1, "fisher_from": ["a"]}, "fisher_from"),
+    ],
+)  # fmt: skip
+def test_refuses(changes, culprit):
+    with pytest.raises(RequestError) as error:
+        make(**changes)
+    assert culprit in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_field_is_named():
+    with pytest.raises(RequestError, match="mode is required"):
+        RunSpec.make(model="demo", task="mrpc")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_broken_json_is_refused(text):
+    with pytest.raises(RequestError):
+        RunSpec.from_json(text)
+
+
+@given(st.sets(st.integers(0, 30), min_size=1))
+def test_layers_round_trip(blocks):
+    ordered = tuple(sorted(blocks))
+    assert parse_layers(format_layers(ordered)) == ordered
+    assert parse_layers(",".join(map(str, blocks))) == ordered
+
+
+def test_every_mode_makes_a_spec():
+    extra = {"outliers": {"mask_size": 4}, "outliers_control": {"mask_size": 4}}
+    extra |= {"fisher": {"mask_fraction": 0.1}, "fisher_control": {"mask_fraction": 0.1}}
+    assert {make(mode=mode, **extra.get(mode, {})).mode for mode in MODES} == set(MODES)

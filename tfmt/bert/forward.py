@@ -1,0 +1,140 @@
+"""BERT's forward pass over the variables of a Hugging Face TFBert model, computed with fewer operations.
+
+The sublayers stay Hugging Face's; only how they are computed differs. Two things are not what the library does:
+
+* In sentence tasks the head reads the first position alone, so the last block computes queries, feed-forward and
+  LayerNorms for that position only. The logits are the same.
+* A dropout mask is a pure function of (seed, optimizer step, place in the network, replica). Nothing about it has to
+  be saved, so a resumed run draws the masks that an uninterrupted one draws.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from transformers.activations_tf import get_tf_activation
+
+# What Hugging Face's TFBert adds to the scores of padded positions.
+_PADDING_SCORE = -10000.0
+
+
+class Dropout:
+    """Dropout masks that depend on (seed, step, place, replica) alone.
+
+    Args:
+      seed: scalar int64 tensor or variable, the run's seed.
+      step: scalar int64 tensor, the number of optimizer steps taken.
+
+    The masks of one forward pass are numbered in the order in which `__call__` is traced.
+    """
+
+    def __init__(self, seed: Any, step: Any) -> None:
+        context = tf.distribute.get_replica_context()
+        replica = tf.cast(context.replica_id_in_sync_group if context else 0, tf.int64)
+        self._seed = tf.cast(seed, tf.int64)
+        self._moment = tf.cast(step, tf.int64) * 4096 + replica
+        self._place = 0
+
+    def __call__(self, x: tf.Tensor, rate: float) -> tf.Tensor:
+        """`x` with a share `rate` of its values set to 0 and the others divided by 1 - rate."""
+        if not rate:
+            return x
+        key = tf.stack([self._seed * 65536 + self._place, self._moment])
+        self._place += 1
+        drawn = tf.random.stateless_uniform(tf.shape(x), key, alg="philox")
+        return tf.where(drawn >= rate, x * tf.cast(1.0 / (1.0 - rate), x.dtype), tf.zeros([], x.dtype))
+
+
+def keep_all(x: tf.Tensor, rate: float) -> tf.Tensor:
+    """Dropout outside training: none."""
+    return x
+
+
+def _normalise(x: tf.Tensor, layer: Any) -> tf.Tensor:
+    """LayerNorm over the last axis, in float32."""
+    wide = tf.cast(x, tf.float32)
+    mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
+    gamma, beta = tf.cast(layer.gamma, tf.float32), tf.cast(layer.beta, tf.float32)
+    return tf.cast(tf.nn.batch_normalization(wide, mean, variance, beta, gamma, layer.epsilon), x.dtype)
+
+
+def _dense(x: tf.Tensor, layer: Any) -> tf.Tensor:
+    """(n, in) -> (n, out)."""
+    return tf.nn.bias_add(tf.matmul(x, layer.kernel), layer.bias)
+
+
+def embed(embeddings: Any, input_ids: tf.Tensor, token_type_ids: tf.Tensor, dtype: Any) -> tf.Tensor:
+    """Sum of the three embeddings and its LayerNorm: (batch, length) -> (batch, length, hidden)."""
+    length = tf.shape(input_ids)[1]
+    words = tf.gather(embeddings.weight, input_ids)
+    kinds = tf.gather(embeddings.token_type_embeddings, token_type_ids)
+    positions = embeddings.position_embeddings[:length]
+    return _normalise(tf.cast(words + kinds + positions, dtype), embeddings.LayerNorm)
+
+
+def run_block(layer: Any, x: tf.Tensor, padding: tf.Tensor, config: Any, drop: Any, first_only: bool) -> tf.Tensor:
+    """One block.
+
+    Args:
+      layer: a TFBertLayer, whose variables are read.
+      x: (batch, length, hidden).
+      padding: (batch, 1, 1, length), 0 for tokens and a large negative number for padding.
+      config: the model's BertConfig.
+      drop: dropout as a function of (tensor, rate).
+      first_only: compute the first position's output alone.
+
+    Returns:
+      (batch, length or 1, hidden).
+    """
+    heads = config.num_attention_heads
+    hidden = config.hidden_size
+    batch, length = tf.shape(x)[0], tf.shape(x)[1]
+    attention = layer.attention.self_attention
+    asking = x[:, :1] if first_only else x
+    asked = 1 if first_only else length
+
+    def project(inputs: tf.Tensor, dense: Any, positions: Any) -> tf.Tensor:
+        outputs = _dense(tf.reshape(inputs, [-1, hidden]), dense)
+        return tf.transpose(tf.reshape(outputs, [batch, positions, heads, hidden // heads]), [0, 2, 1, 3])
+
+    query = project(asking, attention.query, asked) * tf.cast((hidden // heads) ** -0.5, x.dtype)
+    key = project(x, attention.key, length)
+    value = project(x, attention.value, length)
+    weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True) + padding)
+    weights = drop(weights, config.attention_probs_dropout_prob)
+    context = tf.reshape(tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3]), [-1, hidden])
+
+    rate = config.hidden_dropout_prob
+    asking = tf.reshape(asking, [-1, hidden])
+    output = layer.attention.dense_output
+    attended = _normalise(drop(_dense(context, output.dense), rate) + asking, output.LayerNorm)
+    middle = get_tf_activation(config.hidden_act)(_dense(attended, layer.intermediate.dense))
+    output = layer.bert_output
+    result = _normalise(drop(_dense(middle, output.dense), rate) + attended, output.LayerNorm)
+    return tf.reshape(result, [batch, asked, hidden])
+
+
+def run_encoder(
+    main: Any, input_ids: tf.Tensor, attention_mask: tf.Tensor, token_type_ids: tf.Tensor, *, drop: Any, dtype: Any,
+    first_only: bool,
+) -> tf.Tensor:  # fmt: skip
+    """Embeddings and all blocks of a TFBertMainLayer.
+
+    Args:
+      main: the TFBertMainLayer.
+      input_ids, attention_mask, token_type_ids: (batch, length), whole numbers.
+      drop: dropout as a function of (tensor, rate).
+      dtype: type to compute in.
+      first_only: compute the last block for the first position alone.
+
+    Returns:
+      The last hidden state, (batch, length, hidden), or (batch, 1, hidden) with `first_only`.
+    """
+    config = main.config
+    x = drop(embed(main.embeddings, input_ids, token_type_ids, dtype), config.hidden_dropout_prob)
+    padding = (1.0 - tf.cast(attention_mask[:, None, None, :], dtype)) * tf.cast(_PADDING_SCORE, dtype)
+    last = len(main.encoder.layer) - 1
+    for index, layer in enumerate(main.encoder.layer):
+        x = run_block(layer, x, padding, config, drop, first_only and index == last)
+    return x

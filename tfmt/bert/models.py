@@ -1,0 +1,307 @@
+"""Loading BERT models: Hugging Face's TFBert classes, filled from safetensors, with a head that a seed decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+import transformers
+from transformers.modeling_tf_outputs import TFSequenceClassifierOutput, TFTokenClassifierOutput
+
+from tfmt.bert import forward
+from tfmt.bert.base_weights import BaseWeights
+from tfmt.bert.configs import find_model, read_config, shape_of
+from tfmt.bert.vocabulary import Weight, list_weights, variable_path
+from tfmt.errors import RequestError
+
+
+class _Selectable:
+    """What tfmt adds to a TFBert model: an exact set of trained variables and the lean forward pass."""
+
+    _selected_paths: frozenset[str] | None = None
+    _head_name = "sentence"
+
+    @property
+    def all_weights(self) -> dict[str, Any]:
+        """Every variable by its path, in the model's own order."""
+        return {variable_path(variable): variable for variable in self.weights}  # type: ignore[attr-defined]
+
+    @property
+    def trainable_weights(self) -> list[Any]:
+        """Exactly the variables that hold selected weights, whatever the sublayers' flags would allow."""
+        if self._selected_paths is None:
+            return super().trainable_weights  # type: ignore[misc]
+        if not self.trainable:  # type: ignore[attr-defined]
+            return []
+        return [v for v in super().weights if variable_path(v) in self._selected_paths]  # type: ignore[misc]
+
+    @property
+    def non_trainable_weights(self) -> list[Any]:
+        """All other variables."""
+        if self._selected_paths is None:
+            return super().non_trainable_weights  # type: ignore[misc]
+        trained = {id(variable) for variable in self.trainable_weights}
+        return [v for v in super().weights if id(v) not in trained]  # type: ignore[misc]
+
+    def _dropout(self, training: Any) -> Any:
+        """The dropout of this forward pass."""
+        if not training:
+            return forward.keep_all
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None:
+            step = optimizer.iterations
+        else:  # A training loop without compile(): nothing counts its steps, so draw a moment.
+            step = tf.random.uniform([], maxval=2**40, dtype=tf.int64)
+        return forward.Dropout(seed_of(self), step)
+
+    def _encode(self, inputs: dict[str, Any], drop: Any, first_only: bool) -> tf.Tensor:
+        input_ids = tf.convert_to_tensor(inputs["input_ids"])
+        mask, kinds = inputs.get("attention_mask"), inputs.get("token_type_ids")
+        return forward.run_encoder(
+            self.bert,  # type: ignore[attr-defined]
+            input_ids,
+            tf.ones_like(input_ids) if mask is None else tf.convert_to_tensor(mask),
+            tf.zeros_like(input_ids) if kinds is None else tf.convert_to_tensor(kinds),
+            drop=drop,
+            dtype=self.compute_dtype,  # type: ignore[attr-defined]
+            first_only=first_only,
+        )
+
+    def _plain_inputs(self, input_ids: Any, named: dict[str, Any]) -> dict[str, Any] | None:
+        """The three tensors that BERT needs, or None where the caller asks for something that only the library does."""
+        inputs = {name: value for name, value in named.items() if value is not None}
+        if isinstance(input_ids, Mapping):
+            inputs |= {name: value for name, value in input_ids.items() if value is not None}
+        elif isinstance(input_ids, (list, tuple)):
+            return None
+        elif input_ids is not None:
+            inputs["input_ids"] = input_ids
+        known = {"input_ids", "attention_mask", "token_type_ids", "labels", "return_dict"}
+        config = self.config  # type: ignore[attr-defined]
+        special = set(inputs) - known or config.output_attentions or config.output_hidden_states
+        if special or "input_ids" not in inputs or inputs.get("return_dict", config.use_return_dict) is not True:
+            return None
+        return inputs
+
+
+class TFBertForSequenceClassification(_Selectable, transformers.TFBertForSequenceClassification):
+    """Hugging Face's class with tfmt's selection and forward pass; saved and loaded as Hugging Face's."""
+
+    def call(
+        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, head_mask=None,
+        inputs_embeds=None, output_attentions=None, output_hidden_states=None, return_dict=None, labels=None,
+        training=False,
+    ):  # fmt: skip
+        """As in Hugging Face: logits (batch, labels), and the loss where labels are given."""
+        named = {
+            "attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids,
+            "head_mask": head_mask, "inputs_embeds": inputs_embeds, "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states, "return_dict": return_dict, "labels": labels,
+        }  # fmt: skip
+        inputs = self._plain_inputs(input_ids, named)
+        if inputs is None:
+            return super().call(input_ids, **named, training=training)
+        drop = self._dropout(training)
+        first = self._encode(inputs, drop, first_only=True)[:, 0]
+        pooler = self.bert.pooler.dense
+        pooled = tf.tanh(tf.nn.bias_add(tf.matmul(first, pooler.kernel), pooler.bias))
+        logits = self.classifier(drop(pooled, _head_dropout(self.config)))
+        labels = inputs.get("labels")
+        loss = None if labels is None else self.hf_compute_loss(labels=labels, logits=logits)
+        return TFSequenceClassifierOutput(loss=loss, logits=logits)
+
+
+class TFBertForTokenClassification(_Selectable, transformers.TFBertForTokenClassification):
+    """Hugging Face's class with tfmt's selection and forward pass; saved and loaded as Hugging Face's."""
+
+    _head_name = "tokens"
+
+    def call(
+        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, head_mask=None,
+        inputs_embeds=None, output_attentions=None, output_hidden_states=None, return_dict=None, labels=None,
+        training=False,
+    ):  # fmt: skip
+        """As in Hugging Face: logits (batch, length, labels), and the loss where labels are given."""
+        named = {
+            "attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids,
+            "head_mask": head_mask, "inputs_embeds": inputs_embeds, "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states, "return_dict": return_dict, "labels": labels,
+        }  # fmt: skip
+        inputs = self._plain_inputs(input_ids, named)
+        if inputs is None:
+            return super().call(input_ids, **named, training=training)
+        drop = self._dropout(training)
+        states = self._encode(inputs, drop, first_only=False)
+        logits = self.classifier(drop(states, _head_dropout(self.config)))
+        labels = inputs.get("labels")
+        loss = None if labels is None else self.hf_compute_loss(labels=labels, logits=logits)
+        return TFTokenClassifierOutput(loss=loss, logits=logits)
+
+
+_CLASSES = {"sentence": TFBertForSequenceClassification, "tokens": TFBertForTokenClassification}
+
+
+def _head_dropout(config: Any) -> float:
+    rate = getattr(config, "classifier_dropout", None)
+    return config.hidden_dropout_prob if rate is None else rate
+
+
+def adopt(model: Any) -> Any:
+    """Gives a TFBert model that Hugging Face made tfmt's selection and forward pass, in place.
+
+    Args:
+      model: a TFBertForSequenceClassification or TFBertForTokenClassification.
+
+    Returns:
+      The same object.
+
+    Raises:
+      RequestError: it is a model of another kind.
+    """
+    if isinstance(model, _Selectable):
+        return model
+    for kind in _CLASSES.values():
+        if type(model) is kind.__mro__[2]:
+            if not model.weights:
+                model.build_in_name_scope()
+            model.__class__ = kind
+            set_seed(model, 0)
+            return model
+    raise RequestError(
+        "tfmt tunes TFBertForSequenceClassification and TFBertForTokenClassification of transformers: load the model "
+        f"with tfmt.load_bert(...). Received: {type(model).__module__}.{type(model).__name__}"
+    )
+
+
+class _Untracked:
+    """Keeps a variable where Keras does not take it for a weight of the model."""
+
+    def __init__(self, variable: Any) -> None:
+        self.variable = variable
+
+
+def set_seed(model: Any, seed: int) -> None:
+    """Sets the seed of a model's dropout masks."""
+    holder = getattr(model, "_dropout_seed", None)
+    if holder is None:
+        model._dropout_seed = _Untracked(tf.Variable(seed, dtype=tf.int64, trainable=False, name="dropout_seed"))
+    else:
+        holder.variable.assign(seed)
+
+
+def seed_of(model: Any) -> Any:
+    """The variable that holds the seed of a model's dropout masks."""
+    return model._dropout_seed.variable
+
+
+def weights_of(model: Any) -> tuple[Weight, ...]:
+    """The table of a model's weights, in the order of its architecture."""
+    return list_weights(shape_of(model.config.to_dict()), model._head_name, model.config.num_labels)
+
+
+def load_bert(
+    model: str,
+    num_labels: int = 2,
+    seed: int = 0,
+    *,
+    head: str = "sentence",
+    classes: tuple[str, ...] = (),
+    name: str = "tfmt",
+    dropout: float | None = None,
+) -> Any:
+    """A pre-trained BERT with a new head.
+
+    Inside a `tf.distribute` scope its variables are made for that strategy.
+
+    Args:
+      model: a hub name, a local folder with config.json, model.safetensors and a vocabulary, or `demo`.
+      num_labels: outputs of the classifier; 1 means regression.
+      seed: decides the initial weights of the head, and its dropout masks, on every machine alike.
+      head: `sentence` (TFBertForSequenceClassification) or `tokens` (TFBertForTokenClassification).
+      classes: names of the outputs for `config.id2label`.
+      name: the model's Keras name.
+      dropout: replaces the config's dropout rates.
+
+    Returns:
+      The model, built and filled. A head that the file may hold is not read.
+
+    Raises:
+      RequestError: the model cannot be had, is no BERT, lacks a file or a weight, or holds one of another shape.
+
+    Example:
+      >>> model = load_bert("demo", num_labels=2, seed=0)
+      >>> int(model.config.num_hidden_layers)
+      6
+    """
+    if head not in _CLASSES:
+        raise RequestError(f"head must be `sentence` or `tokens`. Received: head={head!r}")
+    folder = find_model(model, download=True)
+    assert folder is not None
+    settings = read_config(folder)
+    base = BaseWeights(folder, head)
+    labels = list(classes) or [f"LABEL_{index}" for index in range(num_labels)]
+    settings |= {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "num_labels": num_labels,
+        "problem_type": "regression" if num_labels == 1 else None,
+        "output_attentions": False,
+        "output_hidden_states": False,
+    }
+    for key in ("architectures", "transformers_version", "torch_dtype", "_name_or_path"):
+        settings.pop(key, None)
+    if dropout is not None:
+        settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = transformers.BertConfig(**settings)
+    built = build_bert(config, head=head, seed=seed, name=name)
+    variables = built.all_weights
+    for path in base.paths:
+        variables[path].assign(base.read(path))
+    return built
+
+
+def build_bert(config: Any, *, head: str = "sentence", seed: int = 0, name: str = "tfmt") -> Any:
+    """A BERT of a config with random weights and a head that the seed decides.
+
+    Args:
+      config: a transformers.BertConfig.
+      head: `sentence` or `tokens`.
+      seed: decides the head and the dropout masks.
+      name: the model's Keras name.
+    """
+    model = _CLASSES[head](config, name=name)
+    model.build_in_name_scope()
+    set_seed(model, seed)
+    assign_weights(model, new_head(config.hidden_size, config.num_labels, config.initializer_range, seed))
+    return model
+
+
+def new_head(hidden_size: int, num_labels: int, initializer_range: float, seed: int) -> dict[str, np.ndarray]:
+    """A classifier's initial weights, from the seed alone: normal within two standard deviations, biases 0.
+
+    Returns:
+      {path: array}, the kernel of shape (hidden_size, num_labels).
+    """
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0x4EAD])))
+    kernel = generator.standard_normal((hidden_size, num_labels))
+    while (outside := np.abs(kernel) > 2).any():
+        kernel[outside] = generator.standard_normal(int(outside.sum()))
+    return {
+        "classifier/kernel": (kernel * initializer_range).astype(np.float32),
+        "classifier/bias": np.zeros(num_labels, np.float32),
+    }
+
+
+def assign_weights(model: Any, values: Mapping[str, np.ndarray]) -> None:
+    """Sets variables of a model by path; the others stay."""
+    variables = model.all_weights
+    for path, value in values.items():
+        variables[path].assign(value)
+
+
+def set_precision(precision: str) -> None:
+    """Sets the Keras policy that models made from now on compute in: float32, bfloat16 or float16."""
+    keras.mixed_precision.set_global_policy("float32" if precision == "float32" else f"mixed_{precision}")

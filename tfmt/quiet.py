@@ -1,0 +1,69 @@
+"""Keeps the terminal free of TensorFlow's chatter; errors stay visible."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def set_verbosity(verbosity: int) -> None:
+    """Sets how much the libraries may say; call it before TensorFlow is imported.
+
+    Args:
+      verbosity: below 1 only errors, 1 also warnings and TensorFlow's information.
+    """
+    if verbosity >= 1:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def hushed(verbosity: int) -> Iterator[None]:
+    """Holds back what native code prints while TensorFlow is imported or looks for devices.
+
+    Its first lines come before any of its settings are read. If the block raises, they are shown after all.
+    """
+    if verbosity >= 1:
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            held.seek(0)
+            os.write(2, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def import_tensorflow(verbosity: int) -> None:
+    """Imports TensorFlow and transformers without their greetings."""
+    # The commands need transformers' TensorFlow side alone; looking for PyTorch takes seconds where it is installed.
+    os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("USE_JAX", "0")
+    with hushed(verbosity):
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()
+        import tf_keras
+        import transformers  # noqa: F401
+
+        del tf_keras

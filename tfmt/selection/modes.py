@@ -1,0 +1,228 @@
+"""The modes: which weights each row of the papers' tables trains. Selected = trains. No TensorFlow here.
+
+A mode is a `Plan`: variables that train whole, and pools of variables out of which single weights are chosen. The plan
+gives every count; `choose_weights` then says which weights of a pool they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfmt.bert.vocabulary import Weight
+from tfmt.errors import RequestError
+from tfmt.spec import MODES, parse_layers
+
+_LAYERNORMS = ("attention_layernorm", "feedforward_layernorm")
+# Modes of P1, table 1, that train whole sublayers.
+_SUBLAYERS_OF: dict[str, tuple[str, ...]] = {
+    "frozen": (),
+    "attention": ("attention",),
+    "feedforward": ("feedforward",),
+    "layernorm": _LAYERNORMS,
+    "layernorm_attention": ("attention_layernorm",),
+    "layernorm_feedforward": ("feedforward_layernorm",),
+}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`count` single weights, to be chosen out of these variables laid end to end."""
+
+    weights: tuple[Weight, ...]
+    count: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights to choose from."""
+        return sum(weight.size for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a mode trains beside the classifier, which always trains.
+
+    Attributes:
+      whole: variables that train whole.
+      pools: groups of variables out of which single weights train.
+    """
+
+    whole: tuple[Weight, ...]
+    pools: tuple[Pool, ...] = ()
+
+    @property
+    def tuned(self) -> int:
+        """Number of trained weights without the classifier."""
+        return sum(weight.size for weight in self.whole) + sum(pool.count for pool in self.pools)
+
+
+def plan_mode(
+    weights: Sequence[Weight],
+    mode: str,
+    *,
+    layers: str = "all",
+    mask_size: int | None = None,
+    mask_fraction: float | None = None,
+    outlier_pool: str = "layernorm",
+    union_size: int | None = None,
+) -> Plan:
+    """The plan of a mode on a model.
+
+    Args:
+      weights: the model's table of weights.
+      mode: one of `tfmt.spec.MODES`.
+      layers: `all`, or 0-based blocks as in `tfmt.spec.parse_layers`.
+      mask_size: weights per LayerNorm for `outliers` and `outliers_control`.
+      mask_fraction: part of the feed-forward LayerNorms' weights for `fisher` and `fisher_control`.
+      outlier_pool: `layernorm` pools gamma and beta of one LayerNorm; `gamma` or `beta` takes that vector alone.
+      union_size: for `fisher` with the masks of other runs, how many weights their union has.
+
+    Raises:
+      RequestError: a block that the model does not have, or more weights than a pool holds.
+
+    References:
+      P1 tables 1, 3 and 4 (AkbarTajari et al., 2022); P2 (ValizadehAslani & Liang, 2024) for `fisher`;
+      [Ben Zaken et al., 2022](https://arxiv.org/abs/2106.10199) for `bitfit`.
+    """
+    if mode not in MODES:
+        raise RequestError(f"mode must be one of {', '.join(MODES)}. Received: mode={mode!r}")
+    chosen = _chosen_blocks(weights, layers)
+    encoder = [weight for weight in weights if weight.sublayer != "classifier"]
+    # Outside the blocks (embeddings, pooler) a mode reaches only when it is asked for all of the model.
+    within = encoder if chosen is None else [weight for weight in encoder if weight.block in chosen]
+
+    def of(*sublayers: str) -> tuple[Weight, ...]:
+        return tuple(weight for weight in within if weight.sublayer in sublayers)
+
+    if mode == "full":
+        return Plan(tuple(within))
+    if mode in _SUBLAYERS_OF:
+        return Plan(of(*_SUBLAYERS_OF[mode]))
+    if mode == "bitfit":
+        return Plan(tuple(weight for weight in within if weight.part in ("bias", "beta")))
+    if mode == "random":
+        return Plan((), (Pool(tuple(within), sum(weight.size for weight in of(*_LAYERNORMS))),))
+    if mode in ("outliers", "outliers_control"):
+        if mask_size is None:
+            raise RequestError(f"mode={mode} needs mask_size, the number of weights per LayerNorm")
+        parts = ("gamma", "beta") if outlier_pool == "layernorm" else (outlier_pool,)
+        layernorms = [weight for weight in of(*_LAYERNORMS) if weight.part in parts]
+        pairs = [tuple(layernorms[i : i + len(parts)]) for i in range(0, len(layernorms), len(parts))]
+        return Plan((), tuple(_pool(pair, mask_size, "mask_size") for pair in pairs))
+    candidates = of("feedforward_layernorm")
+    if union_size is not None:
+        return Plan((), (Pool(candidates, union_size),))
+    if mask_fraction is None:
+        raise RequestError(f"mode={mode} needs mask_fraction, the part of the feed-forward LayerNorms' weights to train")
+    return Plan((), (Pool(candidates, math.ceil(mask_fraction * sum(weight.size for weight in candidates) - 1e-9)),))
+
+
+def _pool(weights: tuple[Weight, ...], count: int, flag: str) -> Pool:
+    pool = Pool(weights, count)
+    if count > pool.size:
+        raise RequestError(f"{flag} must be at most {pool.size}, the weights to choose from. Received: {flag}={count}")
+    return pool
+
+
+def _chosen_blocks(weights: Sequence[Weight], layers: str) -> frozenset[int] | None:
+    """The blocks that `layers` names, or None for all."""
+    try:
+        chosen = parse_layers(layers)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    blocks = 1 + max((weight.block for weight in weights if weight.block is not None), default=-1)
+    if chosen is not None and chosen[-1] >= blocks:
+        raise RequestError(f"layers must be within 0-{blocks - 1}, the blocks of this model. Received: layers={layers}")
+    return None if chosen is None else frozenset(chosen)
+
+
+def choose_weights(
+    plan: Plan,
+    mode: str,
+    *,
+    seed: int = 0,
+    values: Callable[[str], np.ndarray] | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Which single weights of a plan's pools train.
+
+    Args:
+      plan: from `plan_mode`.
+      mode: `random`, `outliers`, `outliers_control`, `fisher` or `fisher_control`.
+      seed: decides the drawn weights of `random` and the controls, on every machine alike.
+      values: gives a variable's pre-trained values by path, for `outliers`.
+      importance: for `fisher`, an array of the variable's shape by path, its Fisher information.
+
+    Returns:
+      {path: int64 indices into the flattened variable, rising} for every variable with a selected weight.
+
+    Raises:
+      RequestError: `fisher` without the Fisher information of its variables.
+    """
+    chosen: dict[str, np.ndarray] = {}
+    for number, pool in enumerate(plan.pools):
+        if mode == "outliers":
+            assert values is not None
+            flat = np.concatenate([np.asarray(values(w.path), np.float64).ravel() for w in pool.weights])
+            picked = _largest(np.abs(flat - flat.mean()), pool.count)
+        elif mode == "fisher":
+            missing = [w.path for w in pool.weights if w.path not in (importance or {})]
+            if missing:
+                raise RequestError(f"mode=fisher needs the Fisher information of {missing[0]}: give fisher=... with it")
+            assert importance is not None
+            flat = np.concatenate([np.asarray(importance[w.path], np.float64).ravel() for w in pool.weights])
+            picked = _largest(flat, pool.count)
+        else:
+            picked = draw_without_replacement(pool.size, pool.count, seed, number)
+        chosen |= _split(np.sort(picked), pool.weights)
+    return chosen
+
+
+def _largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the largest scores; among equal ones the lower position comes first."""
+    return np.argsort(-scores, kind="stable")[:count]
+
+
+def _split(picked: np.ndarray, weights: Sequence[Weight]) -> dict[str, np.ndarray]:
+    """Sorted positions in variables laid end to end -> indices by variable."""
+    ends = np.cumsum([weight.size for weight in weights])
+    owners = np.searchsorted(ends, picked, side="right")
+    found = {}
+    for owner in np.unique(owners):
+        weight = weights[owner]
+        found[weight.path] = (picked[owners == owner] - (ends[owner] - weight.size)).astype(np.int64)
+    return found
+
+
+def draw_without_replacement(size: int, count: int, seed: int, stream: int = 0) -> np.ndarray:
+    """`count` different numbers below `size`, every set of them equally likely.
+
+    Only the generator's raw bits are used, which NumPy keeps the same in all its versions; memory grows with `count`,
+    not with `size`.
+
+    Args:
+      size: how many numbers to choose from.
+      count: how many to choose.
+      seed: the run's seed.
+      stream: a number that makes draws of the same seed independent.
+
+    Returns:
+      int64 (count,), in the order drawn.
+    """
+    if 2 * count > size:  # Drawing what is left out keeps the number of repeats small.
+        left_out = np.ones(size, bool)
+        left_out[draw_without_replacement(size, size - count, seed, stream)] = False
+        return np.flatnonzero(left_out).astype(np.int64)
+    generator = np.random.Philox(np.random.SeedSequence([seed, 0x3A5C, stream]))
+    # Raw numbers at or above the largest multiple of `size` would make low numbers more likely.
+    limit = np.uint64(2**64 - 2**64 % size - 1)
+    drawn = np.zeros(0, np.int64)
+    while len(drawn) < count:
+        raw = generator.random_raw(count - len(drawn) + 16)
+        drawn = np.concatenate([drawn, (raw[raw <= limit] % np.uint64(size)).astype(np.int64)])
+        _, first = np.unique(drawn, return_index=True)
+        drawn = drawn[np.sort(first)]
+    return drawn[:count]

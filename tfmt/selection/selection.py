@@ -1,0 +1,175 @@
+"""`select`: makes a model train exactly a mode's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from tfmt.bert.models import adopt, weights_of
+from tfmt.bert.vocabulary import SUBLAYERS, Weight, variable_path
+from tfmt.errors import RequestError
+from tfmt.selection.gradient_mask import GradientMask
+from tfmt.selection.modes import Plan, choose_weights, plan_mode
+from tfmt.selection.summary import format_summary
+
+
+class Selection:
+    """The weights of a model that train: selected = trains.
+
+    Attributes:
+      model: the model.
+      mode: the mode's name.
+      tuned: selected weights without the classifier.
+      head: weights of the classifier, which always trains.
+      total: all weights of the model.
+      percent: tuned / (total - head), in percent.
+      masks: {path: indices} of the variables of which only single weights are selected.
+    """
+
+    def __init__(self, model: Any, mode: str, plan: Plan, masks: dict[str, np.ndarray]) -> None:
+        self.model = model
+        self.mode = mode
+        self.masks = masks
+        self.weights: tuple[Weight, ...] = weights_of(model)
+        self._whole = frozenset(w.path for w in plan.whole) | {
+            w.path for w in self.weights if w.sublayer == "classifier"
+        }
+        self.total = sum(weight.size for weight in self.weights)
+        self.head = sum(weight.size for weight in self.weights if weight.sublayer == "classifier")
+        self.tuned = sum(self.count(weight) for weight in self.weights) - self.head
+        self.percent = 100.0 * self.tuned / (self.total - self.head)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the variables that hold a selected weight, in the model's order."""
+        return tuple(weight.path for weight in self.weights if self.count(weight))
+
+    def count(self, weight: Weight) -> int:
+        """How many weights of a variable are selected."""
+        if weight.path in self._whole:
+            return weight.size
+        return len(self.masks.get(weight.path, ()))
+
+    def indices(self, path: str) -> np.ndarray:
+        """Selected indices into the flattened variable, int64 and rising.
+
+        Raises:
+          KeyError: the model has no variable of that path.
+        """
+        if path in self.masks:
+            return self.masks[path]
+        size = next((weight.size for weight in self.weights if weight.path == path), None)
+        if size is None:
+            raise KeyError(f"the model has no variable {path!r}")
+        return np.arange(size if path in self._whole else 0, dtype=np.int64)
+
+    def optimizer(self, optimizer: Any) -> Any:
+        """The optimizer that trains this selection.
+
+        Args:
+          optimizer: any tf_keras optimizer.
+
+        Returns:
+          The same optimizer where only whole variables train, else a `tfmt.GradientMask` around it.
+
+        Raises:
+          RequestError: an optimizer of Keras 3.
+        """
+        if not self.masks:
+            if not isinstance(optimizer, keras.optimizers.Optimizer):
+                kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+                raise RequestError(
+                    f"expected a tf_keras optimizer: `import tf_keras as keras` instead of Keras 3. Received: {kind}"
+                )
+            return optimizer
+        return GradientMask(optimizer, self.masks)
+
+    def summary(self) -> str:
+        """A table by sublayer: weights, selected weights, share."""
+        rows = []
+        for sublayer in SUBLAYERS:
+            weights = [weight for weight in self.weights if weight.sublayer == sublayer]
+            size, selected = sum(w.size for w in weights), sum(self.count(w) for w in weights)
+            if size:
+                rows.append((sublayer, size, selected))
+        return format_summary(rows, self.tuned, self.percent, self.head)
+
+
+def select(
+    model: Any,
+    mode: str,
+    *,
+    layers: str = "all",
+    mask_size: int | None = None,
+    mask_fraction: float | None = None,
+    outlier_pool: str = "layernorm",
+    fisher: Mapping[str, np.ndarray] | str | Path | None = None,
+    seed: int = 0,
+) -> Selection:
+    """Makes a model train exactly the weights of a mode, and its classifier; selected = trains.
+
+    Sublayers get their `trainable` flags, and `model.trainable_variables` is from then on exactly the variables that
+    hold a selected weight. Select before `compile`: Keras reads the set there.
+
+    Args:
+      model: a TFBert model with a sentence or token head, from `tfmt.load_bert` or from transformers.
+      mode: one of `tfmt.spec.MODES`.
+      layers: `all`, or 0-based blocks: `5`, `0-3`, `0,5,11`.
+      mask_size: weights per LayerNorm for `outliers` and `outliers_control`.
+      mask_fraction: part of the feed-forward LayerNorms' weights for `fisher` and `fisher_control`.
+      outlier_pool: `layernorm`, `gamma` or `beta`: what the outliers of a LayerNorm are sought in.
+      fisher: for `fisher`, {path: Fisher information of the variable's shape}, or a run's folder that holds it.
+      seed: decides the weights of `random` and of the controls.
+
+    Returns:
+      A `Selection`; its `optimizer(...)` wraps an optimizer where single weights are selected.
+
+    Raises:
+      RequestError: an unknown mode, a model of another kind, a block out of range, a mask that does not fit.
+
+    Example:
+      >>> model = load_bert("demo", num_labels=2, seed=0)
+      >>> select(model, mode="layernorm").tuned
+      9216
+    """
+    adopt(model)
+    weights = weights_of(model)
+    plan = plan_mode(
+        weights, mode, layers=layers, mask_size=mask_size, mask_fraction=mask_fraction, outlier_pool=outlier_pool
+    )
+    variables = model.all_weights
+    missing = [weight.path for weight in weights if weight.path not in variables]
+    if missing or len(variables) != len(weights):
+        raise RequestError(f"the model's variables are not those of a BERT, first: {(missing or ['?'])[0]}")
+    masks = choose_weights(
+        plan,
+        mode,
+        seed=seed,
+        values=lambda path: variables[path].numpy(),
+        importance=_read_fisher(fisher),
+    )
+    selection = Selection(model, mode, plan, masks)
+    apply_selection(model, selection.paths)
+    return selection
+
+
+def _read_fisher(fisher: Mapping[str, np.ndarray] | str | Path | None) -> Mapping[str, np.ndarray] | None:
+    return fisher if fisher is None or isinstance(fisher, Mapping) else None
+
+
+def apply_selection(model: Any, paths: tuple[str, ...]) -> None:
+    """Makes `model.trainable_variables` exactly the variables of these paths."""
+    selected = frozenset(paths)
+    model._selected_paths = selected
+    model.trainable = True
+    for layer in model.submodules:
+        # A frozen container would silence its children, so only layers without children get a flag.
+        own = [v for v in getattr(layer, "weights", ()) if v is not None]
+        if layer is model or not own or any(hasattr(child, "trainable_weights") for child in layer.submodules):
+            continue
+        layer.trainable = any(variable_path(variable) in selected for variable in own)
+    model.train_function = None  # what Keras compiled for another selection must not be used again

@@ -1,0 +1,80 @@
+"""What a run would do, told from its config alone: no weights are read and no TensorFlow is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfmt.bert.base_weights import model_digest
+from tfmt.bert.configs import find_model, find_shape
+from tfmt.bert.vocabulary import SUBLAYERS, Weight, list_weights
+from tfmt.data.sources import read_dataset
+from tfmt.errors import RequestError
+from tfmt.selection.modes import Plan, choose_weights, plan_mode
+from tfmt.selection.summary import format_summary
+from tfmt.spec import RunSpec
+from tfmt.study.runner import count_used
+from tfmt.tasks import find_task
+
+
+def describe(spec: RunSpec, output_dir: str) -> str:
+    """The dry run of a spec as text: a table by sublayer, counts, steps, what is stored, and where.
+
+    Data is read where it lies on this machine; otherwise the published sizes count the steps.
+
+    Raises:
+      RequestError: the config cannot be had, or the spec does not fit the model or the data.
+    """
+    shape = find_shape(spec.model)
+    local = bool(spec.data_dir) or spec.task == "rotten_tomatoes"
+    dataset = read_dataset(spec.task, spec.data_dir) if local else None
+    task = dataset.task if dataset else find_task(spec.task)
+    weights = list_weights(shape, task.head, task.num_labels)
+    plan = plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size,
+                     mask_fraction=spec.mask_fraction, outlier_pool=spec.outlier_pool)  # fmt: skip
+    head = sum(weight.size for weight in weights if weight.sublayer == "classifier")
+    total = sum(weight.size for weight in weights)
+    lines = [format_summary(_rows(weights, plan, spec), plan.tuned, 100 * plan.tuned / (total - head), head)]
+
+    sizes = {name: len(split) for name, split in dataset.splits.items()} if dataset else dict(task.sizes)
+    if "train" in sizes:
+        examples = count_used(sizes["train"], spec.train_limit)
+        steps = examples // spec.batch_size
+        if not steps:
+            raise RequestError(f"--batch_size={spec.batch_size} is more than the {examples} training examples")
+        source = "" if dataset else " (published size; the data is not on this machine)"
+        lines.append(f"steps     {steps:,} an epoch x {spec.epochs} epochs = {steps * spec.epochs:,}, "
+                     f"batches of {spec.batch_size} from {examples:,} examples{source}")  # fmt: skip
+    else:
+        lines.append("steps     known once the data is there")
+    kept = "the tuned weights and the head of the " + ("best" if spec.keep_epoch == "best" else "last") + " epoch"
+    lines.append(f"stored    record.json, spec.json, events" + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}"))
+    lines.append(f"folder    {_folder(spec, output_dir, dataset.digest if dataset else None)}")
+    return "\n".join(lines)
+
+
+def _rows(weights: tuple[Weight, ...], plan: Plan, spec: RunSpec) -> list[tuple[str, int, int]]:
+    """(sublayer, weights, trained) of every sublayer of the model."""
+    trained = {weight.path: weight.size for weight in weights if weight.sublayer == "classifier"}
+    trained |= {weight.path: weight.size for weight in plan.whole}
+    if spec.mode == "random":  # the one mode whose pool spans sublayers; its draw needs no values
+        trained |= {path: len(indices) for path, indices in choose_weights(plan, spec.mode, seed=spec.seed).items()}
+    else:
+        # All of a pool lies in one sublayer, so its count can be booked on its first variable.
+        trained |= {pool.weights[0].path: pool.count for pool in plan.pools if pool.weights}
+    rows = []
+    for sublayer in SUBLAYERS:
+        members = [weight for weight in weights if weight.sublayer == sublayer]
+        if members:
+            rows.append((sublayer, sum(w.size for w in members), sum(trained.get(w.path, 0) for w in members)))
+    return rows
+
+
+def _folder(spec: RunSpec, output_dir: str, data_digest: str | None) -> str:
+    """The run's folder, as far as it is known without weights and data."""
+    try:
+        folder = find_model(spec.model, download=False)
+        if folder is not None and data_digest is not None:
+            return str(Path(output_dir) / spec.run_id(model=model_digest(folder), data=data_digest))
+    except RequestError:
+        pass  # no weights: the config alone was asked for
+    return str(Path(output_dir) / f"{spec.label()}-<hash of the settings, the weights and the data>")

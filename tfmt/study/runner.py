@@ -1,0 +1,271 @@
+"""From a spec to a run's folder: find the data and the model, train, and write what remains of the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tfmt
+from tfmt.bert.base_weights import BaseWeights, model_digest
+from tfmt.bert.configs import find_model, read_config, shape_of
+from tfmt.bert.vocabulary import list_weights
+from tfmt.data.sources import Dataset, read_dataset
+from tfmt.errors import RequestError, RunError
+from tfmt.files import write_whole
+from tfmt.selection.modes import plan_mode
+from tfmt.spec import ARITHMETIC, RunSpec
+from tfmt.study import origin
+from tfmt.study.records import (
+    RECORD_FILE,
+    SCHEMA,
+    SPEC_FILE,
+    TUNED_FILE,
+    Cost,
+    Epoch,
+    Origin,
+    Parameters,
+    Proof,
+    Record,
+    Result,
+    read_record,
+)
+from tfmt.tasks import Task
+
+if TYPE_CHECKING:
+    from tfmt.training.fine_tune import Outcome
+    from tfmt.training.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run that is known to make sense: its data can be read, its model is a BERT, its folder has a name.
+
+    Attributes:
+      spec: what to do.
+      task: the task, its classes known.
+      dataset: the text.
+      model_folder: where the base model lies.
+      digests: of the model and the data.
+      folder: where the run's files go.
+    """
+
+    spec: RunSpec
+    task: Task
+    dataset: Dataset
+    model_folder: Path
+    digests: dict[str, str]
+    folder: Path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+
+def prepare(spec: RunSpec, output_dir: str | Path) -> Request:
+    """Finds everything that a run needs, without TensorFlow, and stops at what is wrong.
+
+    Raises:
+      RequestError: the model or the data cannot be had or do not fit the spec.
+    """
+    model_folder = find_model(spec.model, download=True)
+    assert model_folder is not None
+    shape = shape_of(read_config(model_folder), model_folder / "config.json")
+    dataset = read_dataset(spec.task, spec.data_dir)
+    task = dataset.task
+    BaseWeights(model_folder, task.head)  # a file that lacks a weight is the request's fault
+    if spec.max_length > shape.max_position_embeddings:
+        raise RequestError(
+            f"--max_length={spec.max_length}: {spec.model} has {shape.max_position_embeddings} positions"
+        )
+    weights = list_weights(shape, task.head, task.num_labels)
+    plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size, mask_fraction=spec.mask_fraction,
+              outlier_pool=spec.outlier_pool)  # fmt: skip
+    examples = count_used(len(dataset.splits["train"]), spec.train_limit)
+    if examples < spec.batch_size:
+        raise RequestError(
+            f"--batch_size={spec.batch_size} is more than the {examples} training examples; make one step possible"
+        )
+    digests = {"model": model_digest(model_folder), "data": dataset.digest}
+    return Request(spec, task, dataset, model_folder, digests, Path(output_dir) / spec.run_id(**digests))
+
+
+def count_used(examples: int, limit: int) -> int:
+    """Examples of a split that a limit leaves; 0 is no limit."""
+    return min(examples, limit) if limit else examples
+
+
+def open_folder(request: Request) -> None:
+    """Makes a run's folder and its spec.json.
+
+    Raises:
+      RequestError: it cannot be written, or it is another run's.
+    """
+    folder = request.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"--output_dir: {folder} cannot be made ({error.strerror})") from None
+    path = folder / SPEC_FILE
+    identity = request.spec.identity(**request.digests)
+    if path.exists():
+        try:
+            stored = json.loads(path.read_bytes()).get("identity")
+        except (OSError, ValueError, AttributeError):
+            raise RequestError(f"{path}: broken; delete the folder to start this run anew") from None
+        if stored != identity:
+            raise RequestError(f"{path}: this folder holds another run; choose another --output_dir")
+        for leftover in folder.glob(".*.safetensors.*"):
+            leftover.unlink()  # a process that was killed while it wrote
+        return
+    content = {"identity": identity, "spec": request.spec.model_dump(mode="json")}
+    try:
+        write_whole(path, json.dumps(content, indent=1).encode())
+    except RunError as error:
+        raise RequestError(f"--output_dir: {error}") from None
+
+
+def finished(request: Request) -> Record | None:
+    """The record of a run that ended; a failed run counts as not done."""
+    if not (request.folder / RECORD_FILE).exists():
+        return None
+    record = read_record(request.folder)
+    return None if record.status == "failed" else record
+
+
+def make_bench(request: Request, *, threads: int = 0) -> Workbench:
+    """A workbench for a run and all that share its model, task and precision."""
+    import tensorflow as tf
+
+    from tfmt.bert.tokenizer import load_tokenizer, tokenizer_digest
+    from tfmt.data.tokens import tokenize
+    from tfmt.training.strategy import make_strategy, set_threads
+    from tfmt.training.workbench import Workbench
+
+    spec = request.spec
+    tokenizer = load_tokenizer(request.model_folder)
+    digest = tokenizer_digest(tokenizer)
+    used = request.dataset.limit(spec.train_limit, spec.validation_limit).splits
+    splits = {name: tokenize(examples, tokenizer, spec.max_length, digest, name) for name, examples in used.items()}
+    labels = {name: examples.labels for name, examples in used.items() if examples.labels is not None}
+    set_threads(threads)
+    tf.config.experimental.enable_op_determinism()
+    return Workbench(spec, request.task, splits, labels, make_strategy(spec.replicas))
+
+
+def execute(request: Request, bench: Workbench, *, started: float, quiet: bool = False,
+            before_write: Callable[[], None] = lambda: None) -> Record:  # fmt: skip
+    """Trains a run to its end and writes its record.
+
+    Args:
+      request: from `prepare`.
+      bench: from `make_bench`, of this run or of one that shares its shapes.
+      started: `time.perf_counter()` at which its set-up began.
+      quiet: show no progress.
+      before_write: called before each write into the folder; raises when the folder is no longer this process's.
+
+    Returns:
+      The record, completed or diverged.
+
+    Raises:
+      RunError: the run failed; unless the disk is full a record says so.
+    """
+    from tfmt.training.fine_tune import FineTuning
+
+    open_folder(request)
+    begun = origin.now()
+    run = FineTuning(bench, request.spec, request.folder, quiet=quiet, before_write=before_write)
+    setup = time.perf_counter() - started
+    try:
+        outcome = run.run()
+    except (RunError, RequestError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # whatever TensorFlow may raise: out of memory, a device that is gone
+        message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        _finish(request, _record(request, None, bench, "failed", message, begun, setup), before_write)
+        raise RunError(f"{request.run_id}: {message}") from error
+    status, message_ = outcome.status, outcome.error
+    if outcome.frozen_changed:
+        status, message_ = "failed", f"{outcome.frozen_changed} weights outside the selection changed"
+    record = _record(request, outcome, bench, status, message_, begun, setup)
+    if request.spec.keep == "tuned" and status == "completed":
+        _store_tuned(request, bench, run.kept_values(), before_write)
+    _finish(request, record, before_write)
+    if status == "failed":
+        raise RunError(f"{request.run_id}: {message_}")
+    return record
+
+
+def _store_tuned(request: Request, bench: Workbench, values: dict[str, Any], before_write: Callable[[], None]) -> None:
+    from tfmt.training.tuned import to_torch_names, write_tensors
+
+    assert bench.selection is not None
+    tensors = to_torch_names(bench.selection.weights, values, bench.selection.masks)
+    before_write()
+    about = {"run_id": request.run_id, "model_sha256": request.digests["model"]}
+    write_tensors(request.folder / TUNED_FILE, tensors, about)
+
+
+def _finish(request: Request, record: Record, before_write: Callable[[], None]) -> None:
+    before_write()
+    write_whole(request.folder / RECORD_FILE, record.to_json().encode())
+    if record.status != "failed":
+        shutil.rmtree(request.folder / "checkpoint", ignore_errors=True)
+
+
+def _record(request: Request, outcome: Outcome | None, bench: Workbench, status: str, error: str | None,
+            started: str, setup_seconds: float) -> Record:  # fmt: skip
+    from tfmt.metrics import headline
+    from tfmt.training.strategy import device_names, threads_in_use
+
+    selection, spec = bench.selection, request.spec
+    parameters = result = cost = proof = change = None
+    if selection is not None:
+        parameters = Parameters(
+            total=selection.total, tuned=selection.tuned, head=selection.head,
+            trainable=selection.tuned + selection.head, tuned_percent=selection.percent,
+        )  # fmt: skip
+    if outcome is not None:
+        state = outcome.state
+        scores = [headline(request.task, epoch.metrics) for epoch in state.epochs]
+        known = [(score, -index) for index, score in enumerate(scores) if score is not None]
+        best, at = max(known) if known else (None, None)
+        result = Result(
+            score_name=request.task.headline_name,
+            score_last=scores[-1] if scores else None,
+            score_best=best,
+            best_epoch=None if at is None else 1 - at,
+            collapsed=state.kept_collapsed,
+            epochs=[Epoch(**epoch.model_dump()) for epoch in state.epochs],
+            examples={name: len(split) for name, split in bench.splits.items()},
+            predicted=state.kept_predicted,
+            reasons=state.reasons,
+        )
+        cost = Cost(
+            setup_seconds=setup_seconds, train_seconds=state.train_seconds, eval_seconds=state.eval_seconds,
+            steps=state.steps, tokens=state.tokens, padded_tokens=state.padded_tokens,
+            peak_rss_mb=outcome.peak_rss_mb, optimizer_bytes=outcome.optimizer_bytes,
+            replicas=bench.strategy.num_replicas_in_sync, threads=threads_in_use(),
+            devices=device_names(bench.strategy), jit_compile=bench.jit, resumed=state.resumed,
+        )  # fmt: skip
+        proof = Proof(
+            selected_changed=outcome.selected_changed, frozen_changed=outcome.frozen_changed,
+            frozen_sha256_before=state.frozen_sha256, frozen_sha256_after=outcome.frozen_sha256_after,
+        )  # fmt: skip
+        change = state.kept_change
+    commit, dirty = origin.git_state()
+    return Record(
+        schema_=SCHEMA, run_id=request.run_id, status=status, error=error, spec=spec,
+        parameters=parameters, result=result, cost=cost, proof=proof, change=change,
+        origin=Origin(
+            tfmt=tfmt.__version__, arithmetic=ARITHMETIC, packages=origin.package_versions(),
+            python=origin.python_version(), git_commit=commit, git_dirty=dirty,
+            model_sha256=request.digests["model"], data_sha256=request.digests["data"],
+            data_notes=request.dataset.notes, started=started, finished=origin.now(),
+        ),
+    )  # fmt: skip

@@ -1,0 +1,92 @@
+"""`tfmt-train`: one fine-tuning run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from tfmt import quiet
+from tfmt.flags import define_run_flags, read_spec, run_command
+from tfmt.spec import RunSpec
+
+if TYPE_CHECKING:
+    from tfmt.study.records import Record
+
+_SUMMARY = (
+    "Fine-tunes the chosen part of a pre-trained BERT and nothing else, and writes a record that proves it.\n"
+    "The same command goes on where an interrupted run stopped, and only prints a finished run."
+)
+
+
+def _define(values: flags.FlagValues) -> None:
+    define_run_flags(values)
+    flags.DEFINE_string("output_dir", "runs", "Folder that holds the runs' folders.", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "Prints what would train, with counts and steps, and stops.", flag_values=values)
+
+
+def _main(values: flags.FlagValues) -> int:
+    started = time.perf_counter()
+    spec = read_spec(values)
+    if values.dry_run:
+        from tfmt.study.dry_run import describe
+
+        print(describe(spec, values.output_dir))
+        return 0
+    from tfmt.study.runner import execute, finished, make_bench, open_folder, prepare
+
+    request = prepare(spec, values.output_dir)
+    record = finished(request)
+    if record is None:
+        open_folder(request)
+        quiet.import_tensorflow(values.verbosity)
+        bench = make_bench(request)
+        print(_announce(request.spec, str(request.folder)), file=sys.stderr)
+        record = execute(request, bench, started=started)
+    else:
+        print(f"tfmt-train: {request.folder} holds this run already", file=sys.stderr)
+    print(_report(record, str(request.folder)))
+    return 0
+
+
+def _announce(spec: RunSpec, folder: str) -> str:
+    return f"{spec.task} {spec.mode}: {spec.epochs} epochs at learning rate {spec.learning_rate:g}, seed {spec.seed} -> {folder}"
+
+
+def _report(record: Record, folder: str) -> str:
+    """A few lines on a run that ended."""
+    lines = []
+    if record.parameters:
+        parts = record.parameters
+        lines.append(f"tuned     {parts.tuned:,} weights = {parts.tuned_percent:.4f} % of the encoder, head {parts.head:,}")
+    result, proof = record.result, record.proof
+    if record.status != "completed":
+        lines.append(f"{record.status}  {record.error}")
+    if result and result.epochs:
+        for split, metrics in result.epochs[-1].metrics.items():
+            shown = "  ".join(f"{k} {'undefined' if v is None else f'{100 * v:.2f}'}" for k, v in metrics.items())
+            lines.append(f"{split:<9} {shown}  (N = {result.examples[split]:,}, epoch {result.epochs[-1].epoch})")
+        best = "undefined" if result.score_best is None else f"{100 * result.score_best:.2f} in epoch {result.best_epoch}"
+        lines.append(f"best      {result.score_name} {best}" + ("  (collapsed)" if result.collapsed else ""))
+    if proof:
+        lines.append(f"proof     {proof.selected_changed:,} selected weights moved, {proof.frozen_changed} others")
+    if record.cost:
+        cost = record.cost
+        lines.append(
+            f"cost      {cost.setup_seconds:.1f} s set-up, {cost.train_seconds:.1f} s training, {cost.eval_seconds:.1f} s "
+            f"evaluation; {cost.tokens:,} tokens ({cost.padded_tokens:,} with padding)"
+        )
+    lines.append(f"record    {folder}/record.json")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command("tfmt-train", _SUMMARY, _define, _main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

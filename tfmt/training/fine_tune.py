@@ -1,0 +1,284 @@
+"""Fine-tuning: the recipe of one run, from the first step or from its last checkpoint to its end."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from pydantic import BaseModel
+
+from tfmt.data.batches import plan_epoch, training_batches
+from tfmt.errors import RunError
+from tfmt.metrics import collapsed, count_predicted, headline, score
+from tfmt.spec import RunSpec
+from tfmt.training.progress import Progress
+from tfmt.training.proof import count_changed, digest_unselected, mean_change
+from tfmt.training.tuned import read_tensors, write_tensors
+from tfmt.training.workbench import Workbench
+
+STATE_FILE = "state.safetensors"
+KEPT_FILE = "kept.safetensors"
+CHECKPOINT_SECONDS = 300.0
+_LOSSES_AHEAD = 64  # steps that a GPU may run before their losses are read
+
+
+class EpochResult(BaseModel):
+    """One epoch: mean training loss, metrics by split, seconds."""
+
+    epoch: int
+    train_loss: float
+    metrics: dict[str, dict[str, float | None]]
+    seconds: float
+
+
+class RunState(BaseModel):
+    """Where a run stands; all of it is in its checkpoint."""
+
+    epoch: int = 0  # epochs that ended
+    step: int = 0  # steps taken of the current epoch
+    losses: list[float] = []  # sum of the current epoch's losses in steps of float64, and how many
+    epochs: list[EpochResult] = []
+    reasons: dict[str, str] = {}
+    kept_epoch: int | None = None
+    kept_score: float | None = None
+    kept_predicted: dict[str, dict[str, int]] = {}
+    kept_collapsed: bool | None = None
+    kept_change: dict[str, dict[str, float]] | None = None
+    frozen_sha256: str = ""
+    steps: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    resumed: int = 0
+
+
+class Outcome(BaseModel):
+    """How a run ended."""
+
+    status: str
+    error: str | None
+    state: RunState
+    selected_changed: int
+    frozen_changed: int
+    frozen_sha256_after: str
+    peak_rss_mb: float
+    optimizer_bytes: int
+
+
+class FineTuning:
+    """One run on a workbench.
+
+    Args:
+      bench: model, data and compiled steps.
+      spec: what to do.
+      folder: where checkpoints and events go; what an interrupted run left there is taken up.
+      progress: whether to show progress.
+      before_write: called before each checkpoint, may raise to end the run.
+    """
+
+    def __init__(self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None) -> None:
+        self.bench, self.spec, self.folder, self.quiet = bench, spec, folder, quiet
+        self.before_write = before_write or (lambda: None)
+        self.checkpoint = folder / "checkpoint"
+        self.train = bench.splits["train"]
+        self.per_epoch = len(self.train) // spec.batch_size  # the remainder is dropped
+        self.state = RunState()
+        self._on_gpu = "GPU" in bench.strategy.extended.worker_devices[0]
+
+    def run(self) -> Outcome:
+        """Trains to the end.
+
+        Raises:
+          RunError: the disk is full, or a weight outside the selection moved.
+        """
+        bench, spec = self.bench, self.spec
+        bench.set_up(spec, spec.epochs * self.per_epoch)
+        # The order of a resume: selection, weights and optimizer state, place in the data, then events.
+        self.state.frozen_sha256 = digest_unselected(bench.selection.weights, bench.selected(), bench.base_value)
+        self._resume()
+        error = None
+        total = spec.epochs * self.per_epoch
+        with Progress(total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet) as progress:
+            self._write_events()
+            while self.state.epoch < spec.epochs and error is None:
+                error = self._train_epoch(progress)
+                if error is None:
+                    self._end_epoch(progress)
+        return self._prove(error)
+
+    def _train_epoch(self, progress: Progress) -> str | None:
+        """The rest of an epoch's steps; what went wrong with the loss, if anything."""
+        state, spec = self.state, self.spec
+        started = saved = time.perf_counter()
+        waiting: list[Any] = []
+        plan = plan_epoch(
+            self.train.lengths, spec.batch_size, spec.batching, spec.seed, state.epoch, spec.max_length
+        )
+        for batch in training_batches(self.train, plan, start=state.step):
+            waiting.append(self.bench.train_step(batch))
+            state.step += 1
+            state.steps += 1
+            state.tokens += int(batch["attention_mask"].sum())
+            state.padded_tokens += batch["attention_mask"].size
+            # On a CPU the loss is there when the step returns; a GPU is only asked now and then.
+            if self._on_gpu and len(waiting) < _LOSSES_AHEAD:
+                continue
+            error = self._read_losses(waiting)
+            if error:
+                return error
+            progress.step(state.epoch + 1, state.steps, state.losses[0] / state.losses[1])
+            if time.perf_counter() - saved > CHECKPOINT_SECONDS and state.step < self.per_epoch:
+                now = time.perf_counter()
+                state.train_seconds += now - started
+                state.epoch_seconds += now - started
+                started = saved = now
+                self._save()
+        error = self._read_losses(waiting)
+        elapsed = time.perf_counter() - started
+        state.train_seconds += elapsed
+        state.epoch_seconds += elapsed
+        return error
+
+    def _read_losses(self, waiting: list[Any]) -> str | None:
+        """Adds the losses, in the order of the steps and so the same in every run; the first that is not finite."""
+        state = self.state
+        total, count = state.losses or (0.0, 0.0)
+        first = state.steps - len(waiting)
+        for index, loss in enumerate(waiting):
+            value = float(loss)
+            if not math.isfinite(value):
+                return f"the loss was {value} at step {first + index + 1} (epoch {state.epoch + 1})"
+            total, count = total + value, count + 1
+        waiting.clear()
+        state.losses = [total, count]
+        return None
+
+    def _end_epoch(self, progress: Progress) -> None:
+        state, spec, bench, task = self.state, self.spec, self.bench, self.bench.task
+        started = time.perf_counter()
+        metrics: dict[str, dict[str, float | None]] = {}
+        predicted: dict[str, dict[str, int]] = {}
+        flat = False
+        state.reasons = {}
+        for name in task.validation_splits:
+            predictions = bench.predict(name)
+            scores = score(task, bench.labels[name], predictions, bench.splits[name].sentence_lengths)
+            metrics[name] = scores.values
+            state.reasons |= {f"{name}.{metric}": reason for metric, reason in scores.undefined.items()}
+            predicted[name] = count_predicted(task, predictions)
+            flat = flat or collapsed(task, predictions)
+        value = headline(task, metrics)
+        seconds = time.perf_counter() - started
+        state.eval_seconds += seconds
+        loss = state.losses[0] / state.losses[1]
+        state.epoch_seconds += seconds
+        state.epoch += 1
+        state.epochs.append(EpochResult(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds))
+        progress.epoch(state.epoch, loss, task.headline_name, value, state.epoch_seconds)
+        state.step, state.losses, state.epoch_seconds = 0, [], 0.0
+        better = value is not None and (state.kept_score is None or value > state.kept_score)
+        if spec.keep_epoch == "last" or better or state.kept_epoch is None:
+            state.kept_epoch, state.kept_score = state.epoch, value
+            state.kept_predicted, state.kept_collapsed = predicted, flat
+            self._keep_weights()
+        self._write_events()
+        if state.epoch < spec.epochs:
+            self._save()
+
+    def _keep_weights(self) -> None:
+        """Notes what the record needs of this epoch's weights, and stores them where the run keeps what it tuned."""
+        bench, last = self.bench, self.state.epoch == self.spec.epochs
+        if self.spec.mode == "full":
+            variables = bench.model.all_weights
+            self.state.kept_change = mean_change(
+                bench.selection.weights, bench.base_value, lambda path: variables[path].numpy()
+            )
+        if self.spec.keep == "tuned" and not (self.spec.keep_epoch == "last" and not last):
+            self.before_write()
+            self.checkpoint.mkdir(exist_ok=True)
+            write_tensors(self.checkpoint / KEPT_FILE, bench.read_selected(), {"epoch": self.state.epoch})
+
+    def kept_values(self) -> dict[str, np.ndarray]:
+        """The selected values at the kept epoch."""
+        return read_tensors(self.checkpoint / KEPT_FILE)[0]
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Everything that the rest of the run depends on, in one file."""
+        self.before_write()
+        self.checkpoint.mkdir(exist_ok=True)
+        tensors = {f"selected/{path}": values for path, values in self.bench.read_selected().items()}
+        for index, variable in enumerate(self.bench.optimizer_variables):
+            tensors[f"optimizer/{index}"] = variable.numpy()
+        write_tensors(self.checkpoint / STATE_FILE, tensors, self.state.model_dump(mode="json"))
+
+    def _resume(self) -> None:
+        path = self.checkpoint / STATE_FILE
+        if not path.exists():
+            return
+        tensors, saved = read_tensors(path)
+        state = RunState.model_validate(saved)
+        if state.frozen_sha256 != self.state.frozen_sha256:
+            raise RunError(f"{path}: was made from another base model or selection; delete the run's folder to start anew")
+        bench = self.bench
+        bench.write_selected({name.removeprefix("selected/"): v for name, v in tensors.items() if name.startswith("selected/")})
+        for index, variable in enumerate(bench.optimizer_variables):
+            variable.assign(tensors[f"optimizer/{index}"])
+        self.state = state
+        state.resumed += 1
+
+    def _write_events(self) -> None:
+        """TensorBoard's events of all epochs so far, written anew on a resume so that no epoch appears twice."""
+        if not hasattr(self, "_writer"):
+            for old in self.folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            self._writer = tf.summary.create_file_writer(str(self.folder))
+            self._written = 0
+        with self._writer.as_default():
+            for result in self.state.epochs[self._written :]:
+                tf.summary.scalar("loss/train", result.train_loss, step=result.epoch)
+                for split, metrics in result.metrics.items():
+                    for name, value in metrics.items():
+                        if value is not None:
+                            tf.summary.scalar(f"{split}/{name}", value, step=result.epoch)
+        self._writer.flush()
+        self._written = len(self.state.epochs)
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def _prove(self, error: str | None) -> Outcome:
+        """Compares every weight with the base model's file."""
+        self._writer.close()
+        bench = self.bench
+        variables = bench.model.all_weights
+
+        def read(path: str) -> np.ndarray:
+            return variables[path].numpy()
+
+        weights, selected = bench.selection.weights, bench.selected()
+        inside, outside = count_changed(weights, selected, bench.base_value, read)
+        return Outcome(
+            status="completed" if error is None else "diverged",
+            error=error,
+            state=self.state,
+            selected_changed=inside,
+            frozen_changed=outside,
+            frozen_sha256_after=digest_unselected(weights, selected, read),
+            peak_rss_mb=peak_rss_mb(),
+            optimizer_bytes=sum(v.numpy().nbytes for v in bench.optimizer_variables),
+        )
+
+
+def peak_rss_mb() -> float:
+    """Largest memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

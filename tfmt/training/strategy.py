@@ -1,0 +1,73 @@
+"""Where a run computes: GPUs, one CPU, or logical CPU devices, always under MirroredStrategy."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import tensorflow as tf
+
+from tfmt.errors import RequestError
+
+
+def set_threads(threads: int) -> int:
+    """Sets how many threads one operation may use; 0 means every core this process may use.
+
+    Results differ in their last bits between numbers of threads, so a record states it.
+
+    Returns:
+      The number in force.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    return threads
+
+
+def threads_in_use() -> int:
+    """Threads that one operation may use."""
+    return tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+
+
+def make_strategy(replicas: int) -> Any:
+    """A MirroredStrategy over every GPU (memory growth on), else over CPU devices.
+
+    Args:
+      replicas: 0 for every GPU or else one CPU; k for k GPUs, or k logical CPU devices where there is no GPU.
+
+    Raises:
+      RequestError: fewer GPUs than asked for, or TensorFlow already runs with another number of CPU devices.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        count = replicas or len(gpus)
+        if count > len(gpus):
+            raise RequestError(f"--replicas={replicas}: this machine has {len(gpus)} GPU(s)")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        return tf.distribute.MirroredStrategy([f"/gpu:{index}" for index in range(count)])
+    count = replicas or 1
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    have = tf.config.get_logical_device_configuration(cpu)
+    if count > (len(have) if have else 1):
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+        except RuntimeError:
+            raise RequestError(
+                f"--replicas={replicas}: TensorFlow already runs with fewer CPU devices; start a new process"
+            ) from None
+    return tf.distribute.MirroredStrategy([f"/cpu:{index}" for index in range(count)])
+
+
+def device_names(strategy: Any) -> list[str]:
+    """The devices of a strategy by kind, a GPU with its model's name."""
+    names = []
+    for device in strategy.extended.worker_devices:
+        kind, number = device.split("device:")[-1].split(":")
+        if kind == "GPU":
+            physical = tf.config.list_physical_devices("GPU")[int(number)]
+            details = tf.config.experimental.get_device_details(physical)
+            names.append(f"GPU:{number} {details.get('device_name', '')}".strip())
+        else:
+            names.append(f"{kind}:{number}")
+    return names

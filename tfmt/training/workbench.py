@@ -1,0 +1,250 @@
+"""A model, its text and its compiled steps, ready for one run or for many that share them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from tfmt.bert.configs import find_model
+from tfmt.bert.base_weights import BaseWeights
+from tfmt.bert.models import assign_weights, load_bert, new_head, set_precision, set_seed
+from tfmt.data.batches import SplitPredictions, evaluation_batches
+from tfmt.data.tokens import TokenizedSplit
+from tfmt.errors import RequestError
+from tfmt.selection.selection import Selection, select
+from tfmt.spec import RunSpec
+from tfmt.tasks import Task
+from tfmt.training.schedule import WarmupSchedule
+
+# Tokens with padding of one evaluation batch: large enough to fill the cores, small enough for any GPU.
+EVALUATION_TOKENS = 8192
+
+
+class Workbench:
+    """What runs of one model, task and precision share: strategy, variables, data, traced functions.
+
+    Args:
+      spec: a run's spec; other runs on the same bench differ in mode, layers, masks, rate, seed, epochs or schedule.
+      task: the task, its classes known.
+      splits: tokenised splits by name.
+      labels: what predictions of each split are compared with.
+      strategy: from `make_strategy`.
+    """
+
+    def __init__(
+        self, spec: RunSpec, task: Task, splits: Mapping[str, TokenizedSplit], labels: Mapping[str, np.ndarray],
+        strategy: Any,
+    ) -> None:  # fmt: skip
+        if spec.jit_compile == "on" and strategy.num_replicas_in_sync > 1 and not tf.config.list_physical_devices("GPU"):
+            raise RequestError("--jit_compile=on: XLA cannot compile steps over several CPU replicas; use --replicas=1")
+        if spec.batch_size % strategy.num_replicas_in_sync:
+            raise RequestError(
+                f"--batch_size={spec.batch_size} is global and must be divisible by the "
+                f"{strategy.num_replicas_in_sync} replicas"
+            )
+        self.task, self.splits, self.labels, self.strategy = task, splits, labels, strategy
+        self.jit = spec.jit_compile == "on"
+        self._spec = spec
+        set_precision(spec.precision)
+        try:
+            with strategy.scope():
+                self.model = load_bert(
+                    spec.model, task.num_labels, spec.seed, head=task.head, classes=task.classes
+                )
+        finally:
+            set_precision("float32")  # a policy left behind would change models made by others
+        folder = find_model(spec.model, download=False)
+        assert folder is not None
+        self.base = BaseWeights(folder, task.head)
+        self._predict = self._make_predict()
+        self._train: Any = None
+        self._shape: Any = None
+        self._moved: set[str] = set()
+        self.selection: Selection | None = None
+        self.optimizer: Any = None
+
+    # ---- setting up a run ------------------------------------------------------------------------------------------
+
+    def set_up(self, spec: RunSpec, steps: int, fisher: Mapping[str, np.ndarray] | None = None) -> None:
+        """Puts weights, head, selection, optimizer and dropout into the state in which this run starts.
+
+        Args:
+          spec: the run.
+          steps: optimizer steps of the whole run.
+          fisher: Fisher information by path, for `fisher`.
+        """
+        variables = self.model.all_weights
+        for path in self._moved.intersection(self.base.paths):
+            variables[path].assign(self.base.read(path))
+        set_seed(self.model, spec.seed)
+        self.selection = select(
+            self.model,
+            spec.mode,
+            layers=spec.layers,
+            mask_size=spec.mask_size,
+            mask_fraction=spec.mask_fraction,
+            outlier_pool=spec.outlier_pool,
+            fisher=fisher,
+            seed=spec.seed,
+        )
+        self._moved = set(self.selection.paths)
+        self._base_head = new_head(
+            self.model.config.hidden_size, self.task.num_labels, self.model.config.initializer_range, spec.seed
+        )
+        assign_weights(self.model, self._base_head)
+        schedule = {
+            "peak": spec.learning_rate, "steps": steps, "warmup_ratio": spec.warmup_ratio, "schedule": spec.schedule
+        }  # fmt: skip
+        sizes = {path: len(indices) for path, indices in self.selection.masks.items()}
+        shape = (self.selection.paths, tuple(sizes.items()), spec.adam_epsilon, spec.precision, spec.batch_size)
+        if shape == self._shape:
+            self._schedule.assign(**schedule)
+            if self.selection.masks:
+                self._mask.assign_masks(self.selection.masks)
+            for variable, value in zip(self.optimizer_variables, self._fresh, strict=True):
+                variable.assign(value)
+        else:
+            self._make_optimizer(spec, schedule)
+            self._train = self._make_train(spec.batch_size)
+            self._shape = shape
+
+    def _make_optimizer(self, spec: RunSpec, schedule: dict[str, Any]) -> None:
+        assert self.selection is not None
+        with self.strategy.scope():
+            self._schedule = WarmupSchedule(**schedule)
+            adam = keras.optimizers.Adam(self._schedule, epsilon=spec.adam_epsilon)
+            self._mask = self.selection.optimizer(adam)
+            optimizer = self._mask
+            if spec.precision == "float16":
+                optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
+            optimizer.build(self.model.trainable_variables)
+        self.optimizer = self.model.optimizer = optimizer
+        self._fresh = [variable.numpy() for variable in self.optimizer_variables]
+
+    @property
+    def optimizer_variables(self) -> list[Any]:
+        """All state of the optimizer, the loss scale included."""
+        variables = list(self.optimizer.variables)
+        if isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer):
+            state = self.optimizer._loss_scale
+            variables += [state.current_loss_scale, state.counter]
+        return variables
+
+    def base_value(self, path: str) -> np.ndarray:
+        """What a variable held before training."""
+        return self._base_head[path] if path in self._base_head else self.base.read(path)
+
+    # ---- selected values -------------------------------------------------------------------------------------------
+
+    def selected(self) -> dict[str, np.ndarray | None]:
+        """{path: selected indices, or None where the whole variable is selected}."""
+        assert self.selection is not None
+        return {path: self.selection.masks.get(path) for path in self.selection.paths}
+
+    def read_selected(self) -> dict[str, np.ndarray]:
+        """{path: the variable's values, of a masked one the selected values alone}."""
+        variables = self.model.all_weights
+        return {
+            path: variables[path].numpy() if indices is None else variables[path].numpy().reshape(-1)[indices]
+            for path, indices in self.selected().items()
+        }
+
+    def write_selected(self, values: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `read_selected`."""
+        variables = self.model.all_weights
+        for path, indices in self.selected().items():
+            whole = values[path]
+            if indices is not None:
+                whole = variables[path].numpy()
+                whole.reshape(-1)[indices] = values[path]
+            variables[path].assign(whole)
+
+    # ---- compiled steps --------------------------------------------------------------------------------------------
+
+    def _signature(self) -> dict[str, tf.TensorSpec]:
+        whole = tf.TensorSpec([None, None], tf.int32)
+        labels = tf.TensorSpec([None, None] if self.task.head == "tokens" else [None],
+                               tf.float32 if self.task.kind == "regression" else tf.int32)  # fmt: skip
+        return {"input_ids": whole, "attention_mask": whole, "token_type_ids": whole, "labels": labels}
+
+    def _make_train(self, batch_size: int) -> Any:
+        model, optimizer, strategy = self.model, self.optimizer, self.strategy
+        variables = list(model.trainable_variables)
+        replicas = strategy.num_replicas_in_sync
+        share = batch_size // replicas
+        scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
+
+        def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            labels = batch["labels"]
+            # The mean over the global batch: the sum over all replicas of these parts.
+            count = tf.cast(tf.reduce_sum(tf.cast(labels >= 0, tf.int32)) if labels.shape.rank == 2 else batch_size, tf.float32)
+            first = tf.distribute.get_replica_context().replica_id_in_sync_group * share
+            part = {name: tensor[first : first + share] for name, tensor in batch.items()}
+            # Watching the selection alone keeps everything below it out of the backward pass.
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                for variable in variables:
+                    tape.watch(variable)
+                inputs = {name: tensor for name, tensor in part.items() if name != "labels"}
+                logits = tf.cast(model(inputs, training=True).logits, tf.float32)
+                loss = loss_sum(self.task.kind, part["labels"], logits) / count
+                target = optimizer.get_scaled_loss(loss) if scaled else loss
+            gradients = tape.gradient(target, variables)
+            if scaled:
+                gradients = optimizer.get_unscaled_gradients(gradients)
+            optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
+            return loss
+
+        run = tf.function(replica_step, jit_compile=True) if self.jit else replica_step
+
+        @tf.function(input_signature=[self._signature()])
+        def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(run, args=(batch,)), axis=None)
+
+        return step
+
+    def train_step(self, batch: Mapping[str, np.ndarray]) -> tf.Tensor:
+        """One optimizer step on a global batch; the mean loss over it as a scalar that may still be computing."""
+        return self._train({name: tf.constant(batch[name]) for name in self._signature()})
+
+    def _make_predict(self) -> Any:
+        model, strategy = self.model, self.strategy
+        replicas = strategy.num_replicas_in_sync
+        signature = {name: spec for name, spec in self._signature().items() if name != "labels"}
+
+        def replica_predict(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            share = tf.shape(batch["input_ids"])[0] // replicas
+            first = tf.distribute.get_replica_context().replica_id_in_sync_group * share
+            part = {name: tensor[first : first + share] for name, tensor in batch.items()}
+            return tf.cast(model(part, training=False).logits, tf.float32)
+
+        @tf.function(input_signature=[signature])
+        def predict(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            parts = strategy.experimental_local_results(strategy.run(replica_predict, args=(batch,)))
+            return tf.concat(parts, axis=0)
+
+        return predict
+
+    def predict(self, name: str) -> np.ndarray:
+        """Predictions for every label of a split, in the split's order: classes, or scores for regression."""
+        split = self.splits[name]
+        predictions = SplitPredictions(self.task, split)
+        replicas = self.strategy.num_replicas_in_sync
+        for batch in evaluation_batches(split, self._spec.max_length, EVALUATION_TOKENS, replicas):
+            inputs = {key: tf.constant(array) for key, array in batch.inputs.items() if key != "labels"}
+            predictions.add(batch.indices, self._predict(inputs).numpy())
+        return predictions.values()
+
+
+def loss_sum(kind: str, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Sum over a batch of the cross-entropy, or of the squared error for regression; labels below 0 do not count."""
+    if kind == "regression":
+        return tf.reduce_sum(tf.math.squared_difference(logits[:, 0], labels))
+    counted = labels >= 0
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(counted, labels, 0), logits)
+    return tf.reduce_sum(tf.where(counted, losses, 0.0))
+
+
