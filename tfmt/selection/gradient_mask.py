@@ -1,0 +1,629 @@
+"""Train single weights: an optimizer that moves the selected weights of a variable and no others.
+
+The selected weights of the masked variables are gathered into short vectors, the inner optimizer updates those vectors
+as it would any variable, and the result is scattered back. So slots, clipping norms, weight decay and the sum over
+replicas see nothing but selected weights, without a line written for a particular optimizer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from tfmt.bert.vocabulary import variable_path
+from tfmt.errors import RequestError
+
+# These treat every weight alike, whatever variable it lies in, so many masked variables can share one vector: a step
+# then costs a handful of operations instead of a handful for each variable. Any other class, also a subclass of these,
+# gets a vector for each variable.
+_ELEMENTWISE = (
+    keras.optimizers.Adadelta,
+    keras.optimizers.Adagrad,
+    keras.optimizers.Adam,
+    keras.optimizers.AdamW,
+    keras.optimizers.Adamax,
+    keras.optimizers.Lion,
+    keras.optimizers.RMSprop,
+    keras.optimizers.SGD,
+)
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """A masked variable of the model; `indices` is a variable, so that a traced step can be given another mask."""
+
+    path: str
+    variable: Any
+    indices: Any
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """What the inner optimizer sees: the selected weights of some variables, one after the other.
+
+    `values` is scratch space. It is filled from the model before each update and is in no checkpoint, because a second
+    copy of a weight that outlives the step would overrule load_weights.
+    """
+
+    values: Any
+    members: tuple[_Masked, ...]
+
+
+@keras.utils.register_keras_serializable(package="tfmt")
+class GradientMask(keras.optimizers.Optimizer):
+    """Wraps a Keras optimizer so that only the selected weights of some variables train.
+
+    Selected = trains. In a variable that `masks` names, the selected weights get exactly the update that the inner
+    optimizer gives to a vector of just those weights, and every other weight stays bit-identical. A variable that
+    `masks` does not name trains whole. Optimizer state, clipping norms, weight decay and the sum over replicas
+    cover selected (and wholly trained) weights only; NaN or inf in an unselected gradient has no effect.
+
+    The model's variables are the only truth about a weight: `load_weights` or an assignment by hand is respected by
+    the next step. For float16 put this optimizer inside `LossScaleOptimizer`, as `model.compile` does by itself.
+
+    Args:
+      optimizer: a tf_keras optimizer that has not been built yet (not `legacy`, not Keras 3).
+      masks: {variable path: what trains in it}, each either a 1-D sequence of distinct indices into the flattened
+        variable, or a boolean array of the variable's shape, True where a weight trains. The path is the variable's
+        name without `:0`, and in a BERT model without the model's own name:
+        `bert/encoder/layer_._0/output/LayerNorm/gamma`. A mask may be empty as long as another is not.
+
+    Raises:
+      RequestError: for an optimizer of another kind or a malformed mask at once; for an unknown path, an index out of
+        range, a mask of another shape or a variable with a constraint in `build`, which the first step calls.
+
+    Example:
+      >>> import tensorflow as tf, tf_keras as keras
+      >>> from tfmt.selection.gradient_mask import GradientMask
+      >>> table = tf.Variable([[1.0, 2.0], [3.0, 4.0]], name="table")
+      >>> bias = tf.Variable([1.0], name="bias")
+      >>> optimizer = GradientMask(keras.optimizers.SGD(0.5), {"table": [1, 2]})
+      >>> optimizer.minimize(lambda: tf.reduce_sum(table) + bias[0], [table, bias])
+      >>> print(table.numpy().tolist(), bias.numpy().tolist())  # bias has no mask: it trains whole
+      [[1.0, 1.5], [2.5, 4.0]] [0.5]
+
+    References:
+      [AkbarTajari et al., 2022](https://arxiv.org/abs/2302.00378) tune single LayerNorm weights this way.
+    """
+
+    # Optimizer.__init__ would make a second `iterations`. Nothing is tracked by itself: scratch vectors must not be
+    # saved, and the inner optimizer is tracked by hand below.
+    @tf.__internal__.tracking.no_automatic_dependency_tracking
+    def __init__(self, optimizer: Any, masks: Mapping[str, Any]) -> None:
+        _check_inner(optimizer)
+        self.name = "GradientMask"
+        self._optimizer = optimizer
+        self._selected, self._shapes = _check_masks(masks)
+        self._vectors: list[_Vector] = []
+        self._whole: list[Any] = []
+        self._masked_of: dict[Any, _Masked] = {}
+        self._tables: set[str] = set()
+        # Others (LossScaleOptimizer, Model.fit) read these from every optimizer.
+        self._mesh = optimizer._mesh
+        self._run_with_dtensor = optimizer._run_with_dtensor
+        self._distribution_strategy = optimizer._distribution_strategy
+        self.jit_compile = optimizer.jit_compile
+        self._track_trackable(optimizer, "optimizer")
+        self._track_trackable(_MaskDigest(self), "masks")
+
+    @property
+    def inner_optimizer(self) -> Any:
+        """The optimizer that updates the selected weights."""
+        return self._optimizer
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """{variable path: ascending int64 indices of the weights that train, in the flattened variable}."""
+        return {path: indices.copy() for path, indices in self._selected.items()}
+
+    def build(self, var_list: Iterable[Any]) -> None:
+        """Makes the inner optimizer's state: slots for selected weights, and for variables without a mask.
+
+        Args:
+          var_list: the variables that will train; has to hold every masked one.
+
+        Raises:
+          RequestError: if a mask does not fit these variables.
+        """
+        if self._built:
+            return
+        masked: dict[str, Any] = {}
+        whole = []
+        for variable in var_list:
+            path = variable_path(variable)
+            if path not in self._selected:
+                whole.append(variable)
+            elif path in masked:
+                raise RequestError(f"two variables are called {path}: give them different names to mask one of them.")
+            else:
+                masked[path] = variable
+        for path in self._selected:
+            if path not in masked:
+                raise RequestError(_unknown_path(path, [variable_path(variable) for variable in whole]))
+            _check_fit(path, masked[path], self._selected[path], self._shapes[path])
+
+        inner = self._optimizer
+        decays = {path: inner._use_weight_decay(variable) for path, variable in masked.items()}
+        shared = type(inner) in _ELEMENTWISE and not inner.clipnorm and not inner.use_ema
+        groups: dict[Any, list[str]] = {}
+        for path, variable in masked.items():
+            groups.setdefault((_dtype(variable), decays[path]) if shared else path, []).append(path)
+        vectors = [self._make_vector({path: masked[path] for path in paths}) for paths in groups.values()]
+
+        fixed = [variable for variable in whole if not inner._use_weight_decay(variable)]
+        fixed += [vector.values for vector in vectors if not decays[vector.members[0].path]]
+        # What excluded a variable, by its name or itself, has to exclude its vector, and no other vector.
+        inner.exclude_from_weight_decay(var_list=fixed)
+        inner.build([vector.values for vector in vectors] + whole)
+        # Extended, not assigned: Keras would wrap, track and save a list that is assigned outside the constructor.
+        self._vectors.extend(vectors)
+        self._whole.extend(whole)
+        for vector in vectors:
+            for member in vector.members:
+                self._masked_of[self._var_key(member.variable)] = member
+                self._masked_of[self._var_key(member.indices)] = member
+
+    def _make_vector(self, variables: Mapping[str, Any]) -> _Vector:
+        members = []
+        for path, variable in variables.items():
+            # An open shape lets `assign_masks` change how many weights each variable has in the vector.
+            indices = tf.Variable(
+                self._selected[path], shape=[None], dtype=tf.int64, trainable=False, name=f"{path}/selected"
+            )
+            members.append(_Masked(path, variable, indices))
+        start = [tf.gather(tf.reshape(member.variable, [-1]), self._selected[member.path]) for member in members]
+        only = members[0].variable if len(members) == 1 else None
+        name = "selected_weights" if only is None else only.name.split(":")[0]
+        return _Vector(tf.Variable(tf.concat(start, 0), trainable=False, name=name), tuple(members))
+
+    # Keras's own optimizers are not rewritten by AutoGraph either; it would only lengthen the first step.
+    @tf.autograph.experimental.do_not_convert
+    def aggregate_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        """Takes the selected part of each gradient, then sums over replicas.
+
+        `LossScaleOptimizer` calls this before it looks for inf and NaN: those of unselected weights are gone by then.
+
+        Args:
+          grads_and_vars: (gradient, variable) pairs.
+
+        Returns:
+          Pairs for `apply_gradients(..., skip_gradients_aggregation=True)`. The gradient of a masked variable is a
+          vector of its selected weights; such a pair's second part tells `apply_gradients` which variable it is of.
+        """
+        pairs = self._select(list(grads_and_vars))
+        if self._distribution_strategy.num_replicas_in_sync == 1:
+            return pairs
+        # Whole vectors are summed, because replicas exchange tensors of a fixed size only, and few of them.
+        gradients, whole = self._sort(pairs)
+        joined = [(_join(vector, gradients), vector.values) for vector in self._vectors]
+        summed = list(self._optimizer.aggregate_gradients(joined + whole))
+        selected = []
+        for vector, (total, _) in zip(self._vectors, summed, strict=False):
+            sizes = [tf.size(member.indices) for member in vector.members]
+            parts = [None] * len(sizes) if total is None else tf.split(total, tf.stack(sizes), num=len(sizes))
+            for member, part in zip(vector.members, parts, strict=True):
+                if member.path in gradients:
+                    selected.append((part, member.indices))
+        return selected + summed[len(joined) :]
+
+    @tf.autograph.experimental.do_not_convert
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        name: str | None = None,
+        skip_gradients_aggregation: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Moves selected weights, and variables without a mask, by one step of the inner optimizer.
+
+        Args:
+          grads_and_vars: (gradient, variable) pairs, or what `aggregate_gradients` returned. A gradient may be dense,
+            `tf.IndexedSlices`, or None, which leaves its variable alone.
+          name: name scope of the update; the inner optimizer's name by default.
+          skip_gradients_aggregation: True if the gradients are summed over replicas already.
+          **kwargs: `experimental_aggregate_gradients`, the older name of the opposite.
+
+        Returns:
+          `iterations`, after the step.
+        """
+        pairs = list(grads_and_vars)
+        if not pairs:
+            return self._optimizer.apply_gradients(pairs, name=name)
+        skip = skip_gradients_aggregation or not kwargs.pop("experimental_aggregate_gradients", True)
+        pairs = self._select(pairs) if skip else self.aggregate_gradients(pairs)
+
+        gradients, whole = self._sort(pairs)
+        joined = [(_join(vector, gradients), vector.values) for vector in self._vectors]
+
+        merge_call = tf.__internal__.distribute.interim.maybe_merge_call
+        merge_call(self._load, self._distribution_strategy)
+        iterations = self._optimizer.apply_gradients(joined + whole, name=name, skip_gradients_aggregation=True)
+        merge_call(lambda strategy: self._store(strategy, gradients), self._distribution_strategy)
+        return iterations
+
+    def _select(self, pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        """Replaces (gradient, masked variable) by (its selected part, the variable's indices)."""
+        try:
+            with tf.init_scope():
+                self.build([variable for _, variable in pairs])
+        except RequestError as error:
+            error.ag_pass_through = True  # type: ignore[attr-defined]  # or AutoGraph makes a StagingError of it
+            raise
+        selected = []
+        for gradient, variable in pairs:
+            member = self._masked_of.get(self._var_key(variable))
+            if gradient is None or member is None or self._var_key(variable) == self._var_key(member.indices):
+                selected.append((gradient, variable))
+                continue
+            if isinstance(gradient, tf.IndexedSlices):
+                self._tables.add(member.path)
+            part = _select_gradient(gradient, variable.shape, tf.convert_to_tensor(member.indices))
+            selected.append((part, member.indices))
+        return selected
+
+    def _sort(self, pairs: Iterable[tuple[Any, Any]]) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+        """Splits what `_select` returned into {path: selected gradient} and the pairs of variables without a mask."""
+        gradients: dict[str, Any] = {}
+        whole = []
+        for gradient, variable in pairs:
+            member = self._masked_of.get(self._var_key(variable))
+            if member is None:
+                whole.append((gradient, variable))
+            elif gradient is not None:
+                gradients[member.path] = gradient
+        return gradients, whole
+
+    def _load(self, strategy: Any) -> None:
+        """Fills the vectors from the model's variables."""
+        for vector in self._vectors:
+            tables = [member.path in self._tables for member in vector.members]
+
+            def fill(values: Any, variables: Any, indices: Any, tables: Sequence[bool] = tables) -> None:
+                parts = [_read(*each) for each in zip(variables, indices, tables, strict=True)]
+                values.assign(parts[0] if len(parts) == 1 else tf.concat(parts, 0))
+
+            variables = [member.variable for member in vector.members]
+            indices = [member.indices for member in vector.members]
+            strategy.extended.update(vector.values, fill, args=(variables, indices), group=False)
+
+    def _store(self, strategy: Any, moved: Iterable[str]) -> None:
+        """Writes the vectors back into those variables whose paths are in `moved`."""
+        moved = set(moved)
+        for vector in self._vectors:
+            start = tf.constant(0)
+            for member in vector.members:
+                # The variable comes first, and not the vector, because an update hands out one replica's part of its
+                # first argument only, and the mirrored others cannot be written in place.
+                def write(
+                    variable: Any, values: Any, indices: Any, start: Any, table: bool = member.path in self._tables
+                ) -> None:
+                    indices = tf.convert_to_tensor(indices)
+                    part = tf.slice(tf.convert_to_tensor(values), [start], tf.shape(indices))
+                    _write(variable, indices, part, table)
+
+                if member.path in moved:
+                    arguments = (vector.values, member.indices, start)
+                    strategy.extended.update(member.variable, write, args=arguments, group=False)
+                start += tf.size(member.indices)
+
+    def assign_masks(self, masks: Mapping[str, Any]) -> None:
+        """Selects other weights without tracing a step again, and resets the state, which belonged to the old ones.
+
+        Args:
+          masks: as in the constructor, for the same variables. Where the inner optimizer treats all weights alike (see
+            `inner_optimizer`), weights may move from one variable to another as long as their number stays; with
+            `clipnorm`, `use_ema` or another optimizer each variable has to keep its number.
+
+        Raises:
+          RequestError: if the masks fit only a new GradientMask.
+        """
+        selected, shapes = _check_masks(masks)
+        if set(selected) != set(self._selected):
+            differing = ", ".join(sorted(set(selected) ^ set(self._selected)))
+            raise RequestError(
+                f"assign_masks expects masks for the same variables; make a new GradientMask. Differing: {differing}."
+            )
+        for vector in self._vectors:
+            for member in vector.members:
+                _check_fit(member.path, member.variable, selected[member.path], shapes[member.path])
+            size = sum(selected[member.path].size for member in vector.members)
+            if size != vector.values.shape[0]:
+                raise RequestError(
+                    "assign_masks expects as many selected weights as before; make a new GradientMask. Received: "
+                    f"{size} instead of {vector.values.shape[0]} in {', '.join(each.path for each in vector.members)}."
+                )
+        # In place, because _MaskDigest and this object share the dictionaries.
+        self._selected.update(selected)
+        self._shapes.update(shapes)
+        with self._distribution_strategy.scope():
+            for vector in self._vectors:
+                for member in vector.members:
+                    member.indices.assign(selected[member.path])
+        self.reset()
+
+    def reset(self) -> None:
+        """Sets `iterations` and all state to what they were before the first step, without tracing a step again.
+
+        The learning rate is a setting, not state: it stays. The model's weights stay, too.
+        """
+        inner = self._optimizer
+        with self._distribution_strategy.scope():
+            # The optimizer's own class knows best how its slots start: not all of them at zero.
+            config = inner.get_config()
+            if isinstance(inner._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+                config["learning_rate"] = inner._learning_rate  # a user's own schedule need not be registered
+            fresh = type(inner).from_config(config)
+            if self._built:
+                self._load(self._distribution_strategy)
+                fresh.build([vector.values for vector in self._vectors] + self._whole)
+            for variable, start in zip(_state(inner), _state(fresh), strict=True):
+                variable.assign(start.numpy())
+
+    def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
+        """Replaces trained weights by their moving averages, if the inner optimizer keeps those (`use_ema`).
+
+        Args:
+          var_list: the model's variables that train.
+        """
+        if not (self.use_ema and self._built):
+            return
+        var_list = list(var_list)
+        members = [self._masked_of.get(self._var_key(variable)) for variable in var_list]
+        whole = [variable for variable, member in zip(var_list, members, strict=True) if member is None]
+        self._optimizer.finalize_variable_values([vector.values for vector in self._vectors] + whole)
+        self._store(self._distribution_strategy, [member.path for member in members if member is not None])
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Excludes variables from weight decay, masked or not; see `keras.optimizers.Optimizer`."""
+        self._optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
+
+    def get_config(self) -> dict[str, Any]:
+        """The inner optimizer's configuration and the masks, as plain lists of indices."""
+        return {
+            "optimizer": keras.optimizers.serialize(self._optimizer),
+            "masks": {path: indices.tolist() for path, indices in self._selected.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> GradientMask:
+        """Makes the optimizer that `get_config` described, without state."""
+        optimizer = config["optimizer"]
+        if isinstance(optimizer, Mapping):
+            optimizer = keras.optimizers.deserialize(
+                dict(optimizer), custom_objects=custom_objects, use_legacy_optimizer=False
+            )
+        return cls(optimizer, config["masks"])
+
+    @property
+    def variables(self) -> Any:
+        """`iterations` and the inner optimizer's slots; the masks and the model's weights are not among them."""
+        return self._optimizer.variables
+
+    @property
+    def iterations(self) -> Any:
+        """Number of steps so far."""
+        return self._optimizer.iterations
+
+    @iterations.setter
+    def iterations(self, variable: Any) -> None:
+        self._optimizer.iterations = variable
+
+    @property
+    def learning_rate(self) -> Any:
+        """The inner optimizer's learning rate; under a schedule, that of the last step."""
+        return self._optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self._optimizer.learning_rate = learning_rate
+
+    @property
+    def use_ema(self) -> bool:
+        """Whether the inner optimizer keeps moving averages."""
+        return self._optimizer.use_ema
+
+    @property
+    def _variables(self) -> Any:  # what the base class's set_weights, save_own_variables, load_own_variables go by
+        return self._optimizer._variables
+
+    @property
+    def _built(self) -> bool:
+        return getattr(self._optimizer, "_built", False)
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        if save_type != "checkpoint":
+            # A SavedModel revives any optimizer as Keras's own stand-in, so it has to look like one; nor could it
+            # trace the check of the masks.
+            return dict(self._optimizer._trackable_children(save_type, **kwargs))
+        return dict(super()._trackable_children(save_type, **kwargs))
+
+
+class _MaskDigest(tf.__internal__.tracking.Trackable):
+    """Stores in a checkpoint which weights its slots belong to, and refuses a checkpoint of other weights.
+
+    Slots of another selection of the same size would load without a word.
+    """
+
+    def __init__(self, optimizer: GradientMask) -> None:
+        self._selected = optimizer._selected
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for path in sorted(self._selected):
+            digest.update(f"{path}:{self._selected[path].size}:".encode())
+            digest.update(self._selected[path].astype("<i8").tobytes())
+        return {"sha256": tf.constant(digest.hexdigest())}
+
+    def _restore_from_tensors(self, restored_tensors: Mapping[str, Any]) -> None:
+        if bytes(restored_tensors["sha256"].numpy()) != bytes(self._serialize_to_tensors()["sha256"].numpy()):
+            raise RequestError(
+                "the checkpoint is of a GradientMask with other masks; make the optimizer with the masks that it was "
+                "saved with, or restore the model alone."
+            )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuses what is not an optimizer of tf_keras 2.11 or newer.
+
+    Args:
+      optimizer: what the user passed; a `LossScaleOptimizer` is one, too.
+
+    Raises:
+      RequestError: for an optimizer of Keras 3, a `legacy` one, or anything else.
+    """
+    kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+    expected = "expected a tf_keras optimizer, such as tf_keras.optimizers.Adam(1e-3)"
+    if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
+        raise RequestError(f"{expected}, without `legacy`. Received: optimizer={kind}.")
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        remedy = "; `import tf_keras as keras` instead of Keras 3" if kind.startswith("keras.") else ""
+        raise RequestError(f"{expected}{remedy}. Received: optimizer={kind}.")
+
+
+def _check_inner(optimizer: Any) -> None:
+    if isinstance(optimizer, GradientMask):
+        raise RequestError("GradientMask cannot wrap another one; put all masks into one.")
+    if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+        raise RequestError("GradientMask goes inside: LossScaleOptimizer(GradientMask(optimizer, masks)).")
+    check_optimizer(optimizer)
+    if getattr(optimizer, "_built", False):
+        raise RequestError("GradientMask expects an optimizer that has not been built; pass a new one.")
+
+
+def _check_masks(
+    masks: Mapping[str, Any],
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, ...] | None]]:
+    """Turns each mask into ascending indices, and remembers the shape of a boolean one for `build` to check."""
+    selected: dict[str, np.ndarray] = {}
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for path, mask in masks.items():
+        array = np.asarray(mask)
+        shapes[path] = array.shape if array.dtype == bool else None
+        if array.dtype == bool:
+            array = np.flatnonzero(array)
+        elif array.ndim != 1 or not (array.size == 0 or np.issubdtype(array.dtype, np.integer)):
+            raise RequestError(
+                "a mask is a 1-D sequence of indices into the flattened variable, or a boolean array of its shape. "
+                f"Received: masks[{path!r}] of type {array.dtype} and shape {array.shape}."
+            )
+        indices = np.sort(array).astype(np.int64)
+        twice = indices[1:][indices[1:] == indices[:-1]]
+        if twice.size:
+            raise RequestError(
+                f"every index is selected once; remove duplicates. Received: {twice[0]} in masks[{path!r}]."
+            )
+        if indices.size and indices[0] < 0:
+            raise RequestError(
+                f"indices count from 0 in the flattened variable. Received: {indices[0]} in masks[{path!r}]."
+            )
+        selected[path] = indices
+    if not any(indices.size for indices in selected.values()):
+        raise RequestError(
+            "the masks select no weight (selected = trains); select at least one, or use the optimizer without "
+            f"GradientMask and freeze these variables. Received: masks of {len(selected)} variables."
+        )
+    return selected, shapes
+
+
+def _check_fit(path: str, variable: Any, indices: np.ndarray, mask_shape: tuple[int, ...] | None) -> None:
+    shape = tuple(variable.shape)
+    if mask_shape is not None and mask_shape != shape:
+        raise RequestError(
+            f"a boolean mask has its variable's shape, {shape}. Received: masks[{path!r}] of shape {mask_shape}."
+        )
+    if indices.size and indices[-1] >= math.prod(shape):
+        raise RequestError(
+            f"{path} has {math.prod(shape)} weights, indices 0 to {math.prod(shape) - 1}. Received: {indices[-1]}."
+        )
+    if getattr(variable, "constraint", None) is not None:
+        raise RequestError(f"{path} has a constraint, which would move unselected weights; remove it or the mask.")
+
+
+def _unknown_path(path: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(path, known, n=3) or list(known[:3])
+    return (
+        f"no trainable variable is called {path}; use its name without ':0' and without the BERT model's own name, and "
+        f"see that it is trainable. Close to it: {', '.join(close) or 'none'}."
+    )
+
+
+def _dtype(variable: Any) -> Any:
+    # Under mixed precision a variable reports the type it is cast to; it is stored and updated in its true one.
+    return getattr(variable, "true_dtype", variable.dtype)
+
+
+def _state(optimizer: Any) -> list[Any]:
+    """All variables of an optimizer but its learning rate; some keep a few outside `variables`."""
+    state = list(optimizer.variables)
+    for name, value in sorted(vars(optimizer).items()):
+        if isinstance(value, tf.Variable) and name != "_learning_rate" and not any(value is each for each in state):
+            state.append(value)
+    return state
+
+
+def _join(vector: _Vector, gradients: Mapping[str, Any]) -> Any:
+    """The vector's gradient; None if no member has one. A member without one is not written back, so zeros do."""
+    parts = []
+    for member in vector.members:
+        part = gradients.get(member.path)
+        parts.append(tf.zeros(tf.shape(member.indices), vector.values.dtype) if part is None else part)
+    if not any(member.path in gradients for member in vector.members):
+        return None
+    joined = parts[0] if len(parts) == 1 else tf.concat(parts, 0)
+    return tf.ensure_shape(joined, vector.values.shape)
+
+
+def _select_gradient(gradient: Any, shape: Any, indices: Any) -> Any:
+    """The gradient at the selected indices of the flattened variable.
+
+    Gathering, not multiplying by 0 and 1, keeps NaN and inf of unselected weights out.
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return tf.gather(tf.reshape(gradient, [-1]), indices)
+    # Slices of the same row are summed where the first of them stands; rows without a slice point at a row of zeros
+    # behind the last. Costs one integer for each row of the table, not the table.
+    count = tf.shape(gradient.indices)[0]
+    width = math.prod(shape[1:])
+    first = tf.math.unsorted_segment_min(tf.range(count), gradient.indices, shape[0])
+    first = tf.minimum(first, count)
+    rows = tf.reshape(gradient.values, [count, width])
+    rows = tf.math.unsorted_segment_sum(rows, tf.gather(first, gradient.indices), count + 1)
+    columns = tf.cast(indices % width, first.dtype)
+    return tf.gather_nd(rows, tf.stack([tf.gather(first, indices // width), columns], axis=-1))
+
+
+def _read(variable: Any, indices: Any, table: bool) -> Any:
+    """The variable's selected weights. A table is one that the model reads by rows, seen from its sparse gradient."""
+    indices = tf.convert_to_tensor(indices)
+    if not table:
+        return tf.gather(tf.reshape(variable, [-1]), indices)
+    width = math.prod(variable.shape[1:])
+    rows = tf.reshape(tf.gather(variable, indices // width), [-1, width])  # reads these rows alone
+    return tf.gather(rows, indices % width, batch_dims=1)
+
+
+def _write(variable: Any, indices: Any, values: Any, table: bool) -> None:
+    """Sets the variable's selected weights.
+
+    Writing in place makes TensorFlow copy the variable at every later whole read, also in evaluation. That is free for
+    a table, which is only read by rows; for the others one copy at each step is cheaper.
+    """
+    if table:
+        position = []
+        for size in reversed(variable.shape):
+            position.append(indices % size)
+            indices = indices // size
+        variable.scatter_nd_update(tf.stack(position[::-1], axis=-1), values)
+    else:
+        flat = tf.tensor_scatter_nd_update(tf.reshape(variable, [-1]), indices[:, tf.newaxis], values)
+        variable.assign(tf.reshape(flat, variable.shape))
