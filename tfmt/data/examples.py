@@ -1,0 +1,109 @@
+"""What a source gives: the texts and labels of each split, and a digest of all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfmt.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The examples of one split, by column.
+
+    Attributes:
+      texts: one or two columns of texts. For token tasks one column that holds the words of all sentences, one after
+        the other.
+      labels: int32 classes or float32 scores of shape `(examples,)`; for token tasks int32 classes of shape
+        `(words,)`; None where there are none (test splits).
+      sentence_lengths: words of each sentence, int64 of shape `(examples,)`; None for other tasks.
+    """
+
+    texts: tuple[Sequence[str], ...]
+    labels: np.ndarray | None
+    sentence_lengths: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """The number of texts, pairs or sentences."""
+        return len(self.texts[0]) if self.sentence_lengths is None else len(self.sentence_lengths)
+
+    def take(self, indices: np.ndarray) -> Examples:
+        """The examples at these indices, in their order."""
+        if self.sentence_lengths is None:
+            rows = indices
+            lengths = None
+        else:
+            lengths = self.sentence_lengths[indices]
+            starts = np.cumsum(self.sentence_lengths) - self.sentence_lengths
+            spans = [np.arange(s, s + n) for s, n in zip(starts[indices], lengths, strict=True)]
+            rows = np.concatenate(spans) if spans else np.zeros(0, np.int64)
+        texts = tuple([column[i] for i in rows.tolist()] for column in self.texts)
+        return Examples(texts, None if self.labels is None else self.labels[rows], lengths)
+
+    def limit(self, count: int) -> Examples:
+        """At most `count` examples (0: all), the same ones every time, in their order.
+
+        They are spread over the split at random, because a source may be sorted by class.
+        """
+        if count == 0 or count >= len(self):
+            return self
+        keys = np.random.Philox(np.random.SeedSequence(len(self))).random_raw(len(self))
+        return self.take(np.sort(np.argsort(keys, kind="stable")[:count]))
+
+    @functools.cached_property
+    def text_digest(self) -> str:
+        """sha256 of the texts alone, in order."""
+        digest = hashlib.sha256()
+        if self.sentence_lengths is not None:
+            digest.update(b"sentences" + self.sentence_lengths.astype("<i8").tobytes())
+        for column in self.texts:
+            digest.update(f"column {len(column)}\n".encode())
+            for start in range(0, len(column), 4096):
+                chunk = [text.encode("utf-8", "surrogatepass") for text in column[start : start + 4096]]
+                # The lengths keep the texts apart: "ab", "c" and "a", "bc" are two columns.
+                digest.update(np.array([len(text) for text in chunk], "<i8").tobytes())
+                digest.update(b"".join(chunk))
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The labelled splits of a task.
+
+    Attributes:
+      task: the task; for `custom` with the classes that were found.
+      splits: "train" and the task's validation splits.
+      notes: what the record says about the data: `source`, and where they apply `split_rule`, `dropped_rows`,
+        `sentences`, `words`.
+    """
+
+    task: Task
+    splits: dict[str, Examples]
+    notes: dict[str, Any]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of the content: classes, and texts and labels of every split in order.
+
+        It does not depend on where the data came from: TFDS and files with the same rows agree.
+        """
+        digest = hashlib.sha256(repr((self.task.kind, self.task.classes)).encode())
+        for name, examples in sorted(self.splits.items()):
+            digest.update(f"split {name} {examples.text_digest}\n".encode())
+            labels = examples.labels
+            if labels is not None:
+                digest.update(np.ascontiguousarray(labels, "<f4" if labels.dtype.kind == "f" else "<i4").tobytes())
+        return digest.hexdigest()
+
+    def limit(self, train: int, validation: int) -> Dataset:
+        """The dataset with at most so many examples in the training and in each validation split (0: all)."""
+        splits = {
+            name: examples.limit(train if name == "train" else validation) for name, examples in self.splits.items()
+        }
+        return dataclasses.replace(self, splits=splits)

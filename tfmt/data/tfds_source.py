@@ -1,0 +1,108 @@
+"""TensorFlow Datasets as a source."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfmt.data.examples import Examples
+from tfmt.errors import RequestError
+from tfmt.tasks import Task
+
+# TFDS's names where they differ from ours.
+_SPLITS = {"conll2003_ner": {"validation": "dev"}}
+_HOST = "storage.googleapis.com"
+
+
+def read_tfds(task: Task, splits: Sequence[str]) -> tuple[dict[str, Examples], dict[str, Any]]:
+    """Reads splits of the task's TFDS dataset, which is downloaded the first time.
+
+    GLUE's examples are put back into the order of GLUE's files, which TFDS shuffles, so that both sources train alike.
+
+    Args:
+      task: a task with a TFDS name.
+      splits: names as in `task.validation_splits`.
+
+    Returns:
+      The splits, and notes for the record. The labels of test splits are None, except for entities.
+
+    Raises:
+      RequestError: tensorflow_datasets is not installed, or the data is neither on this machine nor to be had.
+    """
+    remedy = _remedy(task)
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise RequestError(
+            f"task={task.name} without --data_dir needs tensorflow-datasets ({error}): "
+            f"pip install tensorflow-datasets, {remedy}"
+        ) from None
+    names = [_SPLITS.get(task.name, {}).get(split, split) for split in splits]
+    try:
+        if not tfds.builder(task.tfds_name).is_prepared() and _offline():
+            raise ConnectionError("this machine is offline and the data has not been downloaded before")
+        datasets, info = tfds.load(task.tfds_name, split=names, with_info=True)
+    except Exception as error:  # Downloads fail in too many ways to list: network, checksums, disk, missing packages.
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise RequestError(
+            f"TFDS could not give {task.tfds_name} ({type(error).__name__}: {reason}); {remedy}"
+        ) from None
+    read = _read_tagged if task.head == "tokens" else _read_texts
+    examples = {name: read(task, dataset, info.features) for name, dataset in zip(splits, datasets, strict=True)}
+    return examples, {"source": f"TFDS {info.full_name}"}
+
+
+def _read_texts(task: Task, dataset: Any, features: Any) -> Examples:
+    """A split of GLUE, sorted by the row of GLUE's file."""
+    if task.classes:
+        _check_classes(task, features["label"].names)
+    texts: tuple[list[str], ...] = tuple([] for _ in task.text_fields)
+    labels, rows = [], []
+    for batch in dataset.batch(1024).as_numpy_iterator():
+        for column, field in zip(texts, task.text_fields, strict=True):
+            column.extend(text.decode("utf-8") for text in batch[field].tolist())
+        labels.append(batch["label"])
+        rows.append(batch["idx"])
+    flat = np.concatenate(labels).astype(np.int32 if task.classes else np.float32)
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    hidden = bool((flat == -1).all())  # Test splits: -1 stands for a label that is not public.
+    return Examples(texts, None if hidden else flat).take(order)
+
+
+def _read_tagged(task: Task, dataset: Any, features: Any) -> Examples:
+    """A split of CoNLL-2003, without the empty sentence that TFDS may put last."""
+    _check_classes(task, features["ner"].feature.names)
+    sentences = [(e["tokens"], e["ner"]) for e in dataset.as_numpy_iterator() if len(e["tokens"])]
+    words = [word.decode("utf-8") for word in itertools.chain.from_iterable(tokens for tokens, _ in sentences)]
+    tags = np.concatenate([tags for _, tags in sentences]).astype(np.int32)
+    return Examples((words,), tags, np.array([len(tokens) for tokens, _ in sentences], np.int64))
+
+
+def _check_classes(task: Task, names: Sequence[str]) -> None:
+    if tuple(names) != task.classes:
+        raise RequestError(
+            f"TFDS orders the classes of {task.tfds_name} as {', '.join(names)}, "
+            f"and tfmt as {', '.join(task.classes)}; install another version of tensorflow-datasets"
+        )
+
+
+def _offline() -> bool:
+    """Whether no name can be looked up, which TFDS itself would only say after minutes of retries."""
+    if urllib.request.getproxies():
+        return False
+    try:
+        socket.getaddrinfo(_HOST, 443)
+    except OSError:
+        return True
+    return False
+
+
+def _remedy(task: Task) -> str:
+    if task.glue is not None:
+        return f"or give --data_dir with GLUE's own files (a folder that holds {task.glue.folder}/train.tsv)"
+    return "or give --data_dir with eng.train, eng.testa and eng.testb, or train.txt, valid.txt and test.txt"
