@@ -9,7 +9,7 @@ def sentences():
 
 
 def test_a_limit_takes_the_same_examples_from_everywhere():
-    examples = Examples((["%d" % i for i in range(1000)],), np.repeat([0, 1], 500).astype(np.int32))
+    examples = Examples(([str(i) for i in range(1000)],), np.repeat([0, 1], 500).astype(np.int32))
     some = examples.limit(100)
     assert len(some) == 100
     assert some.texts == examples.limit(100).texts

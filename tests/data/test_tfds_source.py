@@ -78,7 +78,7 @@ def test_a_failed_download_is_one_line(monkeypatch):
 
     monkeypatch.setattr(tfds_source, "_offline", lambda: False)
     monkeypatch.setattr(tfds, "load", fail)
-    with pytest.raises(RequestError, match="OSError: no route.*--data_dir") as error:
+    with pytest.raises(RequestError, match=r"OSError: no route.*--data_dir") as error:
         read_dataset("cola")
     assert "\n" not in str(error.value)
 
@@ -92,5 +92,5 @@ def test_without_the_package(monkeypatch):
         return true_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(RequestError, match="pip install tensorflow-datasets.*--data_dir"):
+    with pytest.raises(RequestError, match=r"pip install tensorflow-datasets.*--data_dir"):
         read_dataset("cola")
