@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tf_keras as keras
 
 from tfmt.bert.models import adopt, weights_of
 from tfmt.bert.vocabulary import SUBLAYERS, Weight, variable_path
 from tfmt.errors import RequestError
-from tfmt.selection.gradient_mask import GradientMask
+from tfmt.selection.gradient_mask import GradientMask, check_optimizer
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
 from tfmt.selection.summary import format_summary
 
@@ -80,11 +79,7 @@ class Selection:
           RequestError: an optimizer of Keras 3.
         """
         if not self.masks:
-            if not isinstance(optimizer, keras.optimizers.Optimizer):
-                kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-                raise RequestError(
-                    f"expected a tf_keras optimizer: `import tf_keras as keras` instead of Keras 3. Received: {kind}"
-                )
+            check_optimizer(optimizer)
             return optimizer
         return GradientMask(optimizer, self.masks)
 

@@ -180,19 +180,18 @@ def execute(request: Request, bench: Workbench, *, started: float, quiet: bool =
     open_folder(request)
     begun = origin.now()
     run = FineTuning(bench, request.spec, request.folder, quiet=quiet, before_write=before_write)
-    setup = time.perf_counter() - started
     try:
         outcome = run.run()
     except (RunError, RequestError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever TensorFlow may raise: out of memory, a device that is gone
         message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        _finish(request, _record(request, None, bench, "failed", message, begun, setup), before_write)
+        _finish(request, _record(request, None, bench, "failed", message, begun, 0.0), before_write)
         raise RunError(f"{request.run_id}: {message}") from error
     status, message_ = outcome.status, outcome.error
     if outcome.frozen_changed:
         status, message_ = "failed", f"{outcome.frozen_changed} weights outside the selection changed"
-    record = _record(request, outcome, bench, status, message_, begun, setup)
+    record = _record(request, outcome, bench, status, message_, begun, run.ready - started)
     if request.spec.keep == "tuned" and status == "completed":
         _store_tuned(request, bench, run.kept_values(), before_write)
     _finish(request, record, before_write)

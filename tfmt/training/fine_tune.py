@@ -91,6 +91,7 @@ class FineTuning:
         self.train = bench.splits["train"]
         self.per_epoch = len(self.train) // spec.batch_size  # the remainder is dropped
         self.state = RunState()
+        self.ready = 0.0  # when the first step could be taken
         self._on_gpu = "GPU" in bench.strategy.extended.worker_devices[0]
 
     def run(self) -> Outcome:
@@ -104,6 +105,7 @@ class FineTuning:
         # The order of a resume: selection, weights and optimizer state, place in the data, then events.
         self.state.frozen_sha256 = digest_unselected(bench.selection.weights, bench.selected(), bench.base_value)
         self._resume()
+        self.ready = time.perf_counter()
         error = None
         total = spec.epochs * self.per_epoch
         with Progress(total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet) as progress:

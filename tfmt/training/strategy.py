@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -10,18 +11,13 @@ import tensorflow as tf
 from tfmt.errors import RequestError
 
 
-def set_threads(threads: int) -> int:
-    """Sets how many threads one operation may use; 0 means every core this process may use.
+def set_threads(threads: int) -> None:
+    """Sets how many threads one operation may use; 0 leaves TensorFlow's choice, every core of this process.
 
     Results differ in their last bits between numbers of threads, so a record states it.
-
-    Returns:
-      The number in force.
     """
-    threads = threads or len(os.sched_getaffinity(0))
-    if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+    if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-    return threads
 
 
 def threads_in_use() -> int:
@@ -45,7 +41,7 @@ def make_strategy(replicas: int) -> Any:
             raise RequestError(f"--replicas={replicas}: this machine has {len(gpus)} GPU(s)")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        return tf.distribute.MirroredStrategy([f"/gpu:{index}" for index in range(count)])
+        return _mirrored(tuple(f"/gpu:{index}" for index in range(count)))
     count = replicas or 1
     cpu = tf.config.list_physical_devices("CPU")[0]
     have = tf.config.get_logical_device_configuration(cpu)
@@ -56,7 +52,13 @@ def make_strategy(replicas: int) -> Any:
             raise RequestError(
                 f"--replicas={replicas}: TensorFlow already runs with fewer CPU devices; start a new process"
             ) from None
-    return tf.distribute.MirroredStrategy([f"/cpu:{index}" for index in range(count)])
+    return _mirrored(tuple(f"/cpu:{index}" for index in range(count)))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> Any:
+    """One strategy for one set of devices: two over the same devices mix up TensorFlow's collectives."""
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def device_names(strategy: Any) -> list[str]:

@@ -24,7 +24,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     """
     with whole_file(path) as temporary:
         try:
-            save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary,
+            save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary,
                       metadata={"tfmt": json.dumps(metadata)})  # fmt: skip
         except SafetensorError as error:  # It hides the errno of a full disk in its text.
             full = "No space left" in str(error)

@@ -61,6 +61,7 @@ class Workbench:
         assert folder is not None
         self.base = BaseWeights(folder, task.head)
         self._predict = self._make_predict()
+        self._predict.get_concrete_function()
         self._train: Any = None
         self._shape: Any = None
         self._moved: set[str] = set()
@@ -110,6 +111,7 @@ class Workbench:
         else:
             self._make_optimizer(spec, schedule)
             self._train = self._make_train(spec.batch_size)
+            self._train.get_concrete_function()  # tracing is set-up, not training
             self._shape = shape
 
     def _make_optimizer(self, spec: RunSpec, schedule: dict[str, Any]) -> None:

@@ -1,0 +1,210 @@
+"""Whole runs on a toy BERT: what moves, what a repeated, interrupted or resumed run gives, and what it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tfmt.spec import RunSpec
+from tfmt.study.records import read_record, read_runs
+from tfmt.study.runner import execute, finished, make_bench, prepare
+from tfmt.training import fine_tune
+
+
+@pytest.fixture(scope="module")
+def settings(toy_bert, toy_glue):
+    return {
+        "model": str(toy_bert), "data_dir": str(toy_glue), "task": "mrpc", "mode": "layernorm", "max_length": 32,
+        "epochs": 3, "learning_rate": 1e-2,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(settings, tmp_path_factory):
+    return make_bench(prepare(RunSpec.make(**settings), tmp_path_factory.mktemp("bench")))
+
+
+def run(bench, settings, folder, **changes):
+    request = prepare(RunSpec.make(**(settings | changes)), folder)
+    before_write = lambda: None  # noqa: E731
+    return request, execute(request, bench, started=time.perf_counter(), quiet=True, before_write=before_write)
+
+
+def numbers(record):
+    """What must be the same in two runs of one spec."""
+    result = record.result
+    epochs = [(epoch.train_loss, epoch.metrics) for epoch in result.epochs]
+    return epochs, result.predicted, result.best_epoch, record.proof, record.change, record.cost.tokens
+
+
+def tuned_bytes(request):
+    return (request.folder / "tuned.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen", "attention", "layernorm_feedforward", "bitfit"])
+def test_same_run_twice_is_identical(bench, settings, tmp_path, mode):
+    first, one = run(bench, settings, tmp_path / "a", mode=mode)
+    run(bench, settings, tmp_path / "between", mode="layernorm", seed=5)  # a bench that was used in between
+    second, two = run(bench, settings, tmp_path / "b", mode=mode)
+    assert first.run_id == second.run_id
+    assert numbers(one) == numbers(two)
+    assert tuned_bytes(first) == tuned_bytes(second)
+    assert one.proof.frozen_changed == 0
+    assert one.proof.frozen_sha256_before == one.proof.frozen_sha256_after
+
+
+def test_seeds_and_rates_differ(bench, settings, tmp_path):
+    records = [run(bench, settings, tmp_path, **change)[1] for change in ({}, {"seed": 1}, {"learning_rate": 1e-3})]
+    losses = {record.result.epochs[-1].train_loss for record in records}
+    assert len(losses) == 3
+    assert len(read_runs(tmp_path)) == 3
+
+
+class Killed(BaseException):
+    """Stands for a process that dies."""
+
+
+@pytest.mark.parametrize(("mode", "precision", "writes"), [
+    ("layernorm", "float32", 1), ("layernorm", "float32", 4), ("full", "float32", 6), ("random", "float32", 3),
+    ("bitfit", "float32", 8),
+])  # fmt: skip
+def test_interrupted_and_resumed_is_identical(bench, settings, tmp_path, monkeypatch, mode, precision, writes):
+    # A checkpoint after every step, dropout on: the run dies before its n-th write and starts again.
+    monkeypatch.setattr(fine_tune, "CHECKPOINT_SECONDS", 0.0)
+    spec = RunSpec.make(**(settings | {"mode": mode}))
+    whole = prepare(spec, tmp_path / "whole")
+    expected = execute(whole, bench, started=0.0, quiet=True)
+    broken = prepare(spec, tmp_path / "broken")
+    left = writes
+
+    def before_write():
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        execute(broken, bench, started=0.0, quiet=True, before_write=before_write)
+    assert finished(broken) is None
+    run(bench, settings, tmp_path / "other", mode="frozen", seed=7)
+    resumed = execute(broken, bench, started=0.0, quiet=True)
+    assert resumed.cost.resumed == 1
+    assert numbers(resumed) == numbers(expected)
+    assert tuned_bytes(broken) == tuned_bytes(whole)
+    assert not (broken.folder / "checkpoint").exists()
+
+
+def test_sigkill_in_the_middle_and_resumed_is_identical(bench, settings, tmp_path):
+    flags = [f"--{name}={value}" for name, value in (settings | {"epochs": 100, "keep_epoch": "last"}).items()]
+    command = [sys.executable, "-m", "tfmt.train", *flags, f"--output_dir={tmp_path / 'killed'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.time() + 300
+    while not list((tmp_path / "killed").glob("*/checkpoint/state.safetensors")) and time.time() < deadline:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "killed").glob("*/record.json"))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "0 others" in done.stdout
+    assert "tensorflow" not in done.stderr.lower()
+    request, expected = run(bench, settings, tmp_path / "whole", epochs=100, keep_epoch="last")
+    killed = read_record(tmp_path / "killed" / request.run_id)
+    assert killed.cost.resumed == 1
+    assert numbers(killed) == numbers(expected)
+    assert (tmp_path / "killed" / request.run_id / "tuned.safetensors").read_bytes() == tuned_bytes(request)
+
+
+def test_record_says_what_happened(bench, settings, tmp_path):
+    request, record = run(bench, settings, tmp_path, validation_limit=0)
+    assert read_record(request.folder) == record
+    assert record.parameters.tuned == 2 * 2 * 2 * 16
+    assert record.parameters.head == 2 * 16 + 2
+    assert record.parameters.total - record.parameters.head == sum(
+        array.size for array in load_file(f"{settings['model']}/model.safetensors").values()
+    )
+    assert record.result.examples == {"train": 48, "validation": 20}
+    assert record.cost.steps == 3 * 3
+    assert record.cost.tokens < record.cost.padded_tokens <= 9 * 16 * 32
+    # Adam: two slots for each trained weight, and a few scalars.
+    assert 8 * record.parameters.trainable <= record.cost.optimizer_bytes <= 8 * record.parameters.trainable + 64
+    assert sum(record.result.predicted["validation"].values()) == 20
+    best = max(epoch.metrics["validation"]["f1"] for epoch in record.result.epochs)
+    assert record.result.score_best == best
+    assert record.result.score_last == record.result.epochs[-1].metrics["validation"]["f1"]
+    assert set(os.listdir(request.folder)) >= {"record.json", "spec.json", "tuned.safetensors"}
+    assert json.loads((request.folder / "record.json").read_text())["schema"] == 1
+
+
+def test_change_of_a_full_run_against_numpy(bench, settings, tmp_path):
+    request, record = run(bench, settings, tmp_path, mode="full", keep_epoch="last")
+    base = load_file(f"{settings['model']}/model.safetensors")
+    tuned = load_file(request.folder / "tuned.safetensors")
+    name = "bert.encoder.layer.1.output.LayerNorm.bias"
+    expected = np.abs(tuned[name].astype(np.float64) - base[name]).mean()
+    assert record.change["output.LayerNorm.beta"]["1"] == pytest.approx(expected, rel=1e-12)
+    assert record.change["pooler.kernel"].keys() == {"-"}
+    assert len(record.change) == 16 + 5 + 2
+
+
+def test_scores_only_keeps_no_weights(bench, settings, tmp_path):
+    request, record = run(bench, settings, tmp_path, keep="scores")
+    assert record.status == "completed"
+    assert not (request.folder / "tuned.safetensors").exists()
+
+
+def test_diverged_run_is_recorded_with_what_was_measured(bench, settings, tmp_path, monkeypatch):
+    real, steps = bench.train_step, iter(range(100))
+    monkeypatch.setattr(bench, "train_step", lambda batch: real(batch) if next(steps) < 4 else float("nan"))
+    request, record = run(bench, settings, tmp_path)
+    assert record.status == "diverged"
+    assert "step 5" in record.error
+    assert len(record.result.epochs) == 1
+    assert not (request.folder / "tuned.safetensors").exists()
+    assert finished(request).status == "diverged"
+
+
+def test_moved_frozen_weight_fails_the_run(bench, settings, tmp_path, monkeypatch):
+    from tfmt.errors import RunError
+
+    real = bench.train_step
+
+    def meddle(batch):
+        variable = bench.model.all_weights["bert/pooler/dense/bias"]
+        variable.assign_add(np.full(variable.shape, 1e-3, np.float32))
+        return real(batch)
+
+    monkeypatch.setattr(bench, "train_step", meddle)
+    try:
+        with pytest.raises(RunError, match="16 weights outside the selection changed"):
+            run(bench, settings, tmp_path)
+        assert read_runs(tmp_path).status.tolist() == ["failed"]
+    finally:
+        variable = bench.model.all_weights["bert/pooler/dense/bias"]
+        variable.assign(bench.base.read("bert/pooler/dense/bias"))
+
+
+def test_events_hold_every_epoch_once_after_a_resume(bench, settings, tmp_path):
+    spec = RunSpec.make(**(settings | {"seed": 11}))
+    request = prepare(spec, tmp_path)
+    calls = iter(range(100))
+
+    def before_write():
+        if next(calls) == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        execute(request, bench, started=0.0, quiet=True, before_write=before_write)
+    record = execute(request, bench, started=0.0, quiet=True)
+    events = EventAccumulator(str(request.folder)).Reload()
+    tensors = events.Tensors("loss/train")
+    assert [event.step for event in tensors] == [1, 2, 3]
+    shown = [float(np.frombuffer(event.tensor_proto.tensor_content, np.float32)[0]) for event in tensors]
+    assert shown == pytest.approx([epoch.train_loss for epoch in record.result.epochs], rel=1e-6)
