@@ -1,0 +1,405 @@
+"""The papers' tables from hand-made records, against the text that a reader sees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tfmt import protocol
+from tfmt.errors import RequestError
+from tfmt.results.formats import Table, format_tables
+from tfmt.results.tables import build_tables, format_percent, format_rate
+from tfmt.study.records import RECORD_FILE
+
+AddRun = Callable[..., Any]
+Runs = Callable[[], pd.DataFrame]
+
+
+def only(tables: tuple[Table, ...]) -> Table:
+    assert len(tables) == 1
+    return tables[0]
+
+
+def cells(table: Table, block: int = 0) -> dict[str, dict[str, str]]:
+    """Row title to column title to text."""
+    grid = table.blocks[block]
+    return {row[0]: dict(zip(grid.columns[1:], row[1:], strict=True)) for row in grid.rows}
+
+
+def test_table_1_in_markdown(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> None:
+    add_seeds([0.80, 0.81, 0.82], mode="full", learning_rate=5e-5)
+    add_seeds([0.90, 0.92, 0.70], mode="full", learning_rate=1e-5)
+    add_seeds([0.70, 0.71, 0.72], mode="full", task="rte", learning_rate=5e-5)
+    add_seeds([0.500, 0.502], mode="frozen", learning_rate=1e-3)
+    add_run(0.4, mode="random", task="rte", learning_rate=1e-2, collapsed=True)
+    text = format_tables(build_tables(runs(), "1"), "markdown")
+    assert text == (
+        "### Table 1: modules of BERT, each tuned alone\n"
+        "\n"
+        "|         | tuned % | MRPC             | RTE                     | average |\n"
+        "|---------|---------|------------------|-------------------------|---------|\n"
+        "| Full-FT | 100     | 84.0 ± 12.2      | 71.0 ± 1.0              | 77.5    |\n"
+        "| Frozen  | 0       | 50.1 ± 0.1 (2/3) | -                       | -       |\n"
+        "| Random  | 0.034   | -                | 40.0 (1/3, 1 collapsed) | -       |\n"
+        "\n"
+        "Learning rate chosen\n"
+        "\n"
+        "|         | MRPC | RTE  |\n"
+        "|---------|------|------|\n"
+        "| Full-FT | 1e-5 | 5e-5 |\n"
+        "| Frozen  | 1e-3 | -    |\n"
+        "| Random  | -    | 1e-2 |\n"
+        "\n"
+        "- Percent on the development split, best epoch of each run: mean ± sample standard deviation (n - 1) over"
+        " seeds 0, 1, 2, at the learning rate with the best mean.\n"
+        "- The rate (and the best epoch) is chosen on the split that is reported, as in the paper. A rate with a seed"
+        " that diverged, failed or has an undefined score is not eligible while another is; of the eligible, those with"
+        " the most seeds compete.\n"
+        "- A dash: no runs, or no eligible rate. (2/3): fewer seeds than the table has. Lost and collapsed runs are"
+        " counted behind the score.\n"
+        f"- {caption_of_scores(runs)}\n"
+        "- Model bert-base-uncased (sha256 aaaaaaaa), tfmt 0.1.0, arithmetic 1, batch_size 16, max_length 128, batching"
+        " random, precision float32, epochs by P1's rule (5/20).\n"
+        "- 12 runs: 12 scored.\n"
+        "- In the paper's table and not run here: CoLA, SST-2, STS-B, QQP, MNLI, QNLI, Multi-head attention,"
+        " Feed-forward, LayerNorms, Attention LayerNorms, Feed-forward LayerNorms, BitFit.\n"
+    )
+
+
+def caption_of_scores(runs: Runs) -> str:
+    """`read_runs` may or may not carry the number of examples."""
+    n = ", validation N=408" if "examples" in runs() else ""
+    return f"Scores: MRPC f1{n}; RTE accuracy{n}."
+
+
+def test_caption_tells_split_and_n(add_run: AddRun, runs: Runs) -> None:
+    add_run(0.4)
+    frame = runs()
+    frame["examples"] = [{"train": 3668, "validation": 1408}]
+    assert "Scores: MRPC f1, validation N=1,408." in only(build_tables(frame, "1")).caption
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "text", "rate"),
+    [
+        # Rates 1e-4 and 1e-3; three seeds each: a number is a score, a word how the run ended, None no run.
+        ([[0.6, 0.6, 0.6], [0.9, 0.9, "diverged"]], "60.0 ± 0.0", "1e-4"),
+        ([[0.6, 0.6, 0.6], [0.9, 0.9, "failed"]], "60.0 ± 0.0", "1e-4"),
+        ([["failed", 0.5, 0.6], [0.9, 0.9, "diverged"]], "- (2/3, 1 diverged)", "-"),
+        ([["diverged", "failed", 0.6], [None, None, None]], "- (1/3, 1 diverged, 1 failed)", "-"),
+        ([["diverged"] * 3, ["diverged"] * 3], "- (0/3, 3 diverged)", "-"),
+        ([[0.6, 0.6, 0.6], [0.9, None, None]], "60.0 ± 0.0", "1e-4"),
+        ([[0.6, None, None], [0.9, "diverged", None]], "60.0 (1/3)", "1e-4"),
+        ([[0.6, 0.6, 0.6], [0.9, 0.9, "undefined"]], "60.0 ± 0.0", "1e-4"),
+        ([[None, None, None], [0.9, 0.9, "undefined"]], "- (2/3, 1 undefined)", "-"),
+        ([[0.6, 0.6, 0.6], [0.6, 0.6, 0.6]], "60.0 ± 0.0", "1e-4"),
+        ([[0.6, 0.6, 0.6], [0.9, 0.9, "leaks"]], "60.0 ± 0.0", "1e-4"),
+        ([[0.6, 0.6, 0.6], [0.7, 0.7, "collapses"]], "62.3 ± 13.3 (1 collapsed)", "1e-3"),
+    ],
+)
+def test_which_rate_a_cell_takes(
+    add_run: AddRun, add_seeds: AddRun, runs: Runs, outcomes: list[list[Any]], text: str, rate: str
+) -> None:
+    add_seeds([0.5, 0.5, 0.5], mode="frozen")
+    for learning_rate, ended in zip((1e-4, 1e-3), outcomes, strict=True):
+        for seed, outcome in enumerate(ended):
+            run = {"mode": "layernorm", "seed": seed, "learning_rate": learning_rate}
+            if outcome in ("diverged", "failed"):
+                add_run(None, status=outcome, **run)
+            elif outcome == "undefined":
+                add_run(None, **run)
+            elif outcome == "leaks":
+                add_run(0.9, frozen_changed=3, **run)
+            elif outcome == "collapses":
+                add_run(0.47, collapsed=True, **run)
+            elif outcome is not None:
+                add_run(outcome, **run)
+    table = only(build_tables(runs(), "1"))
+    assert cells(table)["LayerNorms"]["MRPC"] == text
+    assert cells(table, 1)["LayerNorms"]["MRPC"] == rate
+    leaking = [line for line in table.caption if line.startswith("Counted as failed, it changed frozen weights: mrpc-")]
+    assert len(leaking) == outcomes[1].count("leaks")
+
+
+def test_odd_seeds_are_counted_over_the_table(add_run: AddRun, runs: Runs) -> None:
+    add_run(0.5, mode="full", seed=7)
+    add_run(0.6, mode="full", seed=9)
+    add_run(0.5, mode="frozen", seed=0)
+    assert [row["MRPC"] for row in cells(only(build_tables(runs(), "1"))).values()] == [
+        "55.0 ± 7.1 (2/3)",
+        "50.0 (1/3)",
+    ]
+
+
+def test_last_epoch(add_run: AddRun, runs: Runs) -> None:
+    add_run(0.9, last=0.3, learning_rate=1e-3)
+    add_run(0.8, last=0.7, learning_rate=1e-4)
+    table = only(build_tables(runs(), "1", epoch="last"))
+    assert cells(table)["Full-FT"]["MRPC"] == "70.0"
+    assert "last epoch of each run" in table.caption[0]
+
+
+def test_table_2_has_token_tasks_and_no_average(add_run: AddRun, runs: Runs) -> None:
+    add_run(0.9, task="conll2003_ner", model="bert-base-cased")
+    add_run(0.95, task="ptb_pos", model="bert-base-cased")
+    add_run(0.5, task="mrpc", model="bert-base-cased")
+    table = only(build_tables(runs(), "2"))
+    assert table.blocks[0].columns == ("", "tuned %", "PTB tags", "CoNLL-2003 entities")
+    assert cells(table)["Full-FT"] == {"tuned %": "100", "PTB tags": "95.0", "CoNLL-2003 entities": "90.0"}
+
+
+def test_table_3_has_blocks_in_order_below_what_they_are_compared_with(add_run: AddRun, runs: Runs) -> None:
+    for block in (10, 2, 0):
+        add_run(0.5 + block / 100, mode="layernorm", layers=str(block), task="cola")
+    add_run(0.7, mode="layernorm", task="cola")
+    add_run(0.2, mode="frozen", task="cola")
+    add_run(0.2, mode="frozen", task="sst2")
+    add_run(0.2, mode="layernorm", layers="0-3", task="cola")
+    table = only(build_tables(runs(), "3"))
+    assert table.blocks[0].columns == ("", "tuned %", "CoLA")
+    assert {title: row["CoLA"] for title, row in cells(table).items()} == {
+        "Frozen": "20.0",
+        "LayerNorms": "70.0",
+        "LayerNorms block 0": "50.0",
+        "LayerNorms block 2": "52.0",
+        "LayerNorms block 10": "60.0",
+    }
+    assert list(cells(table)) == [
+        "Frozen",
+        "LayerNorms",
+        "LayerNorms block 0",
+        "LayerNorms block 2",
+        "LayerNorms block 10",
+    ]
+
+
+def test_table_4_sets_outliers_beside_random_weights(add_run: AddRun, runs: Runs) -> None:
+    for mode in ("outliers", "outliers_control"):
+        for size in (16, 4):
+            add_run(0.5, mode=mode, mask_size=size)
+    add_run(0.6, mode="outliers", mask_size=4, outlier_pool="gamma")
+    add_run(0.2, mode="frozen")
+    assert list(cells(only(build_tables(runs(), "4")))) == [
+        "Frozen",
+        "Outliers n=4, gamma alone",
+        "Outliers n=4",
+        "Random LayerNorm weights n=4",
+        "Outliers n=16",
+        "Random LayerNorm weights n=16",
+    ]
+
+
+def test_fisher_table_tells_a_union_by_the_runs_it_unites(add_run: AddRun, runs: Runs, tmp_path: Path) -> None:
+    for fraction in (0.1, 0.5):
+        own = [
+            add_run(0.5 + fraction / 10, mode="fisher", mask_fraction=fraction, task=task, learning_rate=1e-5)
+            for task in ("mrpc", "stsb")
+        ]
+        folders = tuple(str(tmp_path / "runs" / record.run_id) for record in own)
+        origin = {"tfmt": "0.1.0", "data_sha256": "r" * 64}
+        add_run(0.4 + fraction / 10, mode="fisher", fisher_from=folders, task="rte", origin=origin | {"tfmt": "0.1.0"})
+        add_run(0.3, mode="fisher_control", mask_fraction=fraction, task="rte", origin=origin)
+    add_run(0.6, mode="layernorm_feedforward", task="rte", origin=origin)
+    add_run(0.1, mode="fisher", fisher_from=("elsewhere/a", "elsewhere/b"), task="rte", origin=origin)
+    table = only(build_tables(runs(), "fisher"))
+    assert {title: row["RTE"] for title, row in cells(table).items()} == {
+        "Feed-forward LayerNorms": "60.0",
+        "Fisher f=0.1": "-",
+        "Union of other tasks' Fisher masks": "10.0",
+        "Union of other tasks' Fisher masks f=0.1": "41.0",
+        "Random feed-forward LayerNorm weights f=0.1": "30.0",
+        "Fisher f=0.5": "-",
+        "Union of other tasks' Fisher masks f=0.5": "45.0",
+        "Random feed-forward LayerNorm weights f=0.5": "30.0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ({"origin": {"tfmt": "0.2.0"}}, "tfmt 0.2.0"),
+        ({"origin": {"arithmetic": 7}}, "arithmetic 7"),
+        ({"origin": {"model_sha256": "c" * 64}}, "model bert-base-uncased (sha256 cccccccc)"),
+        ({"batching": "grouped"}, "batching grouped"),
+        ({"precision": "bfloat16"}, "precision bfloat16"),
+        ({"train_limit": 100}, "train_limit 100"),
+        ({"epochs": 3}, "3 epochs"),
+        ({"schedule": "constant"}, "schedule constant"),
+    ],
+)
+def test_what_differs_is_never_averaged(add_seeds: AddRun, runs: Runs, field: dict[str, Any], told: str) -> None:
+    add_seeds([0.5, 0.5, 0.5])
+    add_seeds([0.8, 0.8], **field)
+    first, second = build_tables(runs(), "1")
+    assert cells(first)["Full-FT"]["MRPC"] == "50.0 ± 0.0"
+    assert cells(second)["Full-FT"]["MRPC"] == "80.0 ± 0.0"
+    assert second.title == f"Table 1: modules of BERT, each tuned alone (2 of 2: {told})"
+
+
+def test_epochs_by_the_rule_and_by_number_may_share_runs(add_run: AddRun, runs: Runs) -> None:
+    add_run(0.5, mode="full")  # 5 epochs by the rule
+    add_run(0.7, mode="full", epochs=20)
+    add_run(0.6, mode="layernorm")  # 20 by the rule
+    by_rule, by_number = build_tables(runs(), "1")
+    assert {title: row["MRPC"] for title, row in cells(by_rule).items()} == {"Full-FT": "50.0", "LayerNorms": "60.0"}
+    assert {title: row["MRPC"] for title, row in cells(by_number).items()} == {"Full-FT": "70.0", "LayerNorms": "60.0"}
+    assert "by P1's rule (5/20)" in by_rule.title
+    assert "20 epochs" in by_number.title
+
+
+def test_other_data_of_a_task_is_another_column(add_run: AddRun, runs: Runs) -> None:
+    add_run(0.5)
+    add_run(0.9, origin={"data_sha256": "d" * 64})
+    table = only(build_tables(runs(), "1"))
+    assert cells(table)["Full-FT"] == {
+        "tuned %": "100",
+        "MRPC (data dddddddd)": "90.0",
+        "MRPC (data mrpc0000)": "50.0",
+        "average": "70.0",
+    }
+
+
+def test_one_result_kept_in_two_ways_counts_once(add_run: AddRun, runs: Runs) -> None:
+    add_run(0.5, keep="scores")
+    add_run(0.5, keep="tuned")
+    add_run(None, status="failed", keep="tuned", keep_epoch="last")
+    table = only(build_tables(runs(), "1"))
+    assert cells(table)["Full-FT"]["MRPC"] == "50.0"
+    assert "1 runs: 1 scored." in table.caption
+
+
+def test_what_no_table_tells_apart_is_refused(add_run: AddRun, runs: Runs) -> None:
+    for source in ("a", "b"):
+        add_run(0.5, mode="fisher", fisher_from=(f"elsewhere/{source}",), origin={"git_commit": source})
+    frame = runs()
+    frame["run_id"] = ["first", "second"]
+    with pytest.raises(
+        RequestError, match=r"runs first and second belong to one cell .* differ in fisher_from: keep them"
+    ):
+        build_tables(frame, "fisher")
+
+
+def test_numbers_behind_the_text(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> None:
+    add_seeds([0.5, 0.7], learning_rate=1e-3)
+    add_run(None, status="diverged", learning_rate=1e-2, seed=0)
+    (numbers,) = only(build_tables(runs(), "1")).numbers
+    assert numbers["mean"] == pytest.approx(0.6)
+    assert numbers["deviation"] == pytest.approx(0.1 * 2**0.5)
+    assert {
+        name: numbers[name] for name in ("mode", "task", "learning_rate", "seeds", "diverged", "runs", "epochs")
+    } == {
+        "mode": "full",
+        "task": "mrpc",
+        "learning_rate": 1e-3,
+        "seeds": 2,
+        "diverged": 1,
+        "runs": 3,
+        "epochs": 5,
+    }
+    assert numbers["scores"] == {0: 0.5, 1: 0.7}
+    assert (numbers["batching"], numbers["tfmt"]) == ("random", "0.1.0")
+
+
+def test_broken_records_are_named(add_run: AddRun, runs: Runs, tmp_path: Path) -> None:
+    add_run(0.5)
+    truncated = add_run(0.6, seed=1).run_id
+    path = tmp_path / "runs" / truncated / RECORD_FILE
+    path.write_bytes(path.read_bytes()[:200])
+    other = tmp_path / "runs" / "other"
+    other.mkdir()
+    (other / RECORD_FILE).write_text('{"schema": 99}', encoding="utf-8")
+    for name in ("1", "2", "runs"):
+        caption = "\n".join(only(build_tables(runs(), name)).caption)
+        assert f"Not read: {path}: broken record" in caption
+        assert f"Not read: {other / RECORD_FILE}: schema 99, this tfmt reads schema 1" in caption
+
+
+@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fisher"])
+def test_no_runs_say_what_makes_them(runs: Runs, name: str) -> None:
+    table = only(build_tables(runs(), name))
+    flagfile = "fisher.flags" if name == "fisher" else f"table{name}.flags"
+    assert table.blocks == ()
+    assert table.caption == (f"No runs for it here. Make them: tfmt-sweep --flagfile={flagfile}",)
+    assert format_tables([table], "markdown").endswith(f"- {table.caption[0]}\n")
+
+
+def test_list_of_runs(add_run: AddRun, runs: Runs) -> None:
+    add_run(0.5, last=0.25, seed=0, collapsed=True)
+    add_run(None, status="diverged", seed=1)
+    add_run(0.5, frozen_changed=2, seed=2)
+    table = only(build_tables(runs(), "runs"))
+    rows = [row[1:] for row in table.blocks[0].rows]
+    assert rows == [
+        ("completed", "f1", "50.0", "25.0", "1", "100", "6", "collapsed"),
+        ("diverged", "-", "-", "-", "-", "100", "6", "the run diverged"),
+        ("completed", "f1", "50.0", "50.0", "1", "100", "6", "2 frozen weights changed"),
+    ]
+    assert table.caption == ("3 runs: 2 completed, 1 diverged.",)
+    assert only(build_tables(runs().iloc[:0], "runs")).caption == ("0 runs.",)
+
+
+def test_wrong_requests(runs: Runs) -> None:
+    with pytest.raises(RequestError, match=r"--table must be one of 1, 2, 3, 4, fisher, runs\. Received: '5'"):
+        build_tables(runs(), "5")
+    with pytest.raises(RequestError, match=r"--epoch must be one of best, last\. Received: 'first'"):
+        build_tables(runs(), "1", epoch="first")
+
+
+@pytest.mark.parametrize(
+    ("percent", "text"),
+    [
+        (0, "0"),
+        (100, "100"),
+        (25.893, "25.9"),
+        (1.5, "1.5"),
+        (0.0336713, "0.034"),
+        (0.0000877, "0.000088"),
+        (0.1, "0.10"),
+    ],
+)
+def test_percent(percent: float, text: str) -> None:
+    assert format_percent(percent) == text
+
+
+@pytest.mark.parametrize(("rate", "text"), [(1e-5, "1e-5"), (5e-3, "5e-3"), (2.5e-4, "2.5e-4"), (1.0, "1e0")])
+def test_rate(rate: float, text: str) -> None:
+    assert format_rate(rate) == text
+
+
+def test_three_thousand_records_take_seconds(add_run: AddRun, runs: Runs, tmp_path: Path) -> None:
+    record = add_run(0.5, epochs_kept=20)
+    whole = record.to_json()
+    (tmp_path / "runs" / record.run_id / RECORD_FILE).unlink()
+    modes = ("full", "frozen", "attention", "feedforward", "layernorm", "bitfit", "random")
+    count = 0
+    for mode in modes:
+        for rate in protocol.LEARNING_RATES:
+            for seed in range(62):
+                run_id = f"{mode}-{rate}-{seed}"
+                text = whole.replace(f'"run_id": "{record.run_id}"', f'"run_id": "{run_id}"')
+                text = text.replace('"mode": "full"', f'"mode": "{mode}"').replace('"seed": 0', f'"seed": {seed}')
+                text = text.replace('"learning_rate": 0.001', f'"learning_rate": {rate}')
+                folder = tmp_path / "runs" / run_id
+                folder.mkdir()
+                (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+                count += 1
+    assert count == 3038
+    started = time.process_time()
+    format_tables(build_tables(runs(), "1"), "markdown")
+    assert time.process_time() - started < 5
+
+
+def test_neither_tensorflow_nor_transformers_is_imported() -> None:
+    code = (
+        "import sys, tfmt.results.claims, tfmt.results.tables, tfmt.study.grid;"
+        "slow = {'tensorflow', 'tf_keras', 'transformers', 'pandas', 'scipy'} & set(sys.modules);"
+        "sys.exit(str(slow) if slow else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

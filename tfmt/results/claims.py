@@ -1,0 +1,253 @@
+"""What a study's runs say of the papers' claims, by the rules of `rules`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tfmt.results import analyses
+from tfmt.results.comparisons import LEAST_SEEDS, Comparison, Gap
+from tfmt.results.formats import Block, Table
+from tfmt.results.groups import (
+    PAPER_EPOCHS,
+    SETTINGS,
+    TASK_FIELDS,
+    Group,
+    describe_settings,
+    differing_settings,
+    group_runs,
+    settings_to_tell,
+)
+from tfmt.results.rows import annotate, is_token_task, keep_runs, none_if_missing
+from tfmt.results.rules import RULES, Rule
+from tfmt.results.tables import format_rate
+from tfmt.spec import TASK_NAMES, RunSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Outcome = Literal["holds", "fails", "mixed", "not enough runs"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the runs say of one claim.
+
+    Attributes:
+      rule: the claim's rule.
+      outcome: `holds`, `fails`, `mixed` or `not enough runs`.
+      comparisons: what it was decided by.
+      gaps: what could not be compared, and why.
+      settings: what the runs share.
+      runs: which runs, where several groups of comparable runs were judged apart; otherwise empty.
+      command: what makes the missing runs; empty if it was decided.
+    """
+
+    rule: Rule
+    outcome: Outcome
+    comparisons: tuple[Comparison, ...]
+    gaps: tuple[Gap, ...]
+    settings: str
+    runs: str
+    command: str
+
+
+def evaluate_claims(
+    runs: pd.DataFrame,
+    *,
+    epoch: str = "best",
+    change: pd.DataFrame | None = None,
+    weights: pd.DataFrame | None = None,
+    fisher: pd.DataFrame | None = None,
+) -> tuple[Verdict, ...]:
+    """Judges every claim.
+
+    Args:
+      runs: what `read_runs` returns.
+      epoch: whose scores: each run's `best` epoch's or its `last` one's.
+      change: what `analyses.tabulate_change` returns, for F1.
+      weights: numbers of tfmt-analyze's figure `weights`, for C8; the columns are told in `analyses`.
+      fisher: numbers of its figure `fisher`, for F3 and F5.
+
+    Returns:
+      The verdicts in the order of `RULES`; more than one for a claim that runs decide which may not be compared with
+      each other (other models, versions, batchings, ...).
+
+    Raises:
+      RequestError: supplied numbers without a column that is needed, or runs that no table can tell apart.
+    """
+    supplied = {"change": change, "weights": weights, "fisher": fisher}
+    for name, frame in supplied.items():
+        if frame is not None:
+            analyses.check_columns(name, frame)
+    annotated = annotate(runs, epoch)
+    verdicts: list[Verdict] = []
+    for rule in RULES:
+        frame = supplied.get(rule.needs)
+        if rule.needs != "group" and frame is None:
+            verdicts.append(_judge(rule, (Gap("all", f"no {rule.needs} numbers"),), rule.make))
+            continue
+        if rule.needs in ("weights", "fisher"):
+            verdicts.append(_judge(rule, tuple(rule.measure(frame)), rule.make))
+            continue
+        groups = group_runs(keep_runs(annotated, _looked_at(rule, annotated)))
+        extra = () if frame is None else (frame,)
+        judged = [(group, tuple(rule.measure(group, *extra))) for group in groups]
+        decided = [(group, found) for group, found in judged if any(isinstance(each, Comparison) for each in found)]
+        differing = differing_settings(group for group, _ in decided)
+        for group, found in decided or judged[:1]:
+            told = describe_settings(group, differing) if differing else ""
+            command = "" if decided else _command(rule, group)
+            verdicts.append(_judge(rule, found, command, describe_settings(group, settings_to_tell(group)), told))
+        if not judged:
+            verdicts.append(_judge(rule, (Gap("all", f"no runs of {', '.join(rule.modes)}"),), rule.make))
+    return tuple(verdicts)
+
+
+def _looked_at(rule: Rule, runs: pd.DataFrame) -> list[bool]:
+    """Which runs a rule looks at."""
+    return [
+        row.mode in rule.modes
+        and (row.layers == "all" or (rule.blocks and row.layers.isdecimal()))
+        and is_token_task(task, task_type) == rule.tokens
+        for row, task, task_type in zip(runs["row"], runs["task"], runs["task_type"], strict=True)
+    ]
+
+
+def _judge(
+    rule: Rule, found: tuple[Comparison | Gap, ...], command: str, settings: str = "", runs: str = ""
+) -> Verdict:
+    """The rule applied to what was measured."""
+    comparisons = tuple(each for each in found if isinstance(each, Comparison))
+    gaps = tuple(each for each in found if isinstance(each, Gap))
+    if not comparisons:
+        gaps = gaps or (Gap("all", "nothing to compare"),)
+        return Verdict(rule, "not enough runs", (), gaps, settings, runs, command)
+    share = sum(each.holds for each in comparisons) / len(comparisons)
+    outcome: Outcome = "holds" if share >= rule.holds_from else "fails" if share < rule.fails_below else "mixed"
+    return Verdict(rule, outcome, comparisons, gaps, settings, runs, "")
+
+
+def _command(rule: Rule, group: Group) -> str:
+    """The sweep that adds to a group's runs what the rule lacks. Those that are there are not run again."""
+    tasks = [task for task in TASK_NAMES if task in set(group.runs["task"])]
+    # The paper's tasks, if any of them is here: a claim asks for no more.
+    tasks = [task for task in tasks if task in rule.tasks] or tasks
+    flags: dict[str, Any] = {"model": group.runs["model"].iloc[0], "task": ",".join(tasks)}
+    flags |= {"mode": ",".join(rule.modes), **dict(rule.axes)}
+    flags["learning_rate"] = ",".join(format_rate(rate) for rate in sorted(set(group.runs["learning_rate"])))
+    seeds = list(group.seeds)
+    seeds += [seed for seed in range(LEAST_SEEDS) if seed not in seeds][: max(0, LEAST_SEEDS - len(seeds))]
+    flags["seed"] = ",".join(map(str, sorted(seeds)))
+    if group.settings["epochs"] != PAPER_EPOCHS:
+        flags["epochs"] = group.settings["epochs"]
+    shared = {name: group.settings[name] for name in SETTINGS if name in RunSpec.model_fields}
+    for name in (
+        "data_dir",
+        "keep",
+        "outlier_pool",
+        "fisher_examples",
+        *sorted(TASK_FIELDS & set(RunSpec.model_fields)),
+    ):
+        values = set(map(none_if_missing, group.runs[name])) - {RunSpec.model_fields[name].default}
+        if len(values) == 1:
+            shared[name] = values.pop()
+    for name, value in shared.items():
+        if value != RunSpec.model_fields[name].default:
+            flags[name] = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return shlex.join(["tfmt-sweep", *(f"--{name}={value}" for name, value in flags.items())])
+
+
+def tabulate_claims(verdicts: tuple[Verdict, ...], epoch: str = "best", broken: Iterable[str] = ()) -> Table:
+    """Verdicts as a table that `format_tables` writes: the verdicts, their numbers, what is missing, the rules.
+
+    Args:
+      verdicts: what `evaluate_claims` returned.
+      epoch: what it was asked for, which the caption tells.
+      broken: what `read_runs` could not read (`attrs["broken"]`).
+    """
+    summary, numbers, missing = [], [], []
+    records: list[dict[str, Any]] = []
+    for verdict in verdicts:
+        name = verdict.rule.name
+        count = len(verdict.comparisons)
+        told = [
+            f"{sum(getattr(each, quality) for each in verdict.comparisons)} of {count}"
+            for quality in ("holds", "clear")
+        ]
+        summary.append((name, verdict.outcome, *(told if count else ("-", "-")), verdict.rule.text, verdict.runs))
+        record = {"claim": name, "text": verdict.rule.text, "rule": verdict.rule.decided_by, "verdict": verdict.outcome}
+        record |= {"runs": verdict.runs, "settings": verdict.settings, "epoch": epoch, "command": verdict.command}
+        for each in verdict.comparisons:
+            numbers.append((name, each.task, each.compared, *_texts(each), verdict.runs))
+            names = ("task", "compared", "unit", "value", "low", "high", "bound", "seeds", "holds", "clear")
+            records.append(record | {column: getattr(each, column) for column in names})
+        if not count:
+            records.append(record)
+        if verdict.gaps:
+            missing.append((name, _tell_gaps(verdict), verdict.command or "-"))
+    rules = tuple(
+        (rule.name, rule.decided_by, _share(rule.holds_from), f"below {_share(rule.fails_below)}") for rule in RULES
+    )
+    several = any(verdict.runs for verdict in verdicts)
+    blocks = [
+        _block("", ("claim", "verdict", "for it", "clearly", "what it says", "runs"), summary, several),
+        _block(
+            "The numbers",
+            ("claim", "task", "compared", "value", "95 % interval", "bound", "seeds", "for it", "runs"),
+            numbers,
+            several,
+        ),
+        _block("Missing", ("claim", "what", "the command that makes it"), missing, True),
+        _block("The rules, fixed before any run", ("claim", "decided by", "holds from", "fails"), rules, True),
+    ]
+    caption = (
+        f"Scores are each run's {epoch} epoch's, at the learning rate with the best mean over seeds, on the development"
+        " split that chose it. Margins are tfmt's; the papers name none.",
+        "For it: comparisons whose mean reaches its bound. Clearly: those, for or against, whose whole interval lies on"
+        " that side of the bound.",
+        f"Interval: 95 % by Student's t over the differences of seeds that both sides share, at least {LEAST_SEEDS}.",
+        "Several comparisons are made at once, without correction: read a single clear one with care.",
+        *(f"Runs: {settings}." for settings in dict.fromkeys(verdict.settings for verdict in verdicts) if settings),
+        *(f"Not read: {message}" for message in broken),
+    )
+    return Table(
+        "claims", "Claims of the papers", caption, tuple(block for block in blocks if block.rows), tuple(records)
+    )
+
+
+def _tell_gaps(verdict: Verdict) -> str:
+    """What is missing, each reason once; of a claim that other tasks decide, the tasks left out."""
+    if verdict.comparisons:
+        return "left out: " + ", ".join(dict.fromkeys(gap.task for gap in verdict.gaps))
+    tasks: dict[str, list[str]] = {}
+    for gap in verdict.gaps:
+        tasks.setdefault(gap.reason, []).append(gap.task)
+    return "; ".join(f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in tasks.items())
+
+
+def _block(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], with_last: bool) -> Block:
+    """A block; its last column is left out where it says nothing."""
+    end = len(columns) if with_last else -1
+    return Block(title, columns[:end], tuple(row[:end] for row in rows))
+
+
+def _share(share: float) -> str:
+    return "all" if share == 1 else f"{100 * share:.0f} %"
+
+
+def _texts(each: Comparison) -> tuple[str, str, str, str, str]:
+    """A comparison as text: value, interval, bound, seeds, verdict."""
+    signed = each.unit in ("points", "points a step")
+    unit = {"points": "", "points a step": " a step", "times": " times", "index": ""}[each.unit]
+
+    def tell(value: float) -> str:
+        if signed:
+            return f"{value:+.1f}"
+        return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1e}"
+
+    interval = "-" if each.low is None or each.high is None else f"{tell(each.low)} to {tell(each.high)}"
+    judged = ("yes" if each.holds else "no") + (", clearly" if each.clear else "")
+    return tell(each.value) + unit, interval, tell(each.bound), str(each.seeds), judged

@@ -1,0 +1,127 @@
+"""What a claim is decided by: one number a comparison, its interval over seeds, and the bound it must reach."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from tfmt.results.groups import Group, column_title
+from tfmt.results.rows import Row
+
+CONFIDENCE = 0.95
+LEAST_SEEDS = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing against another on one task.
+
+    Attributes:
+      task: the task, as a table names it.
+      compared: what is compared, `LayerNorms - Full-FT`.
+      unit: `points` (a difference, in percent), `points a step` (a slope), `times` (a ratio), or `index`.
+      value: the mean over the seeds; of ratios the geometric one.
+      low: lower end of the interval; None for a single seed.
+      high: upper end of it.
+      bound: the least value at which the comparison speaks for the claim.
+      seeds: how many seeds both sides share.
+    """
+
+    task: str
+    compared: str
+    unit: str
+    value: float
+    low: float | None
+    high: float | None
+    bound: float
+    seeds: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the mean reaches the bound; what rounding does to a mean does not count."""
+        return self.value >= self.bound - 1e-9
+
+    @property
+    def clear(self) -> bool:
+        """Whether the whole interval lies on the mean's side of the bound."""
+        if self.low is None or self.high is None:
+            return False
+        return self.low >= self.bound - 1e-9 if self.holds else self.high < self.bound
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A comparison that the runs do not allow, and why."""
+
+    task: str
+    reason: str
+
+
+Found = Iterator[Comparison | Gap]
+
+
+def student_interval(values: Iterable[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Student's t interval for the mean of two or more values (n - 1 degrees of freedom)."""
+    from scipy.special import stdtrit  # the quantile of scipy.stats.t, without that package's long import
+
+    values = list(values)
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    reach = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * spread
+    mean = statistics.fmean(values)
+    return mean - reach, mean + reach
+
+
+def compare(
+    task: str, compared: str, by_seed: Mapping[int, float], bound: float, unit: str = "points", least: int = LEAST_SEEDS
+) -> Comparison | Gap:
+    """The comparison of values that each seed gives.
+
+    Args:
+      task: the task's column.
+      compared: what is compared.
+      by_seed: seed to difference, or to the natural logarithm of a ratio for the unit `times`.
+      bound: the least value that speaks for the claim; for `times` a ratio.
+      unit: the unit.
+      least: how many seeds are needed.
+    """
+    if len(by_seed) < least:
+        return Gap(column_title(task), f"{compared}: {len(by_seed)} of at least {least} shared seeds")
+    values = list(by_seed.values())
+    value = statistics.fmean(values)
+    low, high = student_interval(values) if len(values) > 1 else (None, None)
+    if unit == "times":
+        value, low, high = _exp(value), None if low is None else _exp(low), None if high is None else _exp(high)
+    return Comparison(column_title(task), compared, unit, value, low, high, bound, len(values))
+
+
+def _exp(value: float) -> float:
+    """The interval of two seeds may be wider than a float holds."""
+    return math.exp(min(value, 700.0))
+
+
+def seed_scores(group: Group, row: Row, column: str) -> dict[int, float]:
+    """Seed to score in percent at a cell's chosen rate; empty where there is no run or no eligible rate."""
+    cell = group.cells.get((row, column))
+    return {seed: 100 * score for seed, score in cell.scores.items()} if cell and cell.eligible else {}
+
+
+def difference(group: Group, column: str, left: Row, right: Row, bound: float) -> Comparison | Gap:
+    """`left` minus `right` in points, paired over the seeds that both have."""
+    ours, theirs = seed_scores(group, left, column), seed_scores(group, right, column)
+    by_seed = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+    return compare(column, f"{left.title} - {right.title}", by_seed, bound)
+
+
+def all_or_gaps(found: Iterable[Comparison | Gap]) -> Iterator[Comparison | Gap]:
+    """A task's comparisons if all could be made, otherwise what was missing: a claim is not judged by a part of it."""
+    found = list(found)
+    gaps = [each for each in found if isinstance(each, Gap)]
+    yield from gaps or found
+
+
+def thirds(count: int) -> tuple[range, range, range]:
+    """First, middle and last third of the blocks; what does not divide goes to the middle."""
+    size = count // 3
+    return range(size), range(size, count - size), range(count - size, count)

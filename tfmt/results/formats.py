@@ -1,0 +1,202 @@
+"""A finished table, and its five ways onto a page: markdown, CSV, LaTeX, HTML, JSON.
+
+Markdown, LaTeX and HTML show what a reader reads, CSV and JSON the numbers behind it, one row a cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tfmt.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Block:
+    """One grid of text.
+
+    Attributes:
+      title: what stands above it; may be empty.
+      columns: the column heads.
+      rows: as many texts a row as there are columns.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What tfmt-report prints.
+
+    Attributes:
+      name: the value of `--table`, or `claims`.
+      title: one line.
+      caption: lines that say what the numbers are.
+      blocks: the grids of text.
+      numbers: the numbers behind them, one mapping a cell; fractions, not percent.
+    """
+
+    name: str
+    title: str
+    caption: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    numbers: tuple[Mapping[str, Any], ...]
+
+
+def format_tables(tables: Iterable[Table], form: str) -> str:
+    """Writes tables as text that ends in a newline.
+
+    Args:
+      tables: the tables, in order.
+      form: `markdown`, `csv`, `latex` (needs the package booktabs), `html` (a whole page) or `json`.
+
+    Raises:
+      RequestError: another form.
+    """
+    if form not in FORMATS:
+        raise RequestError(f"--format must be one of {', '.join(FORMATS)}. Received: {form!r}")
+    return FORMATS[form](tuple(tables)).rstrip("\n") + "\n"
+
+
+def _to_markdown(tables: Sequence[Table]) -> str:
+    def in_cell(text: str) -> str:
+        return " ".join(text.split()).replace("|", "\\|").replace("<", "\\<")
+
+    parts = []
+    for table in tables:
+        parts.append(f"### {table.title}")
+        for block in table.blocks:
+            grid = [[in_cell(text) for text in row] for row in (block.columns, *block.rows)]
+            # Padded, so that it reads as well in a terminal; a long cell does not widen its column beyond reason.
+            widths = [min(60, max(3, *(len(row[i]) for row in grid))) for i in range(len(block.columns))]
+            lines = [
+                "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
+                for row in grid
+            ]
+            lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+            parts.append("\n".join([f"{block.title}\n", *lines] if block.title else lines))
+        parts.append("\n".join(f"- {line}" for line in table.caption))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _to_csv(tables: Sequence[Table]) -> str:
+    rows = [{"table": table.name, "part": part, **row} for part, table in enumerate(tables, 1) for row in table.numbers]
+    columns = dict.fromkeys(name for row in rows for name in row) or {"table": None, "part": None}
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _flat(value) for name, value in row.items()} for row in rows)
+    return file.getvalue()
+
+
+def _flat(value: Any) -> Any:
+    """A value as one CSV field; lists and mappings as JSON."""
+    value = _plain(value)
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON knows: no NaN, no NumPy types, no tuples."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
+
+
+def _to_json(tables: Sequence[Table]) -> str:
+    told = [
+        {
+            "table": table.name,
+            "title": table.title,
+            "caption": list(table.caption),
+            "numbers": [_plain(row) for row in table.numbers],
+        }
+        for table in tables
+    ]
+    return json.dumps({"tables": told}, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"$<$",
+        ">": r"$>$",
+        "±": r"$\pm$",
+    }
+)
+
+
+def _to_latex(tables: Sequence[Table]) -> str:
+    def line(texts: Iterable[str]) -> str:
+        # A bracket at the start of a line would be taken for the argument of the `\\` before it.
+        return " & ".join(("{}" if text.startswith("[") else "") + text.translate(_LATEX) for text in texts) + r" \\"
+
+    parts = ["% needs \\usepackage{booktabs}"]
+    for table in tables:
+        lines = [r"\begin{table*}", r"\centering", r"\small"]
+        for block in table.blocks:
+            if block.title:
+                lines += [r"\par\medskip " + block.title.translate(_LATEX) + r"\par"]
+            lines += [
+                r"\begin{tabular}{l" + "r" * (len(block.columns) - 1) + "}",
+                r"\toprule",
+                line(block.columns),
+                r"\midrule",
+            ]
+            lines += [line(row) for row in block.rows]
+            lines += [r"\bottomrule", r"\end{tabular}"]
+        caption = " ".join((f"{table.title}.", *table.caption)).translate(_LATEX)
+        parts.append("\n".join([*lines, rf"\caption{{{caption}}}", r"\end{table*}"]))
+    return "\n\n".join(parts)
+
+
+def _to_html(tables: Sequence[Table]) -> str:
+    def line(texts: Iterable[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+    title = html.escape("; ".join(table.title for table in tables) or "tfmt-report")
+    style = "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
+    style += "th,td{text-align:left;padding:.2em .8em}"
+    style += "thead tr{border-top:2px solid;border-bottom:1px solid}tbody tr:last-child{border-bottom:2px solid}"
+    lines = [f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>']
+    lines += [f"<style>{style}</style></head><body>"]
+    for table in tables:
+        lines += ["<section>", f"<h2>{html.escape(table.title)}</h2>"]
+        for block in table.blocks:
+            caption = f"<caption>{html.escape(block.title)}</caption>" if block.title else ""
+            lines += [f"<table>{caption}<thead>{line(block.columns, 'th')}</thead>", "<tbody>"]
+            lines += [line(row, "td") for row in block.rows]
+            lines += ["</tbody></table>"]
+        lines += ["<ul>", *(f"<li>{html.escape(text)}</li>" for text in table.caption), "</ul>", "</section>"]
+    return "\n".join([*lines, "</body></html>"])
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
+    "markdown": _to_markdown,
+    "csv": _to_csv,
+    "latex": _to_latex,
+    "html": _to_html,
+    "json": _to_json,
+}

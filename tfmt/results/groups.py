@@ -1,0 +1,216 @@
+"""Which runs may be compared.
+
+Two runs are averaged only if nothing but the seed differs. What may differ between the rows and columns of one table
+(mode, layers, mask, task) names them; whatever else differs (model, versions, batching, precision, epochs, ...) parts
+the runs into groups, each with a table of its own. A field that is added to `RunSpec` parts them, too, until it is
+named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tfmt.errors import RequestError
+from tfmt.protocol import paper_epochs
+from tfmt.results.cells import Cell, make_cell
+from tfmt.results.rows import ROW_FIELDS, TASK_TITLES, Row, none_if_missing
+from tfmt.spec import CONDITIONAL_FIELDS, TASK_NAMES, RunSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAPER_EPOCHS = "by P1's rule"
+TASK_FIELDS = CONDITIONAL_FIELDS.difference(ROW_FIELDS) | {"data_sha256"}
+# Where a run computed, where its files lie and what it kept do not change its score beyond rounding. The model is told
+# by its digest, not by the name it was loaded under.
+_SAME_SCORE = frozenset({"model", "data_dir", "replicas", "jit_compile", "keep", "keep_epoch"})
+SETTINGS = (
+    "model_sha256",
+    "tfmt",
+    "arithmetic",
+    *(
+        name
+        for name in RunSpec.model_fields
+        if name not in TASK_FIELDS.union(ROW_FIELDS, _SAME_SCORE, {"task", "learning_rate", "seed", "epochs"})
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but what rows, columns, learning rates and seeds stand for.
+
+    Attributes:
+      settings: what they share: every one of `SETTINGS`, and `epochs`.
+      runs: the runs, as `annotate` leaves them, with `column`: the task, told apart from itself by its data if need be.
+      cells: (row, column) to cell.
+      seeds: the seeds of these runs.
+    """
+
+    settings: Mapping[str, Any]
+    runs: pd.DataFrame = field(repr=False)
+    cells: Mapping[tuple[Row, str], Cell]
+    seeds: tuple[int, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows that have runs, in the papers' order."""
+        return tuple(sorted({row for row, _ in self.cells}, key=lambda row: row.order))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that have runs, in the order of the task table."""
+        return tuple(sorted({column for _, column in self.cells}, key=_column_order))
+
+
+def _column_order(column: str) -> tuple[int, str]:
+    return TASK_NAMES.index(column.partition(" ")[0]), column
+
+
+def column_title(column: str) -> str:
+    """A column's name in a table: the task's, with what tells it from itself behind."""
+    task, space, told = column.partition(" ")
+    return TASK_TITLES.get(task, task) + space + told
+
+
+def group_runs(runs: pd.DataFrame) -> list[Group]:
+    """Parts runs into groups that may share a table.
+
+    Args:
+      runs: what `annotate` returns, or some rows of it.
+
+    Returns:
+      The groups, the largest first. Epochs part them, too, but P1's own rule gives modes different numbers: so one
+      group holds the runs that follow the rule, and one each the runs with a number that breaks it. A run may be in
+      both; a group that another contains is left out.
+
+    Raises:
+      RequestError: two runs of one cell and seed that differ in more than their seed, in a way no table shows.
+    """
+    groups = []
+    for values, part in runs.groupby(list(SETTINGS), dropna=False, sort=False):
+        settings = dict(zip(SETTINGS, values, strict=True))
+        for epochs, members in _part_by_epochs(part):
+            groups.append(_make_group(settings | {"epochs": epochs}, members))
+    return sorted(groups, key=lambda group: (-len(group.runs), str(group.settings)))
+
+
+def _part_by_epochs(runs: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+    """One number of epochs a task and mode in each part."""
+    rule = [paper_epochs(task, mode) for task, mode in zip(runs["task"], runs["mode"], strict=True)]
+    follows = runs["epochs"] == rule
+    views = [(PAPER_EPOCHS, frozenset(runs.index[follows]))]
+    views += [
+        (number, frozenset(runs.index[runs["epochs"] == number])) for number in sorted(set(runs["epochs"][~follows]))
+    ]
+    return [
+        (label, runs.loc[sorted(members)])
+        for label, members in views
+        if members and not any(members < other for _, other in views)
+    ]
+
+
+def _make_group(settings: dict[str, Any], runs: pd.DataFrame) -> Group:
+    runs = runs.assign(column=_columns(runs))
+    runs = _drop_repeats(runs)
+    seeds = tuple(sorted({int(seed) for seed in runs["seed"]}))
+    cells: Any = {
+        (row, column): make_cell(part, len(seeds))
+        for (row, column), part in runs.groupby(["row", "column"], sort=False)
+    }
+    return Group(settings, runs, cells, seeds)
+
+
+def _columns(runs: pd.DataFrame) -> list[str]:
+    """Each run's task; a task that was run on several data sets (by content or columns) is as many columns."""
+    names = sorted(TASK_FIELDS)
+    keys = list(zip(runs["task"], *(map(none_if_missing, runs[name]) for name in names), strict=True))
+    variants: dict[str, list[tuple[Any, ...]]] = {}
+    for key in dict.fromkeys(keys):
+        variants.setdefault(key[0], []).append(key[1:])
+    titles = {}
+    for task, choices in variants.items():
+        differing = [i for i in range(len(names)) if len({choice[i] for choice in choices}) > 1]
+        for choice in choices:
+            told = ", ".join(f"{names[i].removesuffix('_sha256')} {_short(choice[i])}" for i in differing)
+            titles[task, *choice] = f"{task} ({told})" if told else task
+    return [titles[key] for key in keys]
+
+
+def _short(value: Any) -> str:
+    """A value in a caption or title; digests by their first digits, lists joined."""
+    if isinstance(value, tuple):
+        return "+".join(map(str, value)) or "-"
+    text = "-" if value is None or value == "" else str(value)
+    return text[:8] if len(text) == 64 else text
+
+
+def _drop_repeats(runs: pd.DataFrame) -> pd.DataFrame:
+    """One run a cell, rate and seed: the same run may be there twice, for what it kept."""
+    place = ["row", "column", "learning_rate", "seed"]
+    repeated = runs[runs.duplicated(place, keep=False)]
+    if repeated.empty:
+        return runs
+    compared = [name for name in RunSpec.model_fields if name not in _SAME_SCORE]
+    for _, same in repeated.groupby(place, sort=False):
+        differing = [name for name in compared if same[name].map(str).nunique() > 1]
+        if differing:
+            first, second = same["run_id"].iloc[:2]
+            raise RequestError(
+                f"runs {first} and {second} belong to one cell of a table and differ in {', '.join(differing)}:"
+                " keep them in separate folders and give one to --runs"
+            )
+    # A scored one before others; then by id, so that the choice does not hang on the order of files.
+    order = runs.assign(_lost=runs["outcome"] != "scored").sort_values(["_lost", "run_id"]).drop(columns="_lost")
+    return order.drop_duplicates(place).sort_values("run_id")
+
+
+def describe_settings(group: Group, names: Iterable[str] | None = None) -> str:
+    """A group's settings as `batching random, precision float32, ...`.
+
+    Args:
+      group: the group.
+      names: which settings; None for `settings_to_tell` and the epochs.
+    """
+    if names is None:
+        names = [*settings_to_tell(group), "epochs"]
+    return ", ".join(_DESCRIPTIONS.get(name, _plainly)(name, group) for name in names)
+
+
+def settings_to_tell(group: Group) -> list[str]:
+    """The settings a caption names: the model, the versions, a few always, and all that is not `RunSpec`'s default."""
+    return [name for name in SETTINGS if name in _ALWAYS_TOLD or not _is_default(name, group.settings[name])]
+
+
+def differing_settings(groups: Iterable[Group]) -> list[str]:
+    """The settings in which groups differ."""
+    groups = list(groups)
+    return [name for name in (*SETTINGS, "epochs") if len({str(group.settings[name]) for group in groups}) > 1]
+
+
+_ALWAYS_TOLD = ("model_sha256", "tfmt", "arithmetic", "batching", "precision", "batch_size", "max_length")
+
+
+def _is_default(name: str, value: Any) -> bool:
+    return name in RunSpec.model_fields and RunSpec.model_fields[name].default == value
+
+
+def _plainly(name: str, group: Group) -> str:
+    return f"{name} {_short(group.settings[name])}"
+
+
+def _tell_model(name: str, group: Group) -> str:
+    names = " = ".join(sorted(set(group.runs["model"])))
+    return f"model {names} (sha256 {_short(group.settings[name])})"
+
+
+def _tell_epochs(name: str, group: Group) -> str:
+    if group.settings[name] != PAPER_EPOCHS:
+        return f"{group.settings[name]} epochs"
+    counts = "/".join(str(number) for number in sorted(set(group.runs["epochs"])))
+    return f"epochs {PAPER_EPOCHS} ({counts})"
+
+
+_DESCRIPTIONS: dict[str, Callable[[str, Group], str]] = {"model_sha256": _tell_model, "epochs": _tell_epochs}

@@ -1,0 +1,161 @@
+"""What a run tunes, as a row of a table; how it ended; and the score that counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from tfmt.errors import RequestError
+from tfmt.spec import MODES, RunSpec, parse_layers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORE_COLUMNS = {"best": "score_best", "last": "score_last"}
+ROW_FIELDS = ("mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "fisher_examples", "fisher_from")
+
+MODE_TITLES = {
+    "full": "Full-FT",
+    "frozen": "Frozen",
+    "attention": "Multi-head attention",
+    "feedforward": "Feed-forward",
+    "layernorm": "LayerNorms",
+    "layernorm_attention": "Attention LayerNorms",
+    "layernorm_feedforward": "Feed-forward LayerNorms",
+    "bitfit": "BitFit",
+    "random": "Random",
+    "outliers": "Outliers",
+    "outliers_control": "Random LayerNorm weights",
+    "fisher": "Fisher",
+    "fisher_control": "Random feed-forward LayerNorm weights",
+}
+TASK_TITLES = {
+    "cola": "CoLA",
+    "sst2": "SST-2",
+    "mrpc": "MRPC",
+    "stsb": "STS-B",
+    "qqp": "QQP",
+    "mnli": "MNLI",
+    "qnli": "QNLI",
+    "rte": "RTE",
+    "ptb_pos": "PTB tags",
+    "conll2003_ner": "CoNLL-2003 entities",
+    "rotten_tomatoes": "Rotten Tomatoes",
+}
+# The tasks of P1's table 1, of its tables 3 and 4, of its table 2; and those for which P2 shows what changes.
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+SMALL_GLUE_TASKS = ("cola", "mrpc", "stsb", "rte")
+P2_TASKS = ("rte", "mrpc", "stsb", "sst2")
+TOKEN_TASKS = ("ptb_pos", "conll2003_ner")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a run tunes: all that its mode's name leaves open.
+
+    Attributes:
+      union: a `fisher` run on the union of other runs' masks; `mask_fraction` is then theirs, None if they are not at
+        hand to tell.
+    """
+
+    mode: str
+    layers: str = "all"
+    mask_size: int | None = None
+    mask_fraction: float | None = None
+    union: bool = False
+    outlier_pool: str = RunSpec.model_fields["outlier_pool"].default
+    fisher_examples: int = RunSpec.model_fields["fisher_examples"].default
+
+    @property
+    def title(self) -> str:
+        """The row's name in a table, in the words of the papers."""
+        title = "Union of other tasks' Fisher masks" if self.union else MODE_TITLES[self.mode]
+        parts = []
+        if self.mask_size is not None:
+            parts.append(f"n={self.mask_size}")
+        if self.mask_fraction is not None:
+            parts.append(f"f={self.mask_fraction:g}")
+        if self.layers != "all":
+            parts.append(f"block {self.layers}" if self.layers.isdecimal() else f"blocks {self.layers}")
+        defaults = {column.name: column.default for column in fields(Row)}
+        if self.outlier_pool != defaults["outlier_pool"]:
+            parts.append(f"{self.outlier_pool} alone")
+        if self.fisher_examples != defaults["fisher_examples"]:
+            parts.append(f"{self.fisher_examples} examples")
+        return " ".join([title, ", ".join(parts)]).strip()
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Sorts rows as the papers do: by mode, size and fraction, then whole models before blocks."""
+        return (
+            MODES.index(self.mode),
+            self.union,
+            self.mask_size or 0,
+            self.mask_fraction or 0.0,
+            parse_layers(self.layers) or (),
+            self.outlier_pool,
+            self.fisher_examples,
+        )
+
+
+def is_token_task(task: str, task_type: str) -> bool:
+    """Whether a run's task tags words (P1, table 2) rather than sentences."""
+    return task in TOKEN_TASKS or task_type == "tokens"
+
+
+def keep_runs(runs: pd.DataFrame, wanted: Iterable[bool]) -> pd.DataFrame:
+    """The rows of a DataFrame that are wanted, also if that is none."""
+    return runs.iloc[[position for position, keep in enumerate(wanted) if keep]]
+
+
+def annotate(runs: pd.DataFrame, epoch: str = "best") -> pd.DataFrame:
+    """Says of each run which row of a table it belongs to, how it ended, and its score.
+
+    Args:
+      runs: what `read_runs` returns.
+      epoch: whose score counts: the `best` epoch's or the `last` one's.
+
+    Returns:
+      The same with `row` (a `Row`), `score` (a fraction) and `outcome`: `scored`, `undefined` (it completed and its
+      metric is not defined), `diverged` or `failed`. A run that changed a weight outside its selection counts
+      as failed.
+
+    Raises:
+      RequestError: no such epoch.
+    """
+    if epoch not in SCORE_COLUMNS:
+        raise RequestError(f"--epoch must be one of {', '.join(SCORE_COLUMNS)}. Received: {epoch!r}")
+    # Iterating over pandas' Arrow-backed texts is many times slower than over plain ones.
+    runs = runs.astype(dict.fromkeys(runs.select_dtypes("string"), object))
+    outcome = runs["status"].where(runs["status"] != "completed", "scored").astype(object)
+    score = runs[SCORE_COLUMNS[epoch]].astype(float)
+    outcome[(outcome == "scored") & score.isna()] = "undefined"
+    outcome[(outcome != "diverged") & (runs["frozen_changed"].astype(float) > 0)] = "failed"
+    rows: Any = _rows(runs)
+    return runs.assign(row=rows, score=score.where(outcome == "scored"), outcome=outcome)
+
+
+def _rows(runs: pd.DataFrame) -> list[Row]:
+    """Each run's row. A union run's fraction is that of the runs whose masks it unites, found by their ids."""
+    fractions = dict(zip(runs["run_id"], map(none_if_missing, runs["mask_fraction"]), strict=True))
+    rows = []
+    for mode, layers, size, own_fraction, pool, examples, sources in zip(
+        *(runs[name] for name in ROW_FIELDS), strict=True
+    ):
+        fraction = none_if_missing(own_fraction)
+        if sources:
+            united = {fractions.get(PurePath(source).name) for source in sources}
+            fraction = united.pop() if len(united) == 1 else None
+        size = none_if_missing(size)
+        rows.append(
+            Row(mode, layers, None if size is None else int(size), fraction, bool(sources), pool, int(examples))
+        )
+    return rows
+
+
+def none_if_missing(value: Any) -> Any:
+    """A cell of a DataFrame, None where pandas wrote NaN for it."""
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) else value

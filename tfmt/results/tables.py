@@ -1,0 +1,329 @@
+"""The papers' tables, from runs.
+
+Each table is a `Layout`: which runs are its rows, which runs of other tables stand above them for comparison, and what
+the paper's own table holds. The cells and the choice of the learning rate are in `cells`, what may share a table in
+`groups`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tfmt import protocol
+from tfmt.errors import RequestError
+from tfmt.results.cells import Cell
+from tfmt.results.formats import Block, Table
+from tfmt.results.groups import Group, column_title, describe_settings, differing_settings, group_runs
+from tfmt.results.rows import (
+    GLUE_TASKS,
+    P2_TASKS,
+    SMALL_GLUE_TASKS,
+    TOKEN_TASKS,
+    Row,
+    annotate,
+    is_token_task,
+    keep_runs,
+    none_if_missing,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The rows of P1, tables 1 and 2.
+MODULE_MODES = (
+    "full",
+    "frozen",
+    "attention",
+    "feedforward",
+    "layernorm",
+    "layernorm_attention",
+    "layernorm_feedforward",
+    "bitfit",
+    "random",
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One table of a paper.
+
+    Attributes:
+      title: what it shows.
+      belongs: whether a row is one of the table's own.
+      compared: whether a row of another table stands above them.
+      tokens: whether its tasks tag words.
+      tasks: the tasks of the paper's table.
+      rows: the rows of the paper's table, as far as the paper names them.
+      average: whether it has a column for the mean over the tasks.
+      flagfile: the sweep that makes its runs.
+    """
+
+    title: str
+    belongs: Callable[[Row], bool]
+    compared: Callable[[Row], bool]
+    tokens: bool
+    tasks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    average: bool
+    flagfile: str
+
+
+def _whole_model(*modes: str) -> Callable[[Row], bool]:
+    """Rows of these modes with all layers."""
+    return lambda row: row.mode in modes and row.layers == "all"
+
+
+LAYOUTS: dict[str, Layout] = {
+    "1": Layout(
+        title="Table 1: modules of BERT, each tuned alone",
+        belongs=_whole_model(*MODULE_MODES),
+        compared=_whole_model(),
+        tokens=False,
+        tasks=GLUE_TASKS,
+        rows=tuple(map(Row, MODULE_MODES)),
+        average=True,
+        flagfile="table1.flags",
+    ),
+    "2": Layout(
+        title="Table 2: modules of BERT, each tuned alone, on token-level tasks",
+        belongs=_whole_model(*MODULE_MODES),
+        compared=_whole_model(),
+        tokens=True,
+        tasks=TOKEN_TASKS,
+        rows=tuple(map(Row, MODULE_MODES)),
+        average=False,
+        flagfile="table2.flags",
+    ),
+    "3": Layout(
+        title="Table 3: the LayerNorms of one block (0-based)",
+        belongs=lambda row: row.mode == "layernorm" and row.layers.isdecimal(),
+        compared=_whole_model("full", "frozen", "layernorm"),
+        tokens=False,
+        tasks=SMALL_GLUE_TASKS,
+        rows=(),
+        average=True,
+        flagfile="table3.flags",
+    ),
+    "4": Layout(
+        title="Table 4: n weights of each LayerNorm, outliers and random ones",
+        belongs=_whole_model("outliers", "outliers_control"),
+        compared=_whole_model("frozen", "layernorm"),
+        tokens=False,
+        tasks=SMALL_GLUE_TASKS,
+        rows=tuple(Row(mode, mask_size=n) for n in protocol.MASK_SIZES for mode in ("outliers", "outliers_control")),
+        average=True,
+        flagfile="table4.flags",
+    ),
+    "fisher": Layout(
+        title="Fisher: the part of the feed-forward LayerNorms with the highest Fisher information (P2)",
+        belongs=_whole_model("fisher", "fisher_control"),
+        compared=_whole_model("full", "frozen", "bitfit", "layernorm", "layernorm_feedforward"),
+        tokens=False,
+        tasks=P2_TASKS,
+        rows=(),
+        average=True,
+        flagfile="fisher.flags",
+    ),
+}
+TABLE_NAMES = (*LAYOUTS, "runs")
+
+
+def build_tables(runs: pd.DataFrame, name: str, epoch: str = "best") -> tuple[Table, ...]:
+    """One of the papers' tables, or the list of runs.
+
+    Args:
+      runs: what `read_runs` returns.
+      name: `1`, `2`, `3`, `4`, `fisher` or `runs`.
+      epoch: whose scores: each run's `best` epoch's or its `last` one's.
+
+    Returns:
+      One table for each group of runs that may be compared (see `groups`), the largest group first. Without runs
+      for it, one table without rows, whose caption says what makes them.
+
+    Raises:
+      RequestError: no such table or epoch, or runs that no table can tell apart.
+    """
+    if name not in TABLE_NAMES:
+        raise RequestError(f"--table must be one of {', '.join(TABLE_NAMES)}. Received: {name!r}")
+    broken = tuple(f"Not read: {message}" for message in runs.attrs.get("broken", ()))
+    annotated = annotate(runs, epoch)
+    if name == "runs":
+        return (_list_runs(annotated, broken),)
+    layout = LAYOUTS[name]
+    mine = [
+        is_token_task(task, task_type) == layout.tokens and (layout.belongs(row) or layout.compared(row))
+        for row, task, task_type in zip(annotated["row"], annotated["task"], annotated["task_type"], strict=True)
+    ]
+    groups = [group for group in group_runs(keep_runs(annotated, mine)) if any(map(layout.belongs, group.rows))]
+    if not groups:
+        caption = (f"No runs for it here. Make them: tfmt-sweep --flagfile={layout.flagfile}", *broken)
+        return (Table(name, layout.title, caption, (), ()),)
+    differing = differing_settings(groups)
+    tables = []
+    for part, group in enumerate(groups, 1):
+        title = layout.title
+        if len(groups) > 1:
+            title += f" ({part} of {len(groups)}: {describe_settings(group, differing)})"
+        tables.append(_fill(name, layout, title, group, epoch, broken))
+    return tuple(tables)
+
+
+def _fill(name: str, layout: Layout, title: str, group: Group, epoch: str, broken: tuple[str, ...]) -> Table:
+    """The table of one group."""
+    own = [row for row in group.rows if layout.belongs(row)]
+    own.sort(key=lambda row: (row.mask_size or 0, row.mask_fraction or 0.0, row.order))
+    rows = [row for row in group.rows if not layout.belongs(row)] + own
+    columns = [column for column in group.columns if any((row, column) in group.cells for row in own)]
+    titles = tuple(map(column_title, columns))
+    scores, rates = [], []
+    for row in rows:
+        cells = [group.cells.get((row, column)) for column in columns]
+        line = [row.title, _percent_tuned(cells), *(cell.text if cell else "-" for cell in cells)]
+        if layout.average and len(columns) > 1:
+            line.append(_average(cells))
+        scores.append(tuple(line))
+        rates.append((row.title, *(_rate(cell) for cell in cells)))
+    average = ("average",) if layout.average and len(columns) > 1 else ()
+    return Table(
+        name=name,
+        title=title,
+        caption=_caption(layout, group, rows, columns, epoch) + broken,
+        blocks=(
+            Block("", ("", "tuned %", *titles, *average), tuple(scores)),
+            Block("Learning rate chosen", ("", *titles), tuple(rates)),
+        ),
+        numbers=tuple(
+            _numbers(group, row, column, epoch) for row in rows for column in columns if (row, column) in group.cells
+        ),
+    )
+
+
+def _average(cells: Iterable[Cell | None]) -> str:
+    """The mean over the tasks, where every task has one."""
+    means = [cell.mean if cell else None for cell in cells]
+    known = [mean for mean in means if mean is not None]
+    return f"{100 * statistics.fmean(known):.1f}" if len(known) == len(means) else "-"
+
+
+def _rate(cell: Cell | None) -> str:
+    return format_rate(cell.learning_rate) if cell and cell.eligible else "-"
+
+
+def format_rate(rate: float) -> str:
+    """`1e-3`, `2.5e-4`: a learning rate as the papers write it."""
+    mantissa, exponent = f"{rate:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def format_percent(percent: float) -> str:
+    """At least two digits that mean something: `100`, `25.9`, `0.034`, `0.00035`."""
+    if percent == 0 or percent >= 99.95:
+        return f"{percent:.0f}"
+    return f"{percent:.{max(1, 1 - math.floor(math.log10(percent)))}f}"
+
+
+def _percent_tuned(cells: Iterable[Cell | None]) -> str:
+    """The share of the encoder tuned; masks that are unions have another one on each task."""
+    known = [cell.tuned for cell in cells if cell and cell.tuned]
+    if not known:
+        return "-"
+    lowest = format_percent(min(low for low, _ in known))
+    highest = format_percent(max(high for _, high in known))
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def _numbers(group: Group, row: Row, column: str, epoch: str) -> dict[str, Any]:
+    """One cell as numbers, with all that it hangs on."""
+    cell = group.cells[row, column]
+    numbers: dict[str, Any] = {"row": row.title, **asdict(row), "column": column, "task": column.partition(" ")[0]}
+    numbers |= {"score_name": "/".join(_score_names(group, column)), "epoch": epoch}
+    numbers |= {"mean": cell.mean, "deviation": cell.deviation, "seeds": len(cell.scores), "seeds_asked": cell.asked}
+    numbers |= {"learning_rate": cell.learning_rate if cell.eligible else None, "eligible": cell.eligible}
+    numbers |= {"collapsed": cell.collapsed if cell.eligible else 0, "scores": dict(cell.scores)}
+    numbers |= {name: cell.lost_anywhere.get(name, 0) for name in ("diverged", "failed", "undefined")}
+    numbers |= {"tuned_percent_min": cell.tuned[0] if cell.tuned else None}
+    numbers |= {"tuned_percent_max": cell.tuned[1] if cell.tuned else None, "runs": cell.runs, "epochs": cell.epochs}
+    models = {"model": "/".join(sorted(set(group.runs["model"])))}
+    return numbers | models | {name: value for name, value in group.settings.items() if name != "epochs"}
+
+
+def _score_names(group: Group, column: str) -> list[str]:
+    return sorted(set(group.runs.loc[group.runs["column"] == column, "score_name"].dropna()))
+
+
+def _caption(layout: Layout, group: Group, rows: list[Row], columns: list[str], epoch: str) -> tuple[str, ...]:
+    """What the numbers are, line by line."""
+    shown = group.runs[group.runs["column"].isin(columns)]
+    statistic = (
+        f"Percent on the development split, {epoch} epoch of each run: mean ± sample standard deviation (n - 1)"
+        f" over seeds {', '.join(map(str, group.seeds))}, at the learning rate with the best mean."
+    )
+    selection = (
+        "The rate (and the best epoch) is chosen on the split that is reported, as in the paper. A rate with a seed"
+        " that diverged, failed or has an undefined score is not eligible while another is; of the eligible, those with"
+        " the most seeds compete."
+    )
+    marks = (
+        "A dash: no runs, or no eligible rate. (2/3): fewer seeds than the table has. Lost and collapsed runs are"
+        " counted behind the score."
+    )
+    lines = [statistic, selection, marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
+    lines[-1] = lines[-1][0].upper() + lines[-1][1:]
+    lost = shown["outcome"].value_counts()
+    lines.append(
+        f"{len(shown)} runs: "
+        + ", ".join(f"{lost[name]} {name}" for name in ("scored", "undefined", "diverged", "failed") if name in lost)
+        + "."
+    )
+    leaking = shown[shown["frozen_changed"].astype(float) > 0]
+    lines += [f"Counted as failed, it changed frozen weights: {run_id}." for run_id in leaking["run_id"]]
+    missing = [
+        column_title(task) for task in layout.tasks if task not in {column.partition(" ")[0] for column in columns}
+    ]
+    missing += [row.title for row in layout.rows if row not in rows]
+    if missing:
+        lines.append(f"In the paper's table and not run here: {', '.join(missing)}.")
+    return tuple(lines)
+
+
+def _tell_scores(runs: pd.DataFrame, columns: list[str]) -> str:
+    """Metric, split and N of each column, as far as the runs say."""
+    told = []
+    for column in columns:
+        part = runs[runs["column"] == column]
+        text = f"{column_title(column)} {'/'.join(sorted(set(part['score_name'].dropna()))) or 'none'}"
+        counts: dict[str, int] = {}
+        for examples in part.get("examples", ()):
+            if isinstance(examples, Mapping):
+                counts |= {split: n for split, n in examples.items() if split != "train"}
+        told.append(text + "".join(f", {split} N={n:,}" for split, n in counts.items()))
+    return "; ".join(told)
+
+
+def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
+    """Every run with its status."""
+    rows = []
+    columns = ["run_id", "status", "score_name", "score_best", "score_last", "best_epoch", "tuned_percent", "seconds"]
+    columns += ["collapsed", "frozen_changed", "error"]
+    for record in zip(*(map(none_if_missing, runs[name]) for name in columns), strict=True):
+        run_id, status, score_name, best, last, best_epoch, tuned, seconds, collapsed, leaked, error = record
+        notes = ["collapsed"] if collapsed else []
+        notes += [f"{int(leaked)} frozen weights changed"] if leaked else []
+        notes += [error] if error else []
+        scores = ("-" if score is None else f"{100 * score:.1f}" for score in (best, last))
+        epoch = "-" if best_epoch is None else f"{int(best_epoch)}"
+        percent = "-" if tuned is None else format_percent(tuned)
+        seconds = "-" if seconds is None else f"{seconds:.0f}"
+        rows.append((run_id, status, score_name or "-", *scores, epoch, percent, seconds, "; ".join(notes)))
+    heads = ("run", "status", "score", "best", "last", "best epoch", "tuned %", "seconds", "notes")
+    counts = ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
+    caption = (f"{len(runs)} runs{': ' + counts if counts else ''}.", *broken)
+    names = [name for name in runs.columns if name not in ("row", "score")]
+    numbers = tuple(
+        {str(name): none_if_missing(value) for name, value in row.items()} for row in runs[names].to_dict("records")
+    )
+    return Table("runs", "Runs", caption, (Block("", heads, tuple(rows)),) if rows else (), numbers)
