@@ -48,7 +48,7 @@ def write_toy_bert(folder: Path, *, seed: int = 0, blocks: int = 2, hidden: int 
             shape = weight.shape[::-1] if weight.transposed else weight.shape
             centre = 1.0 if weight.part == "gamma" else 0.0
             tensors[weight.torch_name] = generator.normal(centre, 0.2, shape).astype(np.float32)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

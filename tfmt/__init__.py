@@ -1,8 +1,58 @@
-"""tfmt fine-tunes exactly the part of BERT you mean, and proves it."""
+"""tfmt fine-tunes exactly the part of BERT you mean, and proves it.
+
+The public calls are imported when they are first used, so that `import tfmt` starts at once.
+"""
 
 import os
+from typing import TYPE_CHECKING, Any
 
 # Hugging Face's TF models are built on Keras 2. This has to be set before anything imports TensorFlow.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tfmt.bert.models import load_bert
+    from tfmt.errors import RequestError, RunError
+    from tfmt.selection.gradient_mask import GradientMask
+    from tfmt.selection.selection import Selection, select
+    from tfmt.spec import RunSpec
+    from tfmt.study.load import load_tuned
+    from tfmt.study.records import read_runs
+
+_PUBLIC = {
+    "GradientMask": "tfmt.selection.gradient_mask",
+    "RequestError": "tfmt.errors",
+    "RunError": "tfmt.errors",
+    "RunSpec": "tfmt.spec",
+    "Selection": "tfmt.selection.selection",
+    "load_bert": "tfmt.bert.models",
+    "load_tuned": "tfmt.study.load",
+    "read_runs": "tfmt.study.records",
+    "select": "tfmt.selection.selection",
+}
+__all__ = [
+    "GradientMask",
+    "RequestError",
+    "RunError",
+    "RunSpec",
+    "Selection",
+    "load_bert",
+    "load_tuned",
+    "read_runs",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tfmt' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -180,22 +181,31 @@ def find_records(runs: str | Path) -> tuple[list[Record], list[str]]:
 
 
 def read_runs(runs: str | Path) -> pd.DataFrame:
-    """The records below a folder as one DataFrame, one row a run.
+    """The records below a folder as one DataFrame, one row a run; see `tabulate`.
 
     Args:
       runs: the `--output_dir` of the runs.
 
-    Returns:
-      A DataFrame: `run_id`, `status`, `error`, every field of the spec, `tuned`, `tuned_percent`, `score_name`,
-      `score_best`, `score_last` (fractions), `best_epoch`, `collapsed`, `seconds`, `frozen_changed`,
-      `tfmt` (version), `arithmetic`, `model_sha256`, `data_sha256`. Unreadable records are named in `attrs["broken"]`.
-
     Raises:
       RequestError: there is no such folder.
     """
+    return tabulate(*find_records(runs))
+
+
+def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFrame:
+    """Records as one DataFrame, one row a run.
+
+    Args:
+      records: from `find_records`.
+      broken: messages on records that cannot be read, kept in `attrs["broken"]`.
+
+    Returns:
+      A DataFrame: `run_id`, `status`, `error`, every field of the spec, `tuned`, `tuned_percent`, `score_name`,
+      `score_best`, `score_last` (fractions), `best_epoch`, `collapsed`, `examples` ({split: number}), `seconds`,
+      `frozen_changed`, `tfmt` (version), `arithmetic`, `model_sha256`, `data_sha256`.
+    """
     import pandas as pd
 
-    records, broken = find_records(runs)
     rows = []
     for record in records:
         row: dict[str, Any] = {"run_id": record.run_id, "status": record.status, "error": record.error}
@@ -203,7 +213,7 @@ def read_runs(runs: str | Path) -> pd.DataFrame:
         if record.parameters:
             row |= {"tuned": record.parameters.tuned, "tuned_percent": record.parameters.tuned_percent}
         if record.result:
-            fields = ("score_name", "score_best", "score_last", "best_epoch", "collapsed")
+            fields = ("score_name", "score_best", "score_last", "best_epoch", "collapsed", "examples")
             row |= {name: getattr(record.result, name) for name in fields}
         if record.cost:
             row["seconds"] = record.cost.setup_seconds + record.cost.train_seconds + record.cost.eval_seconds
@@ -214,8 +224,8 @@ def read_runs(runs: str | Path) -> pd.DataFrame:
         row |= {"model_sha256": origin.model_sha256, "data_sha256": origin.data_sha256}
         rows.append(row)
     columns = ["run_id", "status", "error", *RunSpec.model_fields, "tuned", "tuned_percent", "score_name", "score_best"]
-    columns += ["score_last", "best_epoch", "collapsed", "seconds", "frozen_changed", "tfmt", "arithmetic"]
+    columns += ["score_last", "best_epoch", "collapsed", "examples", "seconds", "frozen_changed", "tfmt", "arithmetic"]
     columns += ["model_sha256", "data_sha256"]
     frame = pd.DataFrame(rows, columns=columns)
-    frame.attrs["broken"] = broken
+    frame.attrs["broken"] = list(broken)
     return frame

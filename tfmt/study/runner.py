@@ -206,7 +206,8 @@ def _store_tuned(request: Request, bench: Workbench, values: dict[str, Any], bef
     assert bench.selection is not None
     tensors = to_torch_names(bench.selection.weights, values, bench.selection.masks)
     before_write()
-    about = {"run_id": request.run_id, "model_sha256": request.digests["model"]}
+    about = {"run_id": request.run_id, "model_sha256": request.digests["model"], "head": request.task.head,
+             "classes": list(request.task.classes)}  # fmt: skip
     write_tensors(request.folder / TUNED_FILE, tensors, about)
 
 

@@ -1,0 +1,198 @@
+"""Loading: the numbers of transformers' own models, and clear words for what cannot be loaded."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+import transformers
+from safetensors.numpy import load_file, save_file
+
+import tfmt
+from tfmt.bert.base_weights import BaseWeights, model_digest
+from tfmt.bert.configs import demo_folder, find_model, read_config
+from tfmt.bert.tokenizer import load_tokenizer
+from tfmt.errors import RequestError
+
+TEXTS = (["a warm , funny film", "dull", "the plot never quite comes together and the jokes fall flat"],
+         ["i liked it", "so it was not good at all", "no"])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return tfmt.load_bert("demo", num_labels=2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return dict(load_tokenizer(demo_folder())(*TEXTS, padding=True, return_tensors="np"))
+
+
+@pytest.fixture(scope="module")
+def theirs(minilm):
+    model = transformers.TFBertForSequenceClassification.from_pretrained(demo_folder())
+    model.classifier.kernel.assign(minilm.classifier.kernel)
+    return model
+
+
+def test_minilm_logits_are_those_of_transformers(minilm, theirs, batch):
+    np.testing.assert_allclose(minilm(batch).logits, theirs(batch).logits, atol=1e-6)
+
+
+def test_gradients_are_those_of_transformers(minilm, theirs, batch):
+    def gradients(model):
+        with tf.GradientTape() as tape:
+            logits = model(batch, training=False).logits
+            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits([0, 1, 0], logits))
+        found = tape.gradient(loss, model.trainable_variables)
+        return {v.name.split("/", 1)[1]: tf.convert_to_tensor(g) for v, g in zip(model.trainable_variables, found, strict=True)}
+
+    ours, expected = gradients(minilm), gradients(theirs)
+    assert ours.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = float(tf.reduce_max(tf.abs(gradient))) + 1e-3  # keys have biases without effect
+        np.testing.assert_allclose(ours[name], gradient, atol=2e-4 * scale, err_msg=name)
+
+
+def test_token_head_and_special_requests(toy_bert):
+    model = tfmt.load_bert(str(toy_bert), num_labels=5, head="tokens", seed=1)
+    theirs = transformers.TFBertForTokenClassification.from_pretrained(toy_bert, num_labels=5)
+    theirs.classifier.kernel.assign(model.classifier.kernel)
+    ids = np.random.default_rng(0).integers(5, 19, (3, 9))
+    mask = np.ones_like(ids)
+    mask[1, 4:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    np.testing.assert_allclose(model(inputs).logits[mask == 1], theirs(inputs).logits[mask == 1], atol=1e-5)
+    # What only the library computes comes from the library.
+    states = model(inputs, output_hidden_states=True).hidden_states
+    assert len(states) == 3
+    np.testing.assert_allclose(states[2], theirs(inputs, output_hidden_states=True).hidden_states[2], atol=1e-5)
+
+
+def test_padding_changes_no_logit(minilm):
+    tokenizer = load_tokenizer(demo_folder())
+    alone = [minilm(dict(tokenizer(*pair, return_tensors="np"))).logits[0] for pair in zip(*TEXTS, strict=True)]
+    for length in (24, 64, 128):
+        padded = dict(tokenizer(*TEXTS, padding="max_length", max_length=length, return_tensors="np"))
+        np.testing.assert_allclose(minilm(padded).logits, alone, atol=1e-5)
+
+
+def test_head_depends_on_the_seed_alone(toy_bert):
+    first, again, other = (tfmt.load_bert(str(toy_bert), 3, seed=seed, name=f"m{i}") for i, seed in enumerate((4, 4, 5)))
+    assert np.array_equal(first.classifier.kernel, again.classifier.kernel)
+    assert not np.array_equal(first.classifier.kernel, other.classifier.kernel)
+    big = tfmt.load_bert("demo", 200, seed=0).classifier.kernel.numpy()
+    assert np.abs(big).max() <= 0.04 + 1e-7  # two standard deviations of 0.02
+    assert big.std() == pytest.approx(0.02 * 0.8796, rel=0.02)  # of a normal cut at two standard deviations
+
+
+def test_gamma_beta_and_prefixed_names_load(toy_bert, tmp_path):
+    other = tmp_path / "old-names"
+    shutil.copytree(toy_bert, other)
+    tensors = load_file(other / "model.safetensors")
+    renamed = {
+        name.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+        for name, v in tensors.items()
+    }
+    save_file(renamed, other / "model.safetensors")
+    one, two = BaseWeights(toy_bert, "sentence"), BaseWeights(other, "sentence")
+    assert one.paths == two.paths
+    assert all(np.array_equal(one.read(path), two.read(path)) for path in one.paths)
+
+
+def test_plain_fit_draws_the_dropout_of_its_seed(toy_bert):
+    ids = np.random.default_rng(0).integers(5, 19, (32, 8))
+    labels = np.arange(32) % 2
+
+    def fitted(seed):
+        model = tfmt.load_bert(str(toy_bert), seed=0)
+        from tfmt.bert.models import set_seed
+
+        set_seed(model, seed)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=loss)
+        model.fit({"input_ids": ids}, labels, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        return model.classifier.kernel.numpy()
+
+    assert np.array_equal(fitted(1), fitted(1))
+    assert not np.array_equal(fitted(1), fitted(2))
+
+
+def test_dropout_keeps_the_rate_and_the_mean():
+    from tfmt.bert.forward import Dropout
+
+    drop = Dropout(tf.constant(3), tf.constant(7))
+    dropped = drop(tf.ones([400, 500]), 0.1).numpy()
+    assert (dropped == 0).mean() == pytest.approx(0.1, abs=0.003)
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1) * np.float32(1 / 0.9)}
+    second = drop(tf.ones([400, 500]), 0.1).numpy()
+    assert (dropped != second).mean() == pytest.approx(2 * 0.1 * 0.9, abs=0.005)  # another place, another mask
+
+
+def break_folder(folder, case):
+    if case == "no config":
+        (folder / "config.json").unlink()
+    elif case == "no weights":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    elif case == "no vocabulary":
+        (folder / "vocab.txt").unlink()
+    elif case == "broken weights":
+        (folder / "model.safetensors").write_bytes(b"nonsense")
+    elif case == "pickle inside":
+        (folder / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n")
+    elif case == "vocabulary differs":
+        (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text() + "extra\n")
+    elif case == "missing weight":
+        tensors = load_file(folder / "model.safetensors")
+        tensors.pop("bert.encoder.layer.1.output.LayerNorm.bias")
+        save_file(tensors, folder / "model.safetensors")
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"not a BERT": {"model_type": "roberta"}, "remote code": {"auto_map": {"AutoModel": "x.Y"}},
+                   "embedding sizes differ": {"vocab_size": 44}, "no size": {"hidden_size": None}}[case]  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("no config", r"config\.json: missing"), ("no weights", "reads safetensors only"), ("no vocabulary", r"vocab\.txt"),
+        ("broken weights", "not a readable safetensors"), ("pickle inside", "not a readable safetensors"),
+        ("vocabulary differs", "20 entries"), ("missing weight", r"layer\.1\.output\.LayerNorm\.bias"),
+        ("not a BERT", "roberta"), ("remote code", "auto_map"), ("embedding sizes differ", r"shape \[19, 16\]"),
+        ("no size", "hidden_size"),
+    ],
+)  # fmt: skip
+def test_broken_model_folders_are_named(toy_bert, tmp_path, case, message):
+    folder = tmp_path / "model"
+    shutil.copytree(toy_bert, folder)
+    break_folder(folder, case)
+    with pytest.raises(RequestError, match=message) as error:
+        BaseWeights(folder, "sentence")
+        load_tokenizer(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_folder_and_unreachable_hub(tmp_path, monkeypatch):
+    with pytest.raises(RequestError, match="no such folder"):
+        find_model(str(tmp_path / "nowhere"), download=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RequestError, match="give a local folder"):
+        find_model("no-one/no-model-of-this-name", download=True)
+
+
+def test_digest_follows_the_content_not_the_place(toy_bert, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(toy_bert, copy)
+    assert model_digest(copy) == model_digest(toy_bert)
+    config = read_config(copy)
+    (copy / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.0}))
+    assert model_digest(copy) != model_digest(toy_bert)
+
+
+def test_models_of_another_kind_are_refused():
+    with pytest.raises(RequestError, match=r"tfmt\.load_bert"):
+        tfmt.select(keras.Sequential([keras.layers.Dense(1)]), mode="frozen")

@@ -1,0 +1,64 @@
+"""`tfmt-report`: tables and claims from the records of runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from tfmt.errors import RequestError
+from tfmt.files import write_whole
+from tfmt.flags import run_command
+
+_SUMMARY = "Prints the papers' tables and checks their claims, from the records below a folder."
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("runs", "runs", "Folder that holds the runs' folders.", flag_values=values)
+    flags.DEFINE_enum("table", None, ["1", "2", "3", "4", "fisher", "runs"],
+                      "Table to print: P1's four, P2's, or a list of all runs.", flag_values=values)  # fmt: skip
+    flags.DEFINE_bool("claims", False, "Checks the papers' claims on these runs.", flag_values=values)
+    flags.DEFINE_enum("format", "markdown", ["markdown", "csv", "latex", "html", "json"],
+                      "How the tables are written; markdown lines up in a terminal.", flag_values=values)  # fmt: skip
+    flags.DEFINE_enum("epoch", "best", ["best", "last"],
+                      "Whose score counts; P1 does not say, so records hold both.", flag_values=values)  # fmt: skip
+    flags.DEFINE_string("output", "", "File to write instead of the terminal.", flag_values=values)
+
+
+def _main(values: flags.FlagValues) -> int:
+    if values.table is None and not values.claims:
+        raise RequestError("give --table=1, 2, 3, 4, fisher or runs, or --claims")
+    from tfmt.results.analyses import tabulate_change
+    from tfmt.results.claims import evaluate_claims, tabulate_claims
+    from tfmt.results.formats import format_tables
+    from tfmt.results.tables import build_tables
+    from tfmt.study.records import find_records, tabulate
+
+    records, broken = find_records(values.runs)
+    runs = tabulate(records, broken)
+    for line in broken:
+        print(f"tfmt-report: {line}", file=sys.stderr)
+    if runs.empty:
+        raise RequestError(f"--runs={values.runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
+    tables = list(build_tables(runs, values.table, values.epoch)) if values.table else []
+    if values.claims:
+        verdicts = evaluate_claims(runs, epoch=values.epoch, change=tabulate_change(records))
+        tables.append(tabulate_claims(verdicts, values.epoch, broken))
+    text = format_tables(tables, values.format)
+    if values.output:
+        write_whole(Path(values.output), (text + "\n").encode())
+        print(f"wrote {values.output}", file=sys.stderr)
+    else:
+        print(text)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command("tfmt-report", _SUMMARY, _define, _main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
