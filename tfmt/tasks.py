@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 from tfmt.errors import RequestError
@@ -270,7 +270,7 @@ def custom_task(kind: Kind, text_fields: tuple[str, ...], classes: tuple[str, ..
     headline: tuple[str, ...] = ("accuracy",)
     if kind == "regression":
         metrics = headline = ("pearson", "spearman")
-    elif kind == "tokens" and _mark_entities(classes):
+    elif kind == "tokens" and mark_entities(classes):
         metrics, headline = ENTITY_METRICS, ("f1",)
     return Task(
         name="custom",
@@ -284,9 +284,9 @@ def custom_task(kind: Kind, text_fields: tuple[str, ...], classes: tuple[str, ..
     )
 
 
-def _mark_entities(classes: tuple[str, ...]) -> bool:
-    prefixes = {"O" if name == "O" else name[:2] for name in classes}
-    return {"O", "B-"} <= prefixes <= {"O", "B-", "I-"}
+def mark_entities(tags: Collection[str]) -> bool:
+    """Whether these are `O` and tags that begin with `B-` or `I-`, and nothing else."""
+    return "O" in tags and len(tags) > 1 and all(tag == "O" or tag[:2] in ("B-", "I-") for tag in tags)
 
 
 def find_task(name: str) -> Task:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from tfmt.data.order import permutation
 from tfmt.data.tokens import IGNORED, TokenizedSplit
 from tfmt.errors import RequestError
 from tfmt.tasks import Task
@@ -70,12 +71,12 @@ def plan_epoch(
         raise RequestError(
             f"the training split has {len(lengths)} examples, fewer than one batch of {batch_size}; lower --batch_size"
         )
-    order = _permutation(len(lengths), seed, epoch, stream=0)[: steps * batch_size]
+    order = permutation(len(lengths), seed, epoch, 0)[: steps * batch_size]
     if batching == "grouped":
         order = order[np.argsort(_padded(lengths[order], max_length), kind="stable")]
     indices = order.reshape(steps, batch_size)
     if batching == "grouped":
-        indices = indices[_permutation(steps, seed, epoch, stream=1)]
+        indices = indices[permutation(steps, seed, epoch, 1)]
     taken = lengths[indices]
     padded = np.full(steps, max_length) if batching == "fixed" else _padded(taken.max(axis=1), max_length)
     return EpochPlan(indices, padded, int(taken.sum()))
@@ -217,13 +218,3 @@ def assemble(split: TokenizedSplit, indices: np.ndarray, length: int) -> Batch:
 
 def _padded(lengths: np.ndarray, max_length: int) -> np.ndarray:
     return np.minimum(-(-lengths // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, max_length)
-
-
-def _permutation(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
-    """A random order of `count` things.
-
-    Made from the raw numbers of a bit generator, whose sequence NumPy promises to keep from version to version; it
-    promises no such thing for `Generator.permutation`.
-    """
-    keys = np.random.Philox(np.random.SeedSequence((seed, epoch, stream))).random_raw(count)
-    return np.argsort(keys, kind="stable")

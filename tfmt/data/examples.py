@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfmt.data.order import permutation
 from tfmt.tasks import Task
 
 
@@ -53,8 +54,7 @@ class Examples:
         """
         if count == 0 or count >= len(self):
             return self
-        keys = np.random.Philox(np.random.SeedSequence(len(self))).random_raw(len(self))
-        return self.take(np.sort(np.argsort(keys, kind="stable")[:count]))
+        return self.take(np.sort(permutation(len(self), len(self))[:count]))
 
     @functools.cached_property
     def text_digest(self) -> str:

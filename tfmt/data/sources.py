@@ -4,20 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
+from tfmt.data.conll import describe_sentences, read_conll2003
 from tfmt.data.demo_text import read_rotten_tomatoes
 from tfmt.data.examples import Dataset, Examples
 from tfmt.data.glue_files import read_glue_split, read_glue_test
+from tfmt.data.own_files import read_own_data
 from tfmt.data.tfds_source import read_tfds
+from tfmt.data.treebank import read_treebank
 from tfmt.errors import RequestError
-from tfmt.tasks import Task, find_task
+from tfmt.spec import RunSpec
+from tfmt.tasks import Kind, Task, find_task
 
 
-def read_dataset(task: str, data_dir: str = "") -> Dataset:
+def read_dataset(
+    task: str,
+    data_dir: str = "",
+    *,
+    text_columns: tuple[str, ...] = (),
+    label_column: str = "",
+    task_type: Kind | str = "",
+    validation_fraction: float = 0.0,
+    encoding: str = "utf-8",
+    split_seed: int | None = None,
+) -> Dataset:
     """Reads the training and validation splits of a task.
 
     Args:
       task: the value of `--task`.
-      data_dir: the task's own files; empty for TFDS, or for the packaged text of rotten_tomatoes.
+      data_dir: the task's own files; empty for TFDS, for the packaged text of rotten_tomatoes, and for NLTK's treebank
+        where nltk keeps it.
+      text_columns: `custom`: the columns of the texts.
+      label_column: `custom`: the column of the label.
+      task_type: `custom`: "classification", "regression" or "tokens".
+      validation_fraction: `custom`: which part of a single file is the validation split.
+      encoding: `custom`, `conll2003_ner`: how the files write their characters.
+      split_seed: `custom`, `ptb_pos`: another split.
 
     Raises:
       RequestError: the data cannot be had, or something in it is wrong; the message names file and line.
@@ -26,24 +47,61 @@ def read_dataset(task: str, data_dir: str = "") -> Dataset:
       >>> read_dataset("rotten_tomatoes").splits["validation"].labels.shape
       (1017,)
     """
+    if split_seed is not None and split_seed < 0:
+        raise RequestError(f"split_seed must be 0 or more. Received: {split_seed=}")
+    if task == "custom":
+        return read_own_data(
+            data_dir, text_columns, label_column, _kind(task_type), validation_fraction, encoding, split_seed
+        )
     found = find_task(task)
+    names = ("train", *found.validation_splits)
     if found.name == "rotten_tomatoes":
-        _refuse_data_dir(found, data_dir)
+        if data_dir:
+            raise RequestError("task=rotten_tomatoes is read from an installed package; leave --data_dir out")
         splits, notes = read_rotten_tomatoes()
-    elif data_dir:
+    elif found.name == "ptb_pos":
+        splits, notes = read_treebank(found, data_dir, split_seed)
+        splits = {name: splits[name] for name in names}
+    elif not data_dir:
+        splits, notes = read_tfds(found, names)
+    elif found.glue is not None:
         splits, notes = _read_glue(found, data_dir)
     else:
-        splits, notes = read_tfds(found, ("train", *found.validation_splits))
+        splits = {name: read_conll2003(found, data_dir, name, encoding) for name in names}
+        notes = {"source": "CoNLL-2003's own files"}
+    if found.head == "tokens":
+        notes |= describe_sentences(splits)
     return Dataset(found, splits, notes)
 
 
-def read_test_split(task: str, data_dir: str, split: str) -> Examples:
-    """Reads a split without labels, in the order of GLUE's own file.
+def read_dataset_for(spec: RunSpec) -> Dataset:
+    """Reads the training and validation splits that a run asks for; see `read_dataset`."""
+    return read_dataset(
+        spec.task,
+        spec.data_dir,
+        text_columns=spec.text_columns,
+        label_column=spec.label_column,
+        task_type=spec.task_type,
+        validation_fraction=spec.validation_fraction,
+        encoding=spec.encoding,
+        split_seed=spec.split_seed,
+    )
+
+
+def read_test_split(
+    task: str, data_dir: str, split: str, *, encoding: str = "utf-8", split_seed: int | None = None
+) -> Examples:
+    """Reads a test split of a named task, in the order of its own file.
 
     Args:
-      task: the name of a GLUE task.
-      data_dir: GLUE's own files; empty for TFDS.
+      task: a task other than `custom` (whose files `tfmt.data.own_files.stream_unlabelled` reads).
+      data_dir: the task's own files; empty for TFDS, or for NLTK's treebank.
       split: one of `Task.test_splits`.
+      encoding: `conll2003_ner`: how the files write their characters.
+      split_seed: `ptb_pos`: another split.
+
+    Returns:
+      The examples; without labels for the GLUE tasks, whose labels are not public.
 
     Raises:
       RequestError: the task has no such split, or its data cannot be had.
@@ -52,16 +110,20 @@ def read_test_split(task: str, data_dir: str, split: str) -> Examples:
     if split not in found.test_splits:
         known = ", ".join(found.test_splits) or "none"
         raise RequestError(f"split must be a test split of {found.name} ({known}). Received: {split=}")
-    if data_dir:
+    if found.name == "ptb_pos":
+        return read_treebank(found, data_dir, split_seed)[0][split]
+    if not data_dir:
+        return read_tfds(found, (split,))[0][split]
+    if found.glue is not None:
         return read_glue_test(found, data_dir, split)
-    return read_tfds(found, (split,))[0][split]
+    return read_conll2003(found, data_dir, split, encoding)
 
 
 def count_examples(task: str, data_dir: str = "") -> dict[str, int]:
-    """The number of examples of the training and validation splits, without reading more than is at hand.
+    """The examples of the training and validation splits of a named task, without loading TFDS.
 
     Args:
-      task: the value of `--task`.
+      task: the value of `--task`, other than `custom`.
       data_dir: the task's own files, which are read; without them the published sizes are given.
     """
     found = find_task(task)
@@ -80,6 +142,9 @@ def _read_glue(task: Task, data_dir: str) -> tuple[dict[str, Examples], dict[str
     return splits, notes
 
 
-def _refuse_data_dir(task: Task, data_dir: str) -> None:
-    if data_dir:
-        raise RequestError(f"task={task.name} is read from an installed package; leave --data_dir out")
+def _kind(task_type: str) -> Kind:
+    kinds: tuple[Kind, ...] = ("classification", "regression", "tokens")
+    for kind in kinds:
+        if task_type == kind:
+            return kind
+    raise RequestError(f"task_type must be classification, regression or tokens. Received: {task_type=}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfmt.data.conll import number_tags, settle_tags
 from tfmt.data.examples import Examples
+from tfmt.data.rows import Row
 from tfmt.errors import RequestError
 from tfmt.tasks import Task
 
@@ -77,10 +79,14 @@ def _read_texts(task: Task, dataset: Any, features: Any) -> Examples:
 def _read_tagged(task: Task, dataset: Any, features: Any) -> Examples:
     """A split of CoNLL-2003, without the empty sentence that TFDS may put last."""
     _check_classes(task, features["ner"].feature.names)
-    sentences = [(e["tokens"], e["ner"]) for e in dataset.as_numpy_iterator() if len(e["tokens"])]
-    words = [word.decode("utf-8") for word in itertools.chain.from_iterable(tokens for tokens, _ in sentences)]
-    tags = np.concatenate([tags for _, tags in sentences]).astype(np.int32)
-    return Examples((words,), tags, np.array([len(tokens) for tokens, _ in sentences], np.int64))
+    rows: list[Row] = []
+    for example in dataset.as_numpy_iterator():
+        if len(example["tokens"]):
+            words = [word.decode("utf-8") for word in example["tokens"]]
+            tags = [task.classes[tag] for tag in example["ner"]]
+            rows.append(Row(len(rows) + 1, {"words": words, "tags": tags}))
+    place = Path(task.tfds_name)
+    return number_tags(place, settle_tags(place, rows, "tags"), "words", "tags", task.classes)
 
 
 def _check_classes(task: Task, names: Sequence[str]) -> None:

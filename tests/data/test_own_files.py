@@ -1,0 +1,271 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tfmt.data.own_files import find_own_file, stream_unlabelled
+from tfmt.data.rows import read_rows
+from tfmt.data.sources import read_dataset, read_dataset_for, read_test_split
+from tfmt.errors import RequestError
+from tfmt.spec import RunSpec
+from tfmt.tasks import custom_task
+
+ROWS = [
+    {"id": "1", "a": 'She said "hi", twice', "b": "x", "y": "pos"},
+    {"id": "2", "a": "caf\u00e9 ; \u2028 no break", "b": "", "y": "neg"},
+    {"id": "3", "a": "plain", "b": "z z", "y": "neutral"},
+]
+
+
+def tsv(rows):
+    return "\n".join("\t".join(row) for row in (rows[0], *(r.values() for r in rows))) + "\n"
+
+
+def quoted(rows):
+    lines = [rows[0], *(row.values() for row in rows)]
+    return "\r\n".join(",".join('"' + str(v).replace('"', '""') + '"' for v in line) for line in lines) + "\r\n"
+
+
+def jsonl(rows):
+    return "\n".join(json.dumps(row) for row in rows) + "\n"
+
+
+WRITERS = {"tsv": tsv, "csv": quoted, "jsonl": jsonl}
+PAIRS = {"text_columns": ("a", "b"), "label_column": "y", "task_type": "classification"}
+
+
+def lay_out(folder, ending="tsv", **contents):
+    folder.mkdir(exist_ok=True)
+    for name, content in contents.items():
+        (folder / f"{name}.{ending}").write_bytes(content.encode())
+    return str(folder)
+
+
+def test_every_format_of_the_same_rows_is_the_same_data(tmp_path):
+    digests = set()
+    for ending, write in WRITERS.items():
+        content = write(ROWS)
+        folder = lay_out(tmp_path / ending, ending, train=content, validation=content)
+        dataset = read_dataset("custom", folder, **PAIRS)
+        assert dataset.task.classes == ("neg", "neutral", "pos")
+        assert dataset.task.text_fields == ("a", "b")
+        train = dataset.splits["train"]
+        assert train.texts == ([row["a"] for row in ROWS], [row["b"] for row in ROWS])
+        assert train.labels.tolist() == [2, 0, 1]
+        digests.add(dataset.digest)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "dev"])
+def test_names_of_the_validation_file(tmp_path, name):
+    folder = lay_out(tmp_path, train=tsv(ROWS), **{name: tsv(ROWS)})
+    assert len(read_dataset("custom", folder, **PAIRS).splits["validation"]) == 3
+
+
+def test_json_labels_may_be_numbers(tmp_path):
+    rows = [{"a": "x", "y": 1}, {"a": "y", "y": 0}, {"a": "z", "y": True}]
+    folder = lay_out(tmp_path, "jsonl", train=jsonl(rows), dev=jsonl(rows[:2]))
+    settings = PAIRS | {"text_columns": ("a",)}
+    assert read_dataset("custom", folder, **settings).task.classes == ("0", "1", "true")
+    settings["task_type"] = "regression"
+    with pytest.raises(RequestError, match=r"train\.jsonl:3: y must be a number, not 'true'"):
+        read_dataset("custom", folder, **settings)
+    lay_out(tmp_path, "jsonl", train=jsonl([{"a": "x", "y": -1.5}, {"a": "y", "y": "2"}]))
+    dataset = read_dataset("custom", folder, **settings)
+    assert dataset.splits["train"].labels.tolist() == [-1.5, 2.0]
+    assert dataset.task.kind == "regression"
+
+
+def test_csv_fields_may_span_lines(tmp_path):
+    content = ('a,y\n"one\r\ntwo",1\n\nthree,0\n"bad',)
+    folder = lay_out(tmp_path, "csv", train='a,y\n"one\r\ntwo",1\n\nthree,0\n', dev="a,y\nx,1\n")
+    settings = PAIRS | {"text_columns": ("a",)}
+    assert read_dataset("custom", folder, **settings).splits["train"].texts == (["one\ntwo", "three"],)
+    assert [row.line for row in read_rows(tmp_path / "train.csv")] == [2, 5]
+    lay_out(tmp_path, "csv", train=content[0])
+    with pytest.raises(RequestError, match=r"train\.csv:6: not a row of CSV"):
+        read_dataset("custom", folder, **settings)
+
+
+def make_pool(count=400):
+    return [{"a": f"text {i % (count // 2)}", "y": "ab"[i % 2]} for i in range(count)]
+
+
+def test_one_file_is_split_by_its_texts(tmp_path):
+    lay_out(tmp_path, pool=tsv(make_pool()))
+    settings = PAIRS | {"text_columns": ("a",), "validation_fraction": 0.2}
+    dataset = read_dataset("custom", str(tmp_path / "pool.tsv"), **settings)
+    train, validation = dataset.splits["train"], dataset.splits["validation"]
+    assert len(train) + len(validation) == 400
+    assert 40 < len(validation) < 120
+    assert not set(train.texts[0]) & set(validation.texts[0])  # Every text is there twice, on one side.
+    assert "hash" in dataset.notes["split_rule"]
+    assert read_dataset("custom", str(tmp_path / "pool.tsv"), **settings).digest == dataset.digest
+    other = read_dataset("custom", str(tmp_path / "pool.tsv"), **settings, split_seed=5)
+    assert other.digest != dataset.digest
+    (tmp_path / "pool.tsv").rename(tmp_path / "train.tsv")
+    assert read_dataset("custom", str(tmp_path), **settings).digest == dataset.digest
+
+
+def test_it_reads_what_a_spec_asks_for(tmp_path):
+    folder = lay_out(tmp_path, train=tsv(ROWS), dev=tsv(ROWS))
+    spec = RunSpec.make(model="demo", task="custom", mode="layernorm", data_dir=folder, **PAIRS)
+    assert read_dataset_for(spec).digest == read_dataset("custom", folder, **PAIRS).digest
+
+
+BAD = [
+    ("tsv", "a\tb\ty\n1\t2\n", r"train\.tsv:2: 2 fields where the header has 3"),
+    ("tsv", "a\tb\ty\n1\t2\t3\t4\n", r"train\.tsv:2: 4 fields where the header has 3"),
+    ("tsv", "a\ta\ty\n", r"train\.tsv:1: the header has the column 'a' twice"),
+    ("tsv", "a\ty\nx\tp\n", r"train\.tsv:2: no column 'b' \(there are: a, y\)"),
+    ("tsv", "a\tb\ty\nx\tz\t \n", r"train\.tsv:2: y is not a label"),
+    ("tsv", "a\tb\ty\n", r"the train split holds no example"),
+    ("tsv", "", r"the train split holds no example"),
+    ("tsv", "a\tb\ty\nx\tz\tp\n", r"only one class \(p\)"),
+    ("csv", 'a,b,y\n"x"z,1,2\n', r"train\.csv:2: not a row of CSV"),
+    ("csv", "a,b,y\n1,2\n", r"train\.csv:2: 2 fields"),
+    ("jsonl", '{"a": "x", "b": "z", "y": 1}\n{"a": \n', r"train\.jsonl:2: not JSON"),
+    ("jsonl", "[1]\n", r"train\.jsonl:1: not a JSON object"),
+    ("jsonl", '{"a": 1, "b": "z", "y": 1}\n', r"train\.jsonl:1: a must be a text, not int"),
+    ("jsonl", '{"a": "x", "b": "z", "y": null}\n', r"train\.jsonl:1: y is not a label: None"),
+    ("jsonl", '{"a": "x", "b": "\\ud800", "y": 1}\n', r"train\.jsonl:1: a text holds half a surrogate"),
+]
+
+
+@pytest.mark.parametrize(("ending", "content", "message"), BAD)
+def test_bad_rows_are_named(tmp_path, ending, content, message):
+    folder = lay_out(tmp_path, ending, train=content, dev=WRITERS[ending](ROWS))
+    with pytest.raises(RequestError, match=message) as error:
+        read_dataset("custom", folder, **PAIRS)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_that_training_lacks(tmp_path):
+    rows = [*ROWS, ROWS[0] | {"y": "new"}, ROWS[0] | {"y": "odd"}]
+    folder = lay_out(tmp_path, train=tsv(ROWS), dev=tsv(rows))
+    with pytest.raises(RequestError, match=r"dev\.tsv:5: labels in the validation split .* lacks: new, odd"):
+        read_dataset("custom", folder, **PAIRS)
+
+
+def test_files_that_cannot_be_chosen(tmp_path):
+    def message(place, **settings):
+        with pytest.raises(RequestError) as error:
+            read_dataset("custom", str(place), **(PAIRS | settings))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "no such file or folder" in message(tmp_path / "nowhere")
+    assert "holds no train file" in message(tmp_path)
+    lay_out(tmp_path, train=tsv(ROWS))
+    assert "no validation file" in message(tmp_path)
+    lay_out(tmp_path, dev=tsv(ROWS))
+    assert "leave out --validation_fraction" in message(tmp_path, validation_fraction=0.5)
+    lay_out(tmp_path, "csv", train=quoted(ROWS))
+    assert "keep one train file" in message(tmp_path)
+    lay_out(tmp_path, "xml", pool="")
+    assert "the ending must be one of .tsv" in message(tmp_path / "pool.xml", validation_fraction=0.5)
+    assert "1 or 2 columns" in message(tmp_path, text_columns=("a", "b", "c"))
+    assert "1 columns for tokens" in message(tmp_path, task_type="tokens")
+    assert "task_type must be" in message(tmp_path, task_type="ranking")
+    assert "add some, another --validation_fraction" in message(tmp_path / "dev.tsv", validation_fraction=1e-9)
+
+
+def test_other_encodings(tmp_path):
+    folder = lay_out(tmp_path, dev=tsv(ROWS[2:]))
+    (tmp_path / "train.tsv").write_bytes(tsv([ROWS[0] | {"a": "caf\u00e9"}, ROWS[2]]).encode("latin-1"))
+    with pytest.raises(RequestError, match=r"train\.tsv:2: byte 0xe9"):
+        read_dataset("custom", folder, **PAIRS)
+    assert read_dataset("custom", folder, **PAIRS, encoding="latin-1").splits["train"].texts[0][0] == "caf\u00e9"
+
+
+SENTENCES = [(["The", "cat", "sat"], ["DT", "NN", "VBD"]), (["Go"], ["VB"])]
+TAGGED = {"label_column": "t", "text_columns": ("w",), "task_type": "tokens"}
+
+
+def test_every_format_of_the_same_sentences(tmp_path):
+    joined = [{"w": " ".join(words), "t": " ".join(tags)} for words, tags in SENTENCES]
+    lists = [{"w": words, "t": tags} for words, tags in SENTENCES]
+    conll = "\n\n".join("\n".join(f"{w}\tx {t}" for w, t in zip(*s, strict=True)) for s in SENTENCES)
+    conllu = "\n\n".join(
+        "# text = ...\n1-2\tdu" + "\t_" * 8 + "\n"
+        + "\n".join(f"{i}\t{w}\t_\t{t}" + "\t_" * 6 for i, (w, t) in enumerate(zip(*s, strict=True), 1))
+        for s in SENTENCES
+    )  # fmt: skip
+    contents = {
+        "tsv": (tsv(joined), ("w",), "t"),
+        "csv": (quoted(joined), ("w",), "t"),
+        "jsonl": (jsonl(lists), ("w",), "t"),
+        "conll": (conll, ("0",), "2"),
+        "txt": (conll, ("0",), "2"),
+        "conllu": (conllu + "\n", ("form",), "upos"),
+    }
+    digests = set()
+    for ending, (content, columns, label) in contents.items():
+        folder = lay_out(tmp_path / ending, ending, train=content, dev=content)
+        dataset = read_dataset("custom", folder, text_columns=columns, label_column=label, task_type="tokens")
+        assert dataset.task.classes == ("DT", "NN", "VB", "VBD")
+        assert dataset.task.metrics == ("accuracy",)
+        assert dataset.splits["train"].sentence_lengths.tolist() == [3, 1]
+        assert dataset.notes["words"] == {"train": 4, "validation": 4}
+        digests.add(dataset.digest)
+    assert len(digests) == 1
+
+
+def test_entity_tags_become_iob2(tmp_path):
+    folder = lay_out(tmp_path, "conll", train="a I-G\nb O\n\nc I-G\n", dev="a I-G\nb I-G\n\nc O\n")
+    with pytest.raises(RequestError, match=r"dev\.conll:1: labels in the validation split .*: I-G"):
+        read_dataset("custom", folder, text_columns=("0",), label_column="1", task_type="tokens")
+    lay_out(tmp_path, "conll", train="a I-G\nb I-G\nd O\n\nc I-G\n")
+    dataset = read_dataset("custom", folder, text_columns=("0",), label_column="1", task_type="tokens")
+    assert dataset.task.classes == ("B-G", "I-G", "O")
+    assert dataset.task.headline == ("f1",)
+    assert dataset.splits["train"].labels.tolist() == [0, 1, 2, 0]
+    lay_out(tmp_path, "conll", train="a B-G\nb O\n\nc I-G\n")
+    with pytest.raises(RequestError, match=r"train\.conll:4: the tag I-G continues no entity"):
+        read_dataset("custom", folder, text_columns=("0",), label_column="1", task_type="tokens")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"w": "a b", "t": "X"}], r"train\.jsonl:1: 2 words and 1 tags"),
+        ([{"w": "", "t": ""}], r"train\.jsonl:1: no words"),
+        ([{"w": [1], "t": ["X"]}], r"train\.jsonl:1: w must be words"),
+        ([{"w": "a"}], r"train\.jsonl:1: no column 't'"),
+    ],
+)
+def test_bad_sentences_are_named(tmp_path, rows, message):
+    folder = lay_out(tmp_path, "jsonl", train=jsonl(rows), dev=jsonl(rows))
+    with pytest.raises(RequestError, match=message):
+        read_dataset("custom", folder, **TAGGED)
+
+
+def test_input_is_streamed_in_chunks(tmp_path):
+    lay_out(tmp_path, test=tsv(make_pool(10)))
+    path = find_own_file(str(tmp_path), "test")
+    task = custom_task("classification", ("a",), ("a", "b"))
+    chunks = list(stream_unlabelled(path, task, chunk=4))
+    assert [len(examples) for _, examples in chunks] == [4, 4, 2]
+    rows = list(itertools.chain.from_iterable(rows for rows, _ in chunks))
+    assert rows[0].fields == {"a": "text 0", "y": "a"}
+    assert chunks[2][1].texts == (["text 3", "text 4"],)
+    assert chunks[0][1].labels is None
+    with pytest.raises(RequestError, match=r"test\.tsv:2: no column 'nothing'"):
+        next(stream_unlabelled(path, task, ("nothing",)))
+    with pytest.raises(RequestError, match="holds no train file"):
+        find_own_file(str(tmp_path), "train")
+
+
+def test_sentences_are_streamed(tmp_path):
+    lay_out(tmp_path, "conll", test="a X\nb X\n\nc X\n\nd X\n")
+    task = custom_task("tokens", ("0",), ("X", "Y"))
+    (_, first), (_, second) = stream_unlabelled(tmp_path / "test.conll", task, chunk=2)
+    assert first.texts == (["a", "b", "c"],)
+    np.testing.assert_array_equal(first.sentence_lengths, [2, 1])
+    assert second.texts == (["d"],)
+
+
+def test_custom_has_no_test_split_by_name():
+    with pytest.raises(RequestError, match="no fixed classes"):
+        read_test_split("custom", "", "test")
