@@ -42,7 +42,7 @@ def read_tfds(task: Task, splits: Sequence[str]) -> tuple[dict[str, Examples], d
     except ImportError as error:
         raise RequestError(
             f"task={task.name} without --data_dir needs tensorflow-datasets ({error}): "
-            f"pip install tensorflow-datasets, {remedy}"
+            f"pip install tensorflow-datasets, or {remedy}"
         ) from None
     names = [_SPLITS.get(task.name, {}).get(split, split) for split in splits]
     try:
@@ -52,7 +52,7 @@ def read_tfds(task: Task, splits: Sequence[str]) -> tuple[dict[str, Examples], d
     except Exception as error:  # Downloads fail in too many ways to list: network, checksums, disk, missing packages.
         reason = (str(error).splitlines() or [""])[0][:200]
         raise RequestError(
-            f"TFDS could not give {task.tfds_name} ({type(error).__name__}: {reason}); {remedy}"
+            f"TFDS could not give {task.tfds_name} ({type(error).__name__}: {reason}); connect to the network, or {remedy}"
         ) from None
     read = _read_tagged if task.head == "tokens" else _read_texts
     examples = {name: read(task, dataset, info.features) for name, dataset in zip(splits, datasets, strict=True)}
@@ -110,5 +110,5 @@ def _offline() -> bool:
 
 def _remedy(task: Task) -> str:
     if task.glue is not None:
-        return f"or give --data_dir with GLUE's own files (a folder that holds {task.glue.folder}/train.tsv)"
-    return "or give --data_dir with eng.train, eng.testa and eng.testb, or train.txt, valid.txt and test.txt"
+        return f"give --data_dir with GLUE's own files (a folder that holds {task.glue.folder}/train.tsv)"
+    return "give --data_dir with eng.train, eng.testa and eng.testb, or train.txt, valid.txt and test.txt"
