@@ -25,7 +25,7 @@ _HELP = {
     "outlier_pool": "Where a LayerNorm's outliers are sought; P1 does not say, so gamma and beta are pooled.",
     "fisher_examples": "Training examples that the Fisher information is estimated on.",
     "fisher_from": "Folders of other runs; the union of their masks trains instead of a fraction.",
-    "learning_rate": "Peak learning rate; unset means 5e-5 for full and 1e-3 otherwise, as P1 chooses it per cell.",
+    "learning_rate": "Peak learning rate; unset means 5e-5 for full, 1e-4 for attention and feedforward, 5e-3 otherwise; P1 chooses it per cell.",
     "epochs": "Epochs; 0 is P1's rule: full 5; otherwise 10 for sst2, qqp, mnli, qnli and 20 for the rest.",
     "batch_size": "Examples a step over all replicas together; 16 as in P1.",
     "max_length": "Tokens an example keeps; 128 as in P1.",

@@ -21,10 +21,11 @@ MASK_SIZES = (4, 16, 64, 256)
 # P2 names no fractions; these are tfmt's.
 MASK_FRACTIONS = (0.05, 0.1, 0.2, 0.5)
 
-# P1 picks the rate per cell from LEARNING_RATES. A single run without --learning_rate takes tfmt's own choice:
-# the usual rate of full fine-tuning, and one that suits small sets of weights.
+# P1 picks the rate per cell from LEARNING_RATES. A single run without --learning_rate takes tfmt's own choice: the
+# usual rate of full fine-tuning, a higher one for a module of many weights, and one that suits small sets of weights.
 FULL_LEARNING_RATE = 5e-5
-PART_LEARNING_RATE = 1e-3
+MODULE_LEARNING_RATE = 1e-4
+PART_LEARNING_RATE = 5e-3
 
 
 def paper_epochs(task: str, mode: str) -> int:
@@ -32,3 +33,10 @@ def paper_epochs(task: str, mode: str) -> int:
     if mode == "full":
         return FULL_EPOCHS
     return LARGE_TASK_EPOCHS if task in LARGE_TASKS else SMALL_TASK_EPOCHS
+
+
+def usual_rate(mode: str) -> float:
+    """The learning rate of a run that names none."""
+    if mode == "full":
+        return FULL_LEARNING_RATE
+    return MODULE_LEARNING_RATE if mode in ("attention", "feedforward") else PART_LEARNING_RATE

@@ -159,8 +159,7 @@ class RunSpec(BaseModel):
         for name in CONDITIONAL_FIELDS - meaningful:
             object.__setattr__(self, name, type(self).model_fields[name].default)
         if self.learning_rate is None:
-            rate = protocol.FULL_LEARNING_RATE if self.mode == "full" else protocol.PART_LEARNING_RATE
-            object.__setattr__(self, "learning_rate", rate)
+            object.__setattr__(self, "learning_rate", protocol.usual_rate(self.mode))
         if self.epochs == 0:
             object.__setattr__(self, "epochs", protocol.paper_epochs(self.task, self.mode))
         _check_combination(self)
