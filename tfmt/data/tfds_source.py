@@ -52,7 +52,8 @@ def read_tfds(task: Task, splits: Sequence[str]) -> tuple[dict[str, Examples], d
     except Exception as error:  # Downloads fail in too many ways to list: network, checksums, disk, missing packages.
         reason = (str(error).splitlines() or [""])[0][:200]
         raise RequestError(
-            f"TFDS could not give {task.tfds_name} ({type(error).__name__}: {reason}); connect to the network, or {remedy}"
+            f"TFDS could not give {task.tfds_name} ({type(error).__name__}: {reason}); "
+            f"connect to the network, or {remedy}"
         ) from None
     read = _read_tagged if task.head == "tokens" else _read_texts
     examples = {name: read(task, dataset, info.features) for name, dataset in zip(splits, datasets, strict=True)}
