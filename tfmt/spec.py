@@ -257,6 +257,7 @@ def _check_ranges(spec: RunSpec) -> None:
         ("warmup_ratio", 0 <= spec.warmup_ratio < 1, "at least 0 and below 1"),
         ("adam_epsilon", spec.adam_epsilon > 0, "a positive number"),
         ("seed", 0 <= spec.seed < 2**31, "between 0 and 2147483647"),
+        ("split_seed", spec.split_seed is None or spec.split_seed >= 0, "0 or more"),
         ("train_limit", spec.train_limit >= 0, "0 (all) or a number of examples"),
         ("validation_limit", spec.validation_limit >= 0, "0 (all) or a number of examples"),
         ("replicas", spec.replicas >= 0, "0 (every GPU, else one CPU) or a number of devices"),

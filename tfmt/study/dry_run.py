@@ -7,7 +7,7 @@ from pathlib import Path
 from tfmt.bert.base_weights import model_digest
 from tfmt.bert.configs import find_model, find_shape
 from tfmt.bert.vocabulary import SUBLAYERS, Weight, list_weights
-from tfmt.data.sources import read_dataset
+from tfmt.data.sources import read_dataset_for
 from tfmt.errors import RequestError
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
 from tfmt.selection.summary import format_summary
@@ -26,7 +26,7 @@ def describe(spec: RunSpec, output_dir: str) -> str:
     """
     shape = find_shape(spec.model)
     local = bool(spec.data_dir) or spec.task == "rotten_tomatoes"
-    dataset = read_dataset(spec.task, spec.data_dir) if local else None
+    dataset = read_dataset_for(spec) if local else None
     task = dataset.task if dataset else find_task(spec.task)
     weights = list_weights(shape, task.head, task.num_labels)
     plan = plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size,

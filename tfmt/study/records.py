@@ -45,7 +45,11 @@ class Epoch(_Part):
 
 
 class Result(_Part):
-    """Scores as fractions. `reasons` says why a metric that is null is not defined."""
+    """Scores as fractions.
+
+    `reasons` says why a metric that is null is not defined. `words` counts the words of token tasks by split, and
+    those that truncation cut off, which count as wrong tags or as O.
+    """
 
     score_name: str
     score_last: float | None
@@ -56,6 +60,7 @@ class Result(_Part):
     examples: dict[str, int]
     predicted: dict[str, dict[str, int]]
     reasons: dict[str, str] = {}
+    words: dict[str, dict[str, int]] = {}
 
 
 class Cost(_Part):

@@ -14,7 +14,7 @@ import tfmt
 from tfmt.bert.base_weights import BaseWeights, model_digest
 from tfmt.bert.configs import find_model, read_config, shape_of
 from tfmt.bert.vocabulary import list_weights
-from tfmt.data.sources import Dataset, read_dataset
+from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RunError
 from tfmt.files import write_whole
 from tfmt.selection.modes import plan_mode
@@ -76,7 +76,7 @@ def prepare(spec: RunSpec, output_dir: str | Path) -> Request:
     model_folder = find_model(spec.model, download=True)
     assert model_folder is not None
     shape = shape_of(read_config(model_folder), model_folder / "config.json")
-    dataset = read_dataset(spec.task, spec.data_dir)
+    dataset = read_dataset_for(spec)
     task = dataset.task
     BaseWeights(model_folder, task.head)  # a file that lacks a weight is the request's fault
     if spec.max_length > shape.max_position_embeddings:
@@ -245,6 +245,11 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             examples={name: len(split) for name, split in bench.splits.items()},
             predicted=state.kept_predicted,
             reasons=state.reasons,
+            words={
+                name: {"words": len(split.word_positions), "cut_off": split.words_cut_off}
+                for name, split in bench.splits.items()
+                if split.word_positions is not None
+            },
         )
         cost = Cost(
             setup_seconds=setup_seconds, train_seconds=state.train_seconds, eval_seconds=state.eval_seconds,
