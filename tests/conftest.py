@@ -26,7 +26,22 @@ def pytest_configure() -> None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
-TOY_WORDS = ["good", "bad", "film", "plot", "the", "a", "very", "not", "dull", "bright", "story", "actor", "ends", "well"]
+TOY_WORDS = [
+    "good",
+    "bad",
+    "film",
+    "plot",
+    "the",
+    "a",
+    "very",
+    "not",
+    "dull",
+    "bright",
+    "story",
+    "actor",
+    "ends",
+    "well",
+]
 
 
 def write_toy_bert(folder: Path, *, seed: int = 0, blocks: int = 2, hidden: int = 16, **config: object) -> Path:

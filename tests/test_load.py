@@ -12,7 +12,9 @@ from tfmt.study.load import load_tuned
 from tfmt.study.runner import execute, make_bench, prepare
 
 
-@pytest.mark.parametrize(("mode", "options"), [("layernorm", {}), ("full", {}), ("random", {}), ("outliers", {"mask_size": 3})])
+@pytest.mark.parametrize(
+    ("mode", "options"), [("layernorm", {}), ("full", {}), ("random", {}), ("outliers", {"mask_size": 3})]
+)
 def test_predictions_are_those_of_the_kept_epoch(toy_bert, toy_glue, tmp_path, mode, options):
     spec = RunSpec.make(model=str(toy_bert), data_dir=str(toy_glue), task="mrpc", mode=mode, max_length=32, epochs=4,
                         learning_rate=2e-2, **options)  # fmt: skip
@@ -32,7 +34,9 @@ def test_predictions_are_those_of_the_kept_epoch(toy_bert, toy_glue, tmp_path, m
 
 
 def test_refuses_another_base_model_and_runs_without_weights(toy_bert, toy_glue, tmp_path):
-    spec = RunSpec.make(model=str(toy_bert), data_dir=str(toy_glue), task="mrpc", mode="frozen", max_length=32, epochs=1)
+    spec = RunSpec.make(
+        model=str(toy_bert), data_dir=str(toy_glue), task="mrpc", mode="frozen", max_length=32, epochs=1
+    )
     request = prepare(spec, tmp_path)
     execute(request, make_bench(request), started=0.0, quiet=True)
     other = tmp_path / "other"

@@ -77,7 +77,8 @@ def test_id_is_the_hash_of_the_identity():
     ("changes", "culprit"),
     [
         ({"task": "mrp"}, "task"), ({"mode": "everything"}, "mode"), ({"layers": "a"}, "layers"),
-        ({"layers": "3-1"}, "layers"), ({"learning_rate": 0.0}, "learning_rate"), ({"learning_rate": -1.0}, "learning_rate"),
+        ({"layers": "3-1"}, "layers"), ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": -1.0}, "learning_rate"),
         ({"learning_rate": float("nan")}, "learning_rate"), ({"learning_rate": "1e-3"}, "learning_rate"),
         ({"epochs": -1}, "epochs"), ({"epochs": 1.5}, "epochs"), ({"batch_size": 0}, "batch_size"),
         ({"max_length": 4}, "max_length"), ({"warmup_ratio": 1.0}, "warmup_ratio"), ({"seed": -1}, "seed"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tfmt.errors import RunError
+from tfmt.errors import RequestError, RunError
 
 
 @contextmanager
@@ -28,7 +29,11 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        reason = "the disk is full; free some space" if error.errno == errno.ENOSPC else f"cannot be written ({error.strerror})"
+        reason = (
+            "the disk is full; free some space"
+            if error.errno == errno.ENOSPC
+            else f"cannot be written ({error.strerror})"
+        )
         raise RunError(f"{path}: {reason} and run the same command again") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -38,3 +43,36 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; see `whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary folder to fill; it gets its own name once all of it is on the disk.
+
+    Args:
+      path: where the folder shall lie; there may be an empty folder, or nothing.
+
+    Raises:
+      RequestError: there is something already.
+      RunError: the disk is full, or the folder cannot be written.
+    """
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise RequestError(f"{path}: not empty; give a new folder")
+    elif path.exists():
+        raise RequestError(f"{path}: a file lies there; give a new folder")
+    temporary = path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for inner in temporary.rglob("*"):
+            if inner.is_file():
+                with inner.open("rb") as file:
+                    os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        reason = "the disk is full; free some space" if full else f"cannot be written ({error.strerror or error})"
+        raise RunError(f"{path}: {reason} and run the same command again") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

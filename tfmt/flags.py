@@ -25,7 +25,7 @@ _HELP = {
     "outlier_pool": "Where a LayerNorm's outliers are sought; P1 does not say, so gamma and beta are pooled.",
     "fisher_examples": "Training examples that the Fisher information is estimated on.",
     "fisher_from": "Folders of other runs; the union of their masks trains instead of a fraction.",
-    "learning_rate": "Peak learning rate; unset means 5e-5 for full, 1e-4 for attention and feedforward, 5e-3 otherwise; P1 chooses it per cell.",
+    "learning_rate": "Peak learning rate; P1 chooses it per cell, so unset means 5e-5 (full), 1e-4 (modules), 5e-3 (less).",
     "epochs": "Epochs; 0 is P1's rule: full 5; otherwise 10 for sst2, qqp, mnli, qnli and 20 for the rest.",
     "batch_size": "Examples a step over all replicas together; 16 as in P1.",
     "max_length": "Tokens an example keeps; 128 as in P1.",
@@ -57,7 +57,7 @@ def define_run_flags(values: flags.FlagValues, names: Sequence[str] = tuple(RunS
         default = None if field.is_required() else field.default
         kind, text = field.annotation, _HELP[name]
         if get_origin(kind) is Literal:
-            flags.DEFINE_enum(name, default, [choice for choice in get_args(kind)], text, flag_values=values)
+            flags.DEFINE_enum(name, default, list(get_args(kind)), text, flag_values=values)
         elif kind in (int, int | None):
             flags.DEFINE_integer(name, default, text, flag_values=values)
         elif kind in (float, float | None):
@@ -96,7 +96,9 @@ def find_flagfile(name: str, beside: Path | None = None) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = sorted({path.name for folder in (package / "flagfiles", package.parent / "flags") for path in folder.glob("*.flags")})
+    known = sorted(
+        {path.name for folder in (package / "flagfiles", package.parent / "flags") for path in folder.glob("*.flags")}
+    )
     raise RequestError(f"--flagfile={name}: no such file; tfmt's own are {', '.join(known)}")
 
 
@@ -147,8 +149,13 @@ def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         raise RequestError(f"unexpected argument {left[0]!r}; every setting is a flag: --name=value")
 
 
-def run_command(program: str, summary: str, define: Callable[[flags.FlagValues], None],
-                main: Callable[[flags.FlagValues], int | None], arguments: Sequence[str] | None = None) -> int:  # fmt: skip
+def run_command(
+    program: str,
+    summary: str,
+    define: Callable[[flags.FlagValues], None],
+    main: Callable[[flags.FlagValues], int | None],
+    arguments: Sequence[str] | None = None,
+) -> int:
     """Runs a command: parses flags, answers --help, and turns errors into one line and an exit status.
 
     Args:

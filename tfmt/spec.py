@@ -67,7 +67,9 @@ def parse_layers(text: str) -> tuple[int, ...] | None:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
         if not match:
-            raise ValueError(f"layers must be `all`, a block `5`, a range `0-3` or a list `0,5,11`. Received: layers={text!r}")
+            raise ValueError(
+                f"layers must be `all`, a block `5`, a range `0-3` or a list `0,5,11`. Received: layers={text!r}"
+            )
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if last < first or last > 999:
@@ -203,7 +205,7 @@ class RunSpec(BaseModel):
 
     def label(self) -> str:
         """The readable part of the id: task, mode and its choices, rate, seed."""
-        parts = [self.task, self.mode]
+        parts: list[str] = [self.task, self.mode]
         if self.layers != "all":
             parts.append("L" + self.layers.replace(",", "+"))
         if self.mask_size is not None:
@@ -235,9 +237,7 @@ _TASK_FIELDS: dict[str, frozenset[str]] = {
     "conll2003_ner": frozenset({"encoding"}),
 }
 # Fields that only some modes or tasks read; elsewhere they are normalised away.
-CONDITIONAL_FIELDS: frozenset[str] = frozenset().union(
-    {"layers"}, *_MODE_FIELDS.values(), *_TASK_FIELDS.values()
-)
+CONDITIONAL_FIELDS: frozenset[str] = frozenset().union({"layers"}, *_MODE_FIELDS.values(), *_TASK_FIELDS.values())
 
 
 def meaningful_fields(mode: str, task: str) -> frozenset[str]:

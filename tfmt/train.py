@@ -25,7 +25,9 @@ _SUMMARY = (
 def _define(values: flags.FlagValues) -> None:
     define_run_flags(values)
     flags.DEFINE_string("output_dir", "runs", "Folder that holds the runs' folders.", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "Prints what would train, with counts and steps, and stops.", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "Prints what would train, with counts and steps, and stops.", flag_values=values
+    )
 
 
 def _main(values: flags.FlagValues) -> int:
@@ -53,7 +55,8 @@ def _main(values: flags.FlagValues) -> int:
 
 
 def _announce(spec: RunSpec, folder: str) -> str:
-    return f"{spec.task} {spec.mode}: {spec.epochs} epochs at learning rate {spec.learning_rate:g}, seed {spec.seed} -> {folder}"
+    epochs = f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
+    return f"{spec.task} {spec.mode}: {epochs} at learning rate {spec.learning_rate:g}, seed {spec.seed} -> {folder}"
 
 
 def _report(record: Record, folder: str) -> str:
@@ -61,7 +64,9 @@ def _report(record: Record, folder: str) -> str:
     lines = []
     if record.parameters:
         parts = record.parameters
-        lines.append(f"tuned     {parts.tuned:,} weights = {parts.tuned_percent:.4f} % of the encoder, head {parts.head:,}")
+        lines.append(
+            f"tuned     {parts.tuned:,} weights = {parts.tuned_percent:.4f} % of the encoder, head {parts.head:,}"
+        )
     result, proof = record.result, record.proof
     if record.status != "completed":
         lines.append(f"{record.status}  {record.error}")
@@ -69,15 +74,17 @@ def _report(record: Record, folder: str) -> str:
         for split, metrics in result.epochs[-1].metrics.items():
             shown = "  ".join(f"{k} {'undefined' if v is None else f'{100 * v:.2f}'}" for k, v in metrics.items())
             lines.append(f"{split:<9} {shown}  (N = {result.examples[split]:,}, epoch {result.epochs[-1].epoch})")
-        best = "undefined" if result.score_best is None else f"{100 * result.score_best:.2f} in epoch {result.best_epoch}"
+        best = (
+            "undefined" if result.score_best is None else f"{100 * result.score_best:.2f} in epoch {result.best_epoch}"
+        )
         lines.append(f"best      {result.score_name} {best}" + ("  (collapsed)" if result.collapsed else ""))
     if proof:
         lines.append(f"proof     {proof.selected_changed:,} selected weights moved, {proof.frozen_changed} others")
     if record.cost:
         cost = record.cost
         lines.append(
-            f"cost      {cost.setup_seconds:.1f} s set-up, {cost.train_seconds:.1f} s training, {cost.eval_seconds:.1f} s "
-            f"evaluation; {cost.tokens:,} tokens ({cost.padded_tokens:,} with padding)"
+            f"cost      {cost.setup_seconds:.1f} s set-up, {cost.train_seconds:.1f} s training, "
+            f"{cost.eval_seconds:.1f} s evaluation; {cost.tokens:,} tokens ({cost.padded_tokens:,} with padding)"
         )
     lines.append(f"record    {folder}/record.json")
     return "\n".join(lines)

@@ -74,7 +74,9 @@ def test_torch_names_are_those_of_transformers():
     table = list_weights(BertShape(16, 1, 2, 24, 50, 512, 2), "sentence", 2)
     names = {weight.path: weight.torch_name for weight in table}
     block = "bert.encoder.layer.0"
-    assert names["bert/encoder/layer_._0/attention/output/LayerNorm/gamma"] == f"{block}.attention.output.LayerNorm.weight"
+    assert (
+        names["bert/encoder/layer_._0/attention/output/LayerNorm/gamma"] == f"{block}.attention.output.LayerNorm.weight"
+    )
     assert names["bert/encoder/layer_._0/output/dense/kernel"] == f"{block}.output.dense.weight"
     assert names["bert/embeddings/word_embeddings/weight"] == "bert.embeddings.word_embeddings.weight"
     assert len(set(names.values())) == len(names)

@@ -27,8 +27,8 @@ def still(toy_bert, tmp_path_factory):
 @pytest.fixture
 def trained(still, toy_glue, tmp_path):
     def train(name, **changes):
-        settings = {"model": str(still), "data_dir": str(toy_glue), "task": "mrpc", "mode": "layernorm", "max_length": 32,
-                    "epochs": 1, "learning_rate": 1e-2, "keep_epoch": "last"} | changes  # fmt: skip
+        settings = {"model": str(still), "data_dir": str(toy_glue), "task": "mrpc", "mode": "layernorm",
+                    "max_length": 32, "epochs": 1, "learning_rate": 1e-2, "keep_epoch": "last"} | changes  # fmt: skip
         request = prepare(RunSpec.make(**settings), tmp_path / name)
         record = execute(request, make_bench(request), started=0.0, quiet=True)
         assert record.proof.frozen_changed == 0

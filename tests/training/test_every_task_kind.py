@@ -1,4 +1,4 @@
-"""One short run of every kind of task through the command: pairs, one text, scores, two splits, tags, entities, own files."""
+"""One short run of every kind of task through the command: one text, pairs, scores, two splits, entities, own files."""
 
 import json
 

@@ -50,7 +50,8 @@ class BaseWeights:
                 stored = weight.shape[::-1] if weight.transposed else weight.shape
                 if found != stored:
                     raise RequestError(
-                        f"{self._source}: {weight.torch_name} has shape {list(found)}, config.json asks for {list(stored)}"
+                        f"{self._source}: {weight.torch_name} has shape {list(found)}, "
+                        f"config.json asks for {list(stored)}"
                     )
         except (SafetensorError, OSError) as error:
             raise RequestError(f"{self._source}: not a readable safetensors file: {error}") from None

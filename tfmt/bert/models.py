@@ -91,10 +91,11 @@ class TFBertForSequenceClassification(_Selectable, transformers.TFBertForSequenc
     """Hugging Face's class with tfmt's selection and forward pass; saved and loaded as Hugging Face's."""
 
     def call(
-        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, head_mask=None,
-        inputs_embeds=None, output_attentions=None, output_hidden_states=None, return_dict=None, labels=None,
-        training=False,
-    ):  # fmt: skip
+        self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None,
+        head_mask: Any = None, inputs_embeds: Any = None, output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None, labels: Any = None,
+        training: Any = False,
+    ) -> Any:  # fmt: skip
         """As in Hugging Face: logits (batch, labels), and the loss where labels are given."""
         named = {
             "attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids,
@@ -120,10 +121,11 @@ class TFBertForTokenClassification(_Selectable, transformers.TFBertForTokenClass
     _head_name = "tokens"
 
     def call(
-        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, head_mask=None,
-        inputs_embeds=None, output_attentions=None, output_hidden_states=None, return_dict=None, labels=None,
-        training=False,
-    ):  # fmt: skip
+        self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None,
+        head_mask: Any = None, inputs_embeds: Any = None, output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None, labels: Any = None,
+        training: Any = False,
+    ) -> Any:  # fmt: skip
         """As in Hugging Face: logits (batch, length, labels), and the loss where labels are given."""
         named = {
             "attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids,
@@ -141,7 +143,7 @@ class TFBertForTokenClassification(_Selectable, transformers.TFBertForTokenClass
         return TFTokenClassifierOutput(loss=loss, logits=logits)
 
 
-_CLASSES = {"sentence": TFBertForSequenceClassification, "tokens": TFBertForTokenClassification}
+_CLASSES: dict[str, Any] = {"sentence": TFBertForSequenceClassification, "tokens": TFBertForTokenClassification}
 
 
 def _head_dropout(config: Any) -> float:

@@ -20,7 +20,9 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import BertTokenizerFast
 
     if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
-        raise RequestError(f"{folder / 'vocab.txt'}: missing; a model folder needs a vocabulary (vocab.txt or tokenizer.json)")
+        raise RequestError(
+            f"{folder / 'vocab.txt'}: missing; a model folder needs a vocabulary (vocab.txt or tokenizer.json)"
+        )
     try:
         tokenizer = BertTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # The tokenizer libraries raise errors of many kinds for a broken file.

@@ -85,7 +85,9 @@ class Weight:
         return self.part == "kernel"
 
 
-def _layer_weights(row: tuple[str, ...], prefix: tuple[str, str], block: int | None, sizes: dict[str, int]) -> Iterator[Weight]:
+def _layer_weights(
+    row: tuple[str, ...], prefix: tuple[str, str], block: int | None, sizes: dict[str, int]
+) -> Iterator[Weight]:
     """The one or two variables of one row of the table."""
     layer, torch_layer, component, sublayer, kind, size_in, size_out = row
     path, torch_name = prefix[0] + layer, prefix[1] + torch_layer
@@ -93,7 +95,9 @@ def _layer_weights(row: tuple[str, ...], prefix: tuple[str, str], block: int | N
     if kind == "table":
         # Hugging Face names the variable of the word table alone `weight`.
         variable = "weight" if component == "embeddings.word" else "embeddings"
-        yield Weight(f"{path}/{variable}", f"{torch_name}.weight", (rows, columns), sublayer, f"{component}.table", block)
+        yield Weight(
+            f"{path}/{variable}", f"{torch_name}.weight", (rows, columns), sublayer, f"{component}.table", block
+        )
     elif kind == "dense":
         yield Weight(f"{path}/kernel", f"{torch_name}.weight", (rows, columns), sublayer, f"{component}.kernel", block)
         yield Weight(f"{path}/bias", f"{torch_name}.bias", (columns,), sublayer, f"{component}.bias", block)
@@ -135,9 +139,10 @@ def list_weights(shape: BertShape, head: str, num_labels: int) -> tuple[Weight, 
 
 
 # Anchored at both ends: `output/dense` alone would also find `attention/output/dense`.
+_BLOCK_PATHS = "|".join(re.escape(row[0]) for row in _BLOCK)
+_OUTSIDE_PATHS = "|".join(re.escape(row[0]) for row in _OUTSIDE)
 _KNOWN_PATH = re.compile(
-    "(?:%s|bert/encoder/layer_\\._\\d+/(?:%s))/(?:weight|embeddings|kernel|bias|gamma|beta)"
-    % ("|".join(re.escape(row[0]) for row in _OUTSIDE), "|".join(re.escape(row[0]) for row in _BLOCK))
+    rf"(?:{_OUTSIDE_PATHS}|bert/encoder/layer_\._\d+/(?:{_BLOCK_PATHS}))/(?:weight|embeddings|kernel|bias|gamma|beta)"
 )
 
 

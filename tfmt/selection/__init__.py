@@ -1,0 +1,1 @@
+"""Which weights train, and the optimizer that trains exactly these."""

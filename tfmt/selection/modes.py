@@ -116,7 +116,9 @@ def plan_mode(
     if union_size is not None:
         return Plan((), (Pool(candidates, union_size),))
     if mask_fraction is None:
-        raise RequestError(f"mode={mode} needs mask_fraction, the part of the feed-forward LayerNorms' weights to train")
+        raise RequestError(
+            f"mode={mode} needs mask_fraction, the part of the feed-forward LayerNorms' weights to train"
+        )
     return Plan((), (Pool(candidates, math.ceil(mask_fraction * sum(weight.size for weight in candidates) - 1e-9)),))
 
 

@@ -47,7 +47,9 @@ def describe(spec: RunSpec, output_dir: str) -> str:
     else:
         lines.append("steps     known once the data is there")
     kept = "the tuned weights and the head of the " + ("best" if spec.keep_epoch == "best" else "last") + " epoch"
-    lines.append(f"stored    record.json, spec.json, events" + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}"))
+    lines.append(
+        "stored    record.json, spec.json, events" + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}")
+    )
     lines.append(f"folder    {_folder(spec, output_dir, dataset.digest if dataset else None)}")
     return "\n".join(lines)
 

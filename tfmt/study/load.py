@@ -2,13 +2,88 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfmt.bert.base_weights import model_digest
-from tfmt.bert.configs import find_model
+import numpy as np
+
+from tfmt.bert.base_weights import BaseWeights, model_digest
+from tfmt.bert.configs import find_model, read_config, shape_of
+from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
-from tfmt.study.records import TUNED_FILE, read_record
+from tfmt.study.records import TUNED_FILE, Record, read_record
+
+
+@dataclass(frozen=True)
+class TunedWeights:
+    """What a run tuned, on top of the base model it was tuned from, read without TensorFlow.
+
+    Attributes:
+      record: the run's record.
+      base: the folder of the base model.
+      head: `sentence` or `tokens`.
+      classes: names of the head's outputs; empty for regression.
+      weights: the table of the tuned model's weights.
+      values: {path: the whole variable at the kept epoch} of every variable that the run tuned, the head included.
+    """
+
+    record: Record
+    base: Path
+    head: str
+    classes: tuple[str, ...]
+    weights: tuple[Weight, ...]
+    values: dict[str, np.ndarray]
+
+    def read(self) -> dict[str, np.ndarray]:
+        """{path: value} of every variable of the tuned model, under TensorFlow's paths and orientation."""
+        base = BaseWeights(self.base, self.head)
+        paths = [weight.path for weight in self.weights]
+        return {path: self.values[path] if path in self.values else base.read(path) for path in paths}
+
+
+def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
+    """What a run tuned, checked against its base model.
+
+    Args:
+      run: the run's folder.
+      model: where the base model lies now, if it is no longer where the run found it.
+
+    Raises:
+      RequestError: the run kept no weights, or the base model is not the one that the run tuned.
+    """
+    from tfmt.training.tuned import from_torch_names, read_tensors
+
+    folder = Path(run)
+    record = read_record(folder)
+    path = folder / TUNED_FILE
+    if not path.exists():
+        why = (
+            "it kept scores alone; run it again with --keep=tuned"
+            if record.spec.keep == "scores"
+            else f"it {record.status}"
+        )
+        raise RequestError(f"{path}: missing; {why}")
+    source = model or record.spec.model
+    base = find_model(source, download=True)
+    assert base is not None
+    if model_digest(base) != record.origin.model_sha256:
+        raise RequestError(
+            f"{source}: not the base model that {folder.name} tuned (its digest differs); give the right one"
+        )
+    tensors, about = read_tensors(path)
+    head, classes = about["head"], tuple(about["classes"])
+    weights = list_weights(shape_of(read_config(base)), head, len(classes) or 1)
+    try:
+        values, masks = from_torch_names(weights, tensors)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
+    before = BaseWeights(base, head)
+    for name, indices in masks.items():
+        whole = before.read(name).copy(order="C")
+        whole.reshape(-1)[indices] = values[name]
+        values[name] = whole
+    return TunedWeights(record, base, head, classes, weights, values)
 
 
 def load_tuned(run: str | Path, *, model: str = "") -> Any:
@@ -27,28 +102,14 @@ def load_tuned(run: str | Path, *, model: str = "") -> Any:
     Example:
       >>> model = load_tuned("runs/mrpc-layernorm-lr0.001-s0-d9e29dc098")
     """
-    from tfmt.bert.models import assign_weights, load_bert, weights_of
-    from tfmt.training.tuned import from_torch_names, read_tensors
+    return build_tuned(read_tuned(run, model=model))
 
-    folder = Path(run)
-    record = read_record(folder)
-    path = folder / TUNED_FILE
-    if not path.exists():
-        why = "it kept scores alone; run it again with --keep=tuned" if record.spec.keep == "scores" else f"it {record.status}"
-        raise RequestError(f"{path}: missing; {why}")
-    source = model or record.spec.model
-    base = find_model(source, download=True)
-    assert base is not None
-    if model_digest(base) != record.origin.model_sha256:
-        raise RequestError(f"{source}: not the base model that {folder.name} tuned (its digest differs); give the right one")
-    tensors, about = read_tensors(path)
-    classes = tuple(about["classes"])
-    tuned = load_bert(source, len(classes) or 1, record.spec.seed, head=about["head"], classes=classes)
-    weights = weights_of(tuned)
-    values, masks = from_torch_names(weights, tensors)
-    for path_, indices in masks.items():
-        whole = tuned.all_weights[path_].numpy()
-        whole.reshape(-1)[indices] = values[path_]
-        values[path_] = whole
-    assign_weights(tuned, values)
-    return tuned
+
+def build_tuned(tuned: TunedWeights) -> Any:
+    """A TFBert model that holds these weights, in the Keras precision policy of the moment."""
+    from tfmt.bert.models import assign_weights, load_bert
+
+    seed, outputs = tuned.record.spec.seed, len(tuned.classes) or 1
+    built = load_bert(str(tuned.base), outputs, seed, head=tuned.head, classes=tuned.classes)
+    assign_weights(built, tuned.values)
+    return built

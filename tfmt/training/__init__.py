@@ -1,0 +1,1 @@
+"""One run: strategy, steps, checkpoints, proof."""

@@ -84,7 +84,9 @@ class FineTuning:
       before_write: called before each checkpoint, may raise to end the run.
     """
 
-    def __init__(self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None) -> None:
+    def __init__(
+        self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None
+    ) -> None:
         self.bench, self.spec, self.folder, self.quiet = bench, spec, folder, quiet
         self.before_write = before_write or (lambda: None)
         self.checkpoint = folder / "checkpoint"
@@ -121,9 +123,7 @@ class FineTuning:
         state, spec = self.state, self.spec
         started = saved = time.perf_counter()
         waiting: list[Any] = []
-        plan = plan_epoch(
-            self.train.lengths, spec.batch_size, spec.batching, spec.seed, state.epoch, spec.max_length
-        )
+        plan = plan_epoch(self.train.lengths, spec.batch_size, spec.batching, spec.seed, state.epoch, spec.max_length)
         for batch in training_batches(self.train, plan, start=state.step):
             waiting.append(self.bench.train_step(batch))
             state.step += 1
@@ -183,7 +183,9 @@ class FineTuning:
         loss = state.losses[0] / state.losses[1]
         state.epoch_seconds += seconds
         state.epoch += 1
-        state.epochs.append(EpochResult(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds))
+        state.epochs.append(
+            EpochResult(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds)
+        )
         progress.epoch(state.epoch, loss, task.headline_name, value, state.epoch_seconds)
         state.step, state.losses, state.epoch_seconds = 0, [], 0.0
         better = value is not None and (state.kept_score is None or value > state.kept_score)
@@ -230,9 +232,13 @@ class FineTuning:
         tensors, saved = read_tensors(path)
         state = RunState.model_validate(saved)
         if state.frozen_sha256 != self.state.frozen_sha256:
-            raise RunError(f"{path}: was made from another base model or selection; delete the run's folder to start anew")
+            raise RunError(
+                f"{path}: was made from another base model or selection; delete the run's folder to start anew"
+            )
         bench = self.bench
-        bench.write_selected({name.removeprefix("selected/"): v for name, v in tensors.items() if name.startswith("selected/")})
+        bench.write_selected(
+            {name.removeprefix("selected/"): v for name, v in tensors.items() if name.startswith("selected/")}
+        )
         for index, variable in enumerate(bench.optimizer_variables):
             variable.assign(tensors[f"optimizer/{index}"])
         self.state = state

@@ -49,8 +49,8 @@ class Progress:
         elif time.perf_counter() - self._last_line > _PLAIN_SECONDS:
             self._last_line = time.perf_counter()
             left = (self._total - step) / max(step - self._first, 1) * seconds
-            line = f"epoch {epoch}/{self._epochs} step {step}/{self._total}{shown} {rate:.0f} examples/s, {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+            where = f"epoch {epoch}/{self._epochs} step {step}/{self._total}"
+            print(f"{where}{shown} {rate:.0f} examples/s, {left:.0f} s left", file=sys.stderr, flush=True)
 
     def epoch(self, epoch: int, loss: float, score_name: str, score: float | None, seconds: float) -> None:
         """Shows an epoch that ended."""

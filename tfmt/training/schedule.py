@@ -23,7 +23,9 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, peak: float, steps: int, warmup_ratio: float, schedule: str = "linear") -> None:
-        self._config = {"peak": peak, "steps": steps, "warmup_ratio": warmup_ratio, "schedule": schedule}
+        self._config: dict[str, Any] = {
+            "peak": peak, "steps": steps, "warmup_ratio": warmup_ratio, "schedule": schedule
+        }  # fmt: skip
         self._numbers = tf.Variable(self._pack(), trainable=False, dtype=tf.float32, name="learning_rate_schedule")
 
     def _pack(self) -> list[float]:

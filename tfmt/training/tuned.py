@@ -48,7 +48,9 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise RequestError(f"{path}: not a file that tfmt wrote, or broken: {error}") from None
 
 
-def to_torch_names(weights: Iterable[Weight], values: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_torch_names(
+    weights: Iterable[Weight], values: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Selected values under PyTorch's names; of a masked variable `<name>.indices` and `<name>.values`.
 
     Indices count in the flattened tensor as PyTorch stores it.
@@ -73,7 +75,9 @@ def to_torch_names(weights: Iterable[Weight], values: Mapping[str, np.ndarray], 
     return tensors
 
 
-def from_torch_names(weights: Iterable[Weight], tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def from_torch_names(
+    weights: Iterable[Weight], tensors: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The inverse of `to_torch_names`: (values by path, masks by path).
 
     Raises:
@@ -91,7 +95,9 @@ def from_torch_names(weights: Iterable[Weight], tensors: Mapping[str, np.ndarray
             values[weight.path] = tensors[name].T if weight.transposed else tensors[name]
         elif f"{name}.indices" in tensors:
             indices, selected = tensors[f"{name}.indices"], tensors[f"{name}.values"]
-            if len(indices) != len(selected) or (len(indices) and not 0 <= indices.min() <= indices.max() < weight.size):
+            if len(indices) != len(selected) or (
+                len(indices) and not 0 <= indices.min() <= indices.max() < weight.size
+            ):
                 raise RequestError(f"{name}.indices do not fit the model")
             indices = _flip_indices(indices, stored) if weight.transposed else indices
             order = np.argsort(indices)

@@ -9,13 +9,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfmt.bert.configs import find_model
 from tfmt.bert.base_weights import BaseWeights
+from tfmt.bert.configs import find_model
 from tfmt.bert.models import assign_weights, load_bert, new_head, set_precision, set_seed
 from tfmt.data.batches import SplitPredictions, evaluation_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError
-from tfmt.selection.selection import Selection, select
+from tfmt.selection.selection import select
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
 from tfmt.training.schedule import WarmupSchedule
@@ -39,7 +39,8 @@ class Workbench:
         self, spec: RunSpec, task: Task, splits: Mapping[str, TokenizedSplit], labels: Mapping[str, np.ndarray],
         strategy: Any,
     ) -> None:  # fmt: skip
-        if spec.jit_compile == "on" and strategy.num_replicas_in_sync > 1 and not tf.config.list_physical_devices("GPU"):
+        on_cpu = not tf.config.list_physical_devices("GPU")
+        if spec.jit_compile == "on" and strategy.num_replicas_in_sync > 1 and on_cpu:
             raise RequestError("--jit_compile=on: XLA cannot compile steps over several CPU replicas; use --replicas=1")
         if spec.batch_size % strategy.num_replicas_in_sync:
             raise RequestError(
@@ -52,9 +53,7 @@ class Workbench:
         set_precision(spec.precision)
         try:
             with strategy.scope():
-                self.model = load_bert(
-                    spec.model, task.num_labels, spec.seed, head=task.head, classes=task.classes
-                )
+                self.model = load_bert(spec.model, task.num_labels, spec.seed, head=task.head, classes=task.classes)
         finally:
             set_precision("float32")  # a policy left behind would change models made by others
         folder = find_model(spec.model, download=False)
@@ -65,7 +64,7 @@ class Workbench:
         self._train: Any = None
         self._shape: Any = None
         self._moved: set[str] = set()
-        self.selection: Selection | None = None
+        self.selection: Any = None  # the Selection of the run that was set up last
         self.optimizer: Any = None
 
     # ---- setting up a run ------------------------------------------------------------------------------------------
@@ -97,7 +96,7 @@ class Workbench:
             self.model.config.hidden_size, self.task.num_labels, self.model.config.initializer_range, spec.seed
         )
         assign_weights(self.model, self._base_head)
-        schedule = {
+        schedule: dict[str, Any] = {
             "peak": spec.learning_rate, "steps": steps, "warmup_ratio": spec.warmup_ratio, "schedule": spec.schedule
         }  # fmt: skip
         sizes = {path: len(indices) for path, indices in self.selection.masks.items()}
@@ -115,7 +114,6 @@ class Workbench:
             self._shape = shape
 
     def _make_optimizer(self, spec: RunSpec, schedule: dict[str, Any]) -> None:
-        assert self.selection is not None
         with self.strategy.scope():
             self._schedule = WarmupSchedule(**schedule)
             adam = keras.optimizers.Adam(self._schedule, epsilon=spec.adam_epsilon)
@@ -144,7 +142,6 @@ class Workbench:
 
     def selected(self) -> dict[str, np.ndarray | None]:
         """{path: selected indices, or None where the whole variable is selected}."""
-        assert self.selection is not None
         return {path: self.selection.masks.get(path) for path in self.selection.paths}
 
     def read_selected(self) -> dict[str, np.ndarray]:
@@ -183,7 +180,8 @@ class Workbench:
         def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
             labels = batch["labels"]
             # The mean over the global batch: the sum over all replicas of these parts.
-            count = tf.cast(tf.reduce_sum(tf.cast(labels >= 0, tf.int32)) if labels.shape.rank == 2 else batch_size, tf.float32)
+            labelled = tf.reduce_sum(tf.cast(labels >= 0, tf.int32)) if labels.shape.rank == 2 else batch_size
+            count = tf.cast(labelled, tf.float32)
             first = tf.distribute.get_replica_context().replica_id_in_sync_group * share
             part = {name: tensor[first : first + share] for name, tensor in batch.items()}
             # Watching the selection alone keeps everything below it out of the backward pass.
@@ -248,5 +246,3 @@ def loss_sum(kind: str, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     counted = labels >= 0
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(counted, labels, 0), logits)
     return tf.reduce_sum(tf.where(counted, losses, 0.0))
-
-
