@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import tfmt
 from tfmt.bert.base_weights import BaseWeights, model_digest
 from tfmt.bert.configs import find_model, read_config, shape_of
-from tfmt.bert.vocabulary import list_weights
+from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RunError
 from tfmt.files import write_whole
 from tfmt.selection.modes import plan_mode
+from tfmt.selection.stored import digest_masks, unite_masks
 from tfmt.spec import ARITHMETIC, RunSpec
 from tfmt.study import origin
+from tfmt.study.lease import Lease
 from tfmt.study.records import (
     RECORD_FILE,
     SCHEMA,
@@ -27,6 +30,7 @@ from tfmt.study.records import (
     TUNED_FILE,
     Cost,
     Epoch,
+    Fisher,
     Origin,
     Parameters,
     Proof,
@@ -52,6 +56,7 @@ class Request:
       model_folder: where the base model lies.
       digests: of the model and the data.
       folder: where the run's files go.
+      union: with `fisher_from`, the selected indices by path.
     """
 
     spec: RunSpec
@@ -60,6 +65,7 @@ class Request:
     model_folder: Path
     digests: dict[str, str]
     folder: Path
+    union: dict[str, np.ndarray] | None = None
 
     @property
     def run_id(self) -> str:
@@ -67,8 +73,13 @@ class Request:
         return self.folder.name
 
 
-def prepare(spec: RunSpec, output_dir: str | Path) -> Request:
+def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) -> Request:
     """Finds everything that a run needs, without TensorFlow, and stops at what is wrong.
+
+    Args:
+      spec: what to do.
+      output_dir: the folder of the runs' folders.
+      like: an earlier request, whose text is taken over if this one reads the same.
 
     Raises:
       RequestError: the model or the data cannot be had or do not fit the spec.
@@ -76,7 +87,8 @@ def prepare(spec: RunSpec, output_dir: str | Path) -> Request:
     model_folder = find_model(spec.model, download=True)
     assert model_folder is not None
     shape = shape_of(read_config(model_folder), model_folder / "config.json")
-    dataset = read_dataset_for(spec)
+    shared = like is not None and bench_key(like.spec) == bench_key(spec)
+    dataset = like.dataset if like is not None and shared else read_dataset_for(spec)
     task = dataset.task
     BaseWeights(model_folder, task.head)  # a file that lacks a weight is the request's fault
     if spec.max_length > shape.max_position_embeddings:
@@ -84,15 +96,49 @@ def prepare(spec: RunSpec, output_dir: str | Path) -> Request:
             f"--max_length={spec.max_length}: {spec.model} has {shape.max_position_embeddings} positions"
         )
     weights = list_weights(shape, task.head, task.num_labels)
+    digests = {"model": model_digest(model_folder), "data": dataset.digest}
+    union = read_union(spec, weights, digests["model"])
     plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size, mask_fraction=spec.mask_fraction,
-              outlier_pool=spec.outlier_pool)  # fmt: skip
+              outlier_pool=spec.outlier_pool, union_size=union_size(union))  # fmt: skip
     examples = count_used(len(dataset.splits["train"]), spec.train_limit)
     if examples < spec.batch_size:
         raise RequestError(
             f"--batch_size={spec.batch_size} is more than the {examples} training examples; make one step possible"
         )
-    digests = {"model": model_digest(model_folder), "data": dataset.digest}
-    return Request(spec, task, dataset, model_folder, digests, Path(output_dir) / spec.run_id(**digests))
+    if union is not None:
+        digests["fisher_from"] = digest_masks(union)
+    return Request(spec, task, dataset, model_folder, digests, Path(output_dir) / spec.run_id(**digests), union)
+
+
+def read_union(
+    spec: RunSpec, weights: tuple[Weight, ...], model_sha256: str | None
+) -> dict[str, np.ndarray] | None:
+    """The weights that `fisher_from` selects, {path: indices}; None without it.
+
+    Raises:
+      RequestError: a folder holds no mask that fits.
+    """
+    if not spec.fisher_from:
+        return None
+    candidates = plan_mode(weights, spec.mode, layers=spec.layers, mask_fraction=1.0).pools[0].weights
+    return unite_masks(spec.fisher_from, candidates, model_sha256)
+
+
+def union_size(union: dict[str, np.ndarray] | None) -> int | None:
+    """How many weights a union selects."""
+    return None if union is None else sum(map(len, union.values()))
+
+
+# What runs on one workbench may differ in; every other field decides the model, the text or the devices.
+_PER_RUN = frozenset({
+    "mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "fisher_examples", "fisher_from", "learning_rate",
+    "epochs", "warmup_ratio", "schedule", "adam_epsilon", "seed", "keep", "keep_epoch",
+})  # fmt: skip
+
+
+def bench_key(spec: RunSpec) -> tuple[Any, ...]:
+    """Equal for runs that can share a workbench."""
+    return tuple(getattr(spec, name) for name in RunSpec.model_fields if name not in _PER_RUN)
 
 
 def count_used(examples: int, limit: int) -> int:
@@ -170,16 +216,29 @@ def execute(request: Request, bench: Workbench, *, started: float, quiet: bool =
       before_write: called before each write into the folder; raises when the folder is no longer this process's.
 
     Returns:
-      The record, completed or diverged.
+      The record, completed or diverged; if another process ended the run just before, its record.
 
     Raises:
+      TakenError: another process is at this run.
       RunError: the run failed; unless the disk is full a record says so.
     """
+    open_folder(request)
+    with Lease(request.folder) as lease:
+
+        def check() -> None:
+            lease.check()
+            before_write()
+
+        return finished(request) or _execute(request, bench, started, quiet, check)
+
+
+def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
+             before_write: Callable[[], None]) -> Record:  # fmt: skip
     from tfmt.training.fine_tune import FineTuning
 
-    open_folder(request)
     begun = origin.now()
-    run = FineTuning(bench, request.spec, request.folder, quiet=quiet, before_write=before_write)
+    run = FineTuning(bench, request.spec, request.folder, quiet=quiet, before_write=before_write,
+                     union=request.union, model_sha256=request.digests["model"])  # fmt: skip
     try:
         outcome = run.run()
     except (RunError, RequestError, KeyboardInterrupt):
@@ -198,6 +257,23 @@ def execute(request: Request, bench: Workbench, *, started: float, quiet: bool =
     if status == "failed":
         raise RunError(f"{request.run_id}: {message_}")
     return record
+
+
+def record_failure(request: Request, message: str) -> None:
+    """Records a run that could not be executed to its end, for a reason that its own process could not record.
+
+    Raises:
+      TakenError: another process is at this run.
+      RunError: the record cannot be written.
+    """
+    open_folder(request)
+    with Lease(request.folder) as lease:
+        if finished(request) is None:
+            now = origin.now()
+            record = Record(schema_=SCHEMA, run_id=request.run_id, status="failed", error=message, spec=request.spec,
+                            parameters=None, result=None, cost=None, proof=None, change=None,
+                            origin=_origin(request, now))  # fmt: skip
+            _finish(request, record, lease.check)
 
 
 def _store_tuned(request: Request, bench: Workbench, values: dict[str, Any], before_write: Callable[[], None]) -> None:
@@ -224,7 +300,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
     from tfmt.training.strategy import device_names, threads_in_use
 
     selection, spec = bench.selection, request.spec
-    parameters = result = cost = proof = change = None
+    parameters = result = cost = proof = change = fisher = None
     if selection is not None:
         parameters = Parameters(
             total=selection.total, tuned=selection.tuned, head=selection.head,
@@ -263,14 +339,21 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             frozen_sha256_before=state.frozen_sha256, frozen_sha256_after=outcome.frozen_sha256_after,
         )  # fmt: skip
         change = state.kept_change
-    commit, dirty = origin.git_state()
+        if outcome.fisher is not None:
+            fisher = Fisher(**outcome.fisher.model_dump())
     return Record(
         schema_=SCHEMA, run_id=request.run_id, status=status, error=error, spec=spec,
         parameters=parameters, result=result, cost=cost, proof=proof, change=change,
-        origin=Origin(
-            tfmt=tfmt.__version__, arithmetic=ARITHMETIC, packages=origin.package_versions(),
-            python=origin.python_version(), git_commit=commit, git_dirty=dirty,
-            model_sha256=request.digests["model"], data_sha256=request.digests["data"],
-            data_notes=request.dataset.notes, started=started, finished=origin.now(),
-        ),
+        fisher=fisher,
+        origin=_origin(request, started),
+    )  # fmt: skip
+
+
+def _origin(request: Request, started: str) -> Origin:
+    commit, dirty = origin.git_state()
+    return Origin(
+        tfmt=tfmt.__version__, arithmetic=ARITHMETIC, packages=origin.package_versions(),
+        python=origin.python_version(), git_commit=commit, git_dirty=dirty,
+        model_sha256=request.digests["model"], data_sha256=request.digests["data"],
+        data_notes=request.dataset.notes, started=started, finished=origin.now(),
     )  # fmt: skip
