@@ -121,6 +121,18 @@ def stream_unlabelled(
             yield taken, Examples(tuple([_text(path, row, name) for row in taken] for name in names), None)
 
 
+def is_held_out(texts: Sequence[str], fraction: float, seed: int) -> bool:
+    """Whether an example of a file that `validation_fraction` splits is in the validation split.
+
+    Args:
+      texts: its texts in the order of their columns, or its words.
+      fraction: the validation fraction.
+      seed: the split's seed.
+    """
+    text = "\0".join([str(seed), *texts])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < fraction
+
+
 _RESPLIT = ", another --validation_fraction or another --split_seed"
 
 
@@ -226,9 +238,7 @@ def _label(path: Path, row: Row, column: str, kind: Kind) -> str | float:
 def _split_rows(rows: list[Row], fraction: float, seed: int) -> dict[str, list[Row]]:
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     for row in rows:
-        text = "\0".join([str(seed), *row.fields["texts"]])
-        place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-        splits["validation" if place < fraction else "train"].append(row)
+        splits["validation" if is_held_out(row.fields["texts"], fraction, seed) else "train"].append(row)
     return splits
 
 

@@ -60,7 +60,7 @@ class TokenizedSplit:
 
 
 def tokenize(
-    examples: Examples, tokenizer: Any, max_length: int, tokenizer_digest: str, name: str = ""
+    examples: Examples, tokenizer: Any, max_length: int, tokenizer_digest: str, name: str = "", *, cached: bool = True
 ) -> TokenizedSplit:
     """Turns the texts of a split into token ids, or takes them from the cache.
 
@@ -72,6 +72,7 @@ def tokenize(
       max_length: the most tokens of an example, special tokens included.
       tokenizer_digest: names everything in the tokenizer that decides the tokens.
       name: the split's name, for the progress bar.
+      cached: whether the cache is used; a part of a stream that is read once would only fill it.
 
     Returns:
       A `TokenizedSplit` in the order of the examples.
@@ -84,10 +85,11 @@ def tokenize(
         "max_length": max_length,
     }
     key = "tokens-" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:40]
-    arrays = load_arrays(key)
+    arrays = load_arrays(key) if cached else None
     if arrays is None:
         arrays = _encode(examples, tokenizer, max_length, name)
-        store_arrays(key, arrays)
+        if cached:
+            store_arrays(key, arrays)
     labels = examples.labels
     positions = arrays.get("word_positions")
     if labels is not None and positions is not None and examples.sentence_lengths is not None:

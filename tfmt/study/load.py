@@ -21,6 +21,7 @@ class TunedWeights:
 
     Attributes:
       record: the run's record.
+      source: the base model as it was asked for: `demo`, a hub name, or a folder.
       base: the folder of the base model.
       head: `sentence` or `tokens`.
       classes: names of the head's outputs; empty for regression.
@@ -29,6 +30,7 @@ class TunedWeights:
     """
 
     record: Record
+    source: str
     base: Path
     head: str
     classes: tuple[str, ...]
@@ -83,7 +85,7 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
         whole = before.read(name).copy(order="C")
         whole.reshape(-1)[indices] = values[name]
         values[name] = whole
-    return TunedWeights(record, base, head, classes, weights, values)
+    return TunedWeights(record, source, base, head, classes, weights, values)
 
 
 def load_tuned(run: str | Path, *, model: str = "") -> Any:
