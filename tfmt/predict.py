@@ -1,0 +1,86 @@
+"""`tfmt-predict`: predictions of a tuned model, as GLUE's server takes them or beside your own columns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from tfmt import quiet
+from tfmt.errors import RequestError
+from tfmt.flags import run_command
+
+if TYPE_CHECKING:
+    from tfmt.study.predict import Written
+
+_SUMMARY = (
+    "Predicts with the model that a run tuned, from the run's folder and its base model.\n"
+    "GLUE tasks: index and prediction, in the files that GLUE's server takes. Token tasks: a word and its tag a line.\n"
+    "Other tasks: the input's columns, the prediction and its probability. For labelled splits it prints the score."
+)
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("run", None, "Folder of the run, made with --keep=tuned.", flag_values=values)
+    flags.DEFINE_enum(
+        "split", None, ["test", "validation"], "Split of the run's task to predict for.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "input", "", "File to predict for instead: TSV, CSV, JSON Lines or CoNLL, of any size.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "output", None, "TSV file to write, or a folder, which takes GLUE's names (MNLI has two).", flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir", "", "Where the task's files lie now; empty means where the run found them.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "model", "", "Where the base model lies now; empty means where the run found it.", flag_values=values
+    )
+    flags.DEFINE_string("encoding", "", "Encoding of your files; empty means the run's.", flag_values=values)
+
+
+def _main(values: flags.FlagValues) -> None:
+    for name in ("run", "output"):
+        if not values[name].value:
+            raise RequestError(f"--{name} is required: {values[name].help}")
+    from tfmt.study.predict import prepare_prediction
+
+    prediction = prepare_prediction(
+        values.run,
+        values.output,
+        split=values.split or "",
+        input_file=values.input,
+        data_dir=values.data_dir,
+        model=values.model,
+        encoding=values.encoding,
+    )
+    quiet.import_tensorflow(values.verbosity)
+    for written in prediction.write():
+        print(_report(written))
+
+
+def _report(written: Written) -> str:
+    """A few lines on a file that was written."""
+    source = written.source
+    lines = [f"wrote     {source.path}  ({written.examples:,} predictions)"]
+    if written.cut_off:
+        lines.append(f"          {written.cut_off:,} words lie beyond --max_length and got no prediction of their own")
+    if written.scores is not None and source.labels is not None:
+        scores = written.scores.values
+        shown = "  ".join(f"{k} {'undefined' if v is None else f'{100 * v:.2f}'}" for k, v in scores.items())
+        lines.append(f"{source.name:<9} {shown}  (N = {len(source.labels):,})")
+    if source.same_data is False:
+        lines.append("          these are not the data of the run, so its record may give other scores")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command("tfmt-predict", _SUMMARY, _define, _main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The predictions of a tuned model, computed as the evaluation during training computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmt.bert.models import set_precision
+from tfmt.data.batches import SplitPredictions, evaluation_batches
+from tfmt.data.tokens import TokenizedSplit
+from tfmt.tasks import Task
+from tfmt.training.strategy import make_strategy
+from tfmt.training.workbench import EVALUATION_TOKENS
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of some texts, in their order.
+
+    Attributes:
+      values: classes or scores, `(examples,)`; for token tasks classes `(words,)`.
+      probabilities: the probability of each predicted class, `(examples,)`; None for scores and token tasks.
+    """
+
+    values: np.ndarray
+    probabilities: np.ndarray | None
+
+
+class Predictor:
+    """A model on one GPU, or else on the CPU.
+
+    Args:
+      task: the task it was tuned for.
+      build: makes the model; called in the strategy's scope.
+      max_length: the most tokens of an example, as in training.
+      precision: the type to compute in, as in training.
+    """
+
+    def __init__(self, task: Task, build: Callable[[], Any], max_length: int, precision: str) -> None:
+        tf.config.experimental.enable_op_determinism()
+        self._task, self._max_length = task, max_length
+        strategy = make_strategy(1)
+        set_precision(precision)
+        try:
+            with strategy.scope():
+                model = build()
+        finally:
+            set_precision("float32")  # a policy left behind would change models made by others
+        whole = tf.TensorSpec([None, None], tf.int32)
+
+        def logits(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            return tf.cast(model(batch, training=False).logits, tf.float32)
+
+        @tf.function(input_signature=[{"input_ids": whole, "attention_mask": whole, "token_type_ids": whole}])
+        def predict(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            return strategy.experimental_local_results(strategy.run(logits, args=(batch,)))[0]
+
+        self._predict = predict
+
+    def predict(self, split: TokenizedSplit, advance: Callable[[int], Any] = lambda count: None) -> Predictions:
+        """The predictions for a tokenised split.
+
+        Args:
+          split: the texts.
+          advance: told after each batch how many texts it held.
+        """
+        predictions = SplitPredictions(self._task, split)
+        probabilities = np.zeros(len(split)) if self._task.kind == "classification" else None
+        for batch in evaluation_batches(split, self._max_length, EVALUATION_TOKENS):
+            inputs = {name: tf.constant(array) for name, array in batch.inputs.items() if name != "labels"}
+            outputs = self._predict(inputs).numpy()
+            predictions.add(batch.indices, outputs)
+            if probabilities is not None:
+                spread = outputs.astype(np.float64) - outputs.max(axis=-1, keepdims=True)
+                probabilities[batch.indices] = 1 / np.exp(spread).sum(axis=-1)
+            advance(len(batch.indices))
+        return Predictions(predictions.values(), probabilities)
