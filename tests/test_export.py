@@ -1,0 +1,148 @@
+"""tfmt-export: what other libraries read, what is refused, and that a folder appears whole or not at all."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from tfmt import export
+from tfmt.spec import RunSpec
+from tfmt.study import export as writers
+from tfmt.study.load import load_tuned
+from tfmt.study.runner import execute, make_bench, prepare
+
+
+@pytest.fixture(scope="module")
+def runs(toy_bert, toy_glue, tmp_path_factory):
+    """{name: run folder} of three runs that share a bench."""
+    folder = tmp_path_factory.mktemp("runs")
+    modes = {
+        "layernorm": {"mode": "layernorm_feedforward", "layers": "1"},
+        "outliers": {"mode": "outliers", "mask_size": 3},
+        "scores": {"mode": "frozen", "keep": "scores"},
+    }
+    made, bench = {}, None
+    for name, settings in modes.items():
+        spec = RunSpec.make(model=str(toy_bert), data_dir=str(toy_glue), task="mrpc", max_length=32, epochs=1,
+                            learning_rate=2e-2, **settings)  # fmt: skip
+        request = prepare(spec, folder)
+        bench = bench or make_bench(request)
+        execute(request, bench, started=0.0, quiet=True)
+        made[name] = request.folder
+    return made
+
+
+def call(capsys, **settings):
+    status = export.main([f"--{name}={value}" for name, value in settings.items()])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def tensors(path):
+    with safe_open(path, framework="np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+@pytest.mark.parametrize("name", ["layernorm", "outliers"])
+def test_transformers_folder_holds_the_tuned_model_under_pytorch_names(runs, toy_bert, tmp_path, capsys, name):
+    status, out, err = call(capsys, run=runs[name], output=tmp_path / "out")
+    assert (status, err) == (0, ""), err
+    assert "model.safetensors" in out
+    found, about = tensors(tmp_path / "out" / "model.safetensors")
+    assert about["format"] == "pt"
+    model = load_tuned(runs[name])
+    for path, variable in model.all_weights.items():
+        torch_name = next(w.torch_name for w in writers.read_tuned(runs[name]).weights if w.path == path)
+        value = found.pop(torch_name)
+        np.testing.assert_array_equal(value.T if path.endswith("kernel") else value, variable.numpy())
+    assert not found
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "not_equivalent", "1": "equivalent"}
+    assert config["label2id"] == {"not_equivalent": 0, "equivalent": 1}
+    assert config["problem_type"] == "single_label_classification"
+    assert (tmp_path / "out" / "vocab.txt").read_text() == (toy_bert / "vocab.txt").read_text()
+    assert "AutoModelForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_adapter_holds_the_tuned_layernorms_and_the_head(runs, tmp_path, capsys):
+    status, _, err = call(capsys, run=runs["layernorm"], output=tmp_path / "out", format="peft")
+    assert status == 0, err
+    found, _ = tensors(tmp_path / "out" / "adapter_model.safetensors")
+    prefix = "base_model.model."
+    layernorm = "bert.encoder.layer.1.output.LayerNorm"
+    assert set(found) == {
+        f"{prefix}{layernorm}.ln_tuning_layers.weight", f"{prefix}{layernorm}.ln_tuning_layers.bias",
+        f"{prefix}classifier.weight", f"{prefix}classifier.bias",
+    }  # fmt: skip
+    model = load_tuned(runs["layernorm"])
+    weights = model.all_weights
+    np.testing.assert_array_equal(found[f"{prefix}classifier.weight"], weights["classifier/kernel"].numpy().T)
+    gamma = weights["bert/encoder/layer_._1/output/LayerNorm/gamma"].numpy()
+    np.testing.assert_array_equal(found[f"{prefix}{layernorm}.ln_tuning_layers.weight"], gamma)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LN_TUNING"
+    assert config["task_type"] == "SEQ_CLS"
+    assert config["target_modules"] == [layernorm]
+    assert config["modules_to_save"] == ["classifier"]
+
+
+def test_keras_folder_loads_in_plain_transformers(runs, tmp_path, capsys):
+    import transformers
+
+    status, _, err = call(capsys, run=runs["outliers"], output=tmp_path / "out", format="keras")
+    assert status == 0, err
+    plain, info = transformers.TFBertForSequenceClassification.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(info.values())
+    ids = np.array([[2, 5, 7, 9, 3], [2, 6, 3, 0, 0]])
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).astype(int)}
+    tuned = load_tuned(runs["outliers"])
+    np.testing.assert_allclose(plain(inputs).logits, tuned(inputs).logits, atol=1e-5)
+    tuned.all_weights["classifier/bias"].assign([7.0, 7.0])
+    tuned.load_weights(tmp_path / "out" / "tf_model.h5")
+    np.testing.assert_allclose(plain(inputs).logits, tuned(inputs).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("outliers", {"format": "peft"}, ["peft", "mode=outliers", "--format=transformers"]),
+        ("scores", {}, ["tuned.safetensors", "--keep=tuned"]), ("layernorm", {"format": "onnx"}, ["onnx", "peft"]),
+        ("layernorm", {"run": "/nowhere"}, ["/nowhere", "record.json"]), ("layernorm", {"output": ""}, ["--output"]),
+        ("layernorm", {"model": "/nowhere"}, ["/nowhere"]), ("layernorm", {"run": ""}, ["--run"]),
+    ],
+)  # fmt: skip
+def test_refuses(runs, tmp_path, capsys, name, changes, words):
+    status, out, err = call(capsys, **({"run": runs[name], "output": tmp_path / "out"} | changes))
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    for word in words:
+        assert word in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_leaves_a_folder_with_files_alone_and_fills_an_empty_one(runs, tmp_path, capsys):
+    place = tmp_path / "out"
+    place.mkdir()
+    assert call(capsys, run=runs["layernorm"], output=place)[0] == 0
+    before = {path.name: path.stat().st_mtime_ns for path in place.iterdir()}
+    status, _, err = call(capsys, run=runs["layernorm"], output=place, format="peft")
+    assert status == 2
+    assert "not empty" in err
+    assert before == {path.name: path.stat().st_mtime_ns for path in place.iterdir()}
+    (tmp_path / "file").write_text("mine")
+    assert call(capsys, run=runs["layernorm"], output=tmp_path / "file")[0] == 2
+
+
+def test_full_disk_leaves_nothing_behind(runs, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writers, "_copy_tokenizer", full)
+    status, _, err = call(capsys, run=runs["layernorm"], output=tmp_path / "out")
+    assert status == 1
+    assert "disk is full" in err
+    assert not list(tmp_path.iterdir())
