@@ -10,6 +10,9 @@ The sublayers stay Hugging Face's; only how they are computed differs. Two thing
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
@@ -51,10 +54,35 @@ def keep_all(x: tf.Tensor, rate: float) -> tf.Tensor:
     return x
 
 
+# {id of a LayerNorm: its gamma and beta for each example}; empty except where gradients of each example are wanted.
+_PER_EXAMPLE: ContextVar[Mapping[int, tuple[tf.Tensor, tf.Tensor]]] = ContextVar("per_example", default={})  # noqa: B039
+
+
+@contextmanager
+def per_example_layernorms(affine: Mapping[int, tuple[tf.Tensor, tf.Tensor]]) -> Iterator[None]:
+    """Lets LayerNorms take gamma and beta from these tensors, a row for each example, and not from their variables.
+
+    The gradient to such a row is the example's own: a sum over its positions.
+
+    Args:
+      affine: {id of a LayerNorm: (gamma, beta)}, each (batch, 1, hidden).
+    """
+    token = _PER_EXAMPLE.set(affine)
+    try:
+        yield
+    finally:
+        _PER_EXAMPLE.reset(token)
+
+
 def _normalise(x: tf.Tensor, layer: Any) -> tf.Tensor:
     """LayerNorm over the last axis, in float32."""
     wide = tf.cast(x, tf.float32)
     mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
+    own = _PER_EXAMPLE.get().get(id(layer))
+    if own is not None:
+        normal = tf.nn.batch_normalization(wide, mean, variance, None, None, layer.epsilon)
+        by_example = tf.reshape(normal, [tf.shape(own[0])[0], -1, normal.shape[-1]])
+        return tf.cast(tf.reshape(by_example * own[0] + own[1], tf.shape(x)), x.dtype)
     gamma, beta = tf.cast(layer.gamma, tf.float32), tf.cast(layer.beta, tf.float32)
     return tf.cast(tf.nn.batch_normalization(wide, mean, variance, beta, gamma, layer.epsilon), x.dtype)
 

@@ -13,6 +13,7 @@ from tfmt.bert.vocabulary import SUBLAYERS, Weight, variable_path
 from tfmt.errors import RequestError
 from tfmt.selection.gradient_mask import GradientMask, check_optimizer
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
+from tfmt.selection.stored import read_fisher
 from tfmt.selection.summary import format_summary
 
 
@@ -103,6 +104,7 @@ def select(
     mask_fraction: float | None = None,
     outlier_pool: str = "layernorm",
     fisher: Mapping[str, np.ndarray] | str | Path | None = None,
+    union: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
 ) -> Selection:
     """Makes a model train exactly the weights of a mode, and its classifier; selected = trains.
@@ -118,6 +120,7 @@ def select(
       mask_fraction: part of the feed-forward LayerNorms' weights for `fisher` and `fisher_control`.
       outlier_pool: `layernorm`, `gamma` or `beta`: what the outliers of a LayerNorm are sought in.
       fisher: for `fisher`, {path: Fisher information of the variable's shape}, or a run's folder that holds it.
+      union: for `fisher` instead of a fraction, {path: indices} as `tfmt.selection.stored.unite_masks` gives them.
       seed: decides the weights of `random` and of the controls.
 
     Returns:
@@ -134,26 +137,26 @@ def select(
     adopt(model)
     weights = weights_of(model)
     plan = plan_mode(
-        weights, mode, layers=layers, mask_size=mask_size, mask_fraction=mask_fraction, outlier_pool=outlier_pool
-    )
+        weights, mode, layers=layers, mask_size=mask_size, mask_fraction=mask_fraction, outlier_pool=outlier_pool,
+        union_size=None if union is None else sum(map(len, union.values())),
+    )  # fmt: skip
     variables = model.all_weights
     missing = [weight.path for weight in weights if weight.path not in variables]
     if missing or len(variables) != len(weights):
         raise RequestError(f"the model's variables are not those of a BERT, first: {(missing or ['?'])[0]}")
-    masks = choose_weights(
-        plan,
-        mode,
-        seed=seed,
-        values=lambda path: variables[path].numpy(),
-        importance=_read_fisher(fisher),
-    )
+    if union is not None:
+        masks = dict(union)
+    else:
+        masks = choose_weights(
+            plan,
+            mode,
+            seed=seed,
+            values=lambda path: variables[path].numpy(),
+            importance=read_fisher(fisher, weights) if isinstance(fisher, str | Path) else fisher,
+        )
     selection = Selection(model, mode, plan, masks)
     apply_selection(model, selection.paths)
     return selection
-
-
-def _read_fisher(fisher: Mapping[str, np.ndarray] | str | Path | None) -> Mapping[str, np.ndarray] | None:
-    return fisher if fisher is None or isinstance(fisher, Mapping) else None
 
 
 def apply_selection(model: Any, paths: tuple[str, ...]) -> None:

@@ -106,6 +106,15 @@ class Origin(_Part):
     finished: str
 
 
+class Fisher(_Part):
+    """How the Fisher information of a `fisher` run came about: on how many examples, with a head trained how."""
+
+    examples: int
+    head_epochs: int
+    head_learning_rate: float
+    head_train_loss: float
+
+
 class Record(_Part):
     """One run that ended. See the README for how to read it."""
 
@@ -119,6 +128,7 @@ class Record(_Part):
     cost: Cost | None
     proof: Proof | None
     change: dict[str, dict[str, float]] | None
+    fisher: Fisher | None = None
     origin: Origin
 
     model_config: ClassVar[ConfigDict] = ConfigDict(

@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tfmt.data.batches import plan_epoch, training_batches
 from tfmt.errors import RunError
 from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.spec import RunSpec
+from tfmt.training.fisher import FisherNotes, prepare_fisher, store_fisher
 from tfmt.training.progress import Progress
 from tfmt.training.proof import count_changed, digest_unselected, mean_change
 from tfmt.training.tuned import read_tensors, write_tensors
@@ -71,6 +73,7 @@ class Outcome(BaseModel):
     frozen_sha256_after: str
     peak_rss_mb: float
     optimizer_bytes: int
+    fisher: FisherNotes | None = None
 
 
 class FineTuning:
@@ -82,13 +85,18 @@ class FineTuning:
       folder: where checkpoints and events go; what an interrupted run left there is taken up.
       progress: whether to show progress.
       before_write: called before each checkpoint, may raise to end the run.
+      union: for `fisher_from`, the selected indices by path.
+      model_sha256: digest of the base model, noted beside the Fisher information.
     """
 
     def __init__(
-        self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None
-    ) -> None:
+        self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None,
+        union: Mapping[str, np.ndarray] | None = None, model_sha256: str = "",
+    ) -> None:  # fmt: skip
         self.bench, self.spec, self.folder, self.quiet = bench, spec, folder, quiet
         self.before_write = before_write or (lambda: None)
+        self.union, self.model_sha256 = union, model_sha256
+        self.fisher_notes: FisherNotes | None = None
         self.checkpoint = folder / "checkpoint"
         self.train = bench.splits["train"]
         self.per_epoch = len(self.train) // spec.batch_size  # the remainder is dropped
@@ -103,7 +111,7 @@ class FineTuning:
           RunError: the disk is full, or a weight outside the selection moved.
         """
         bench, spec = self.bench, self.spec
-        bench.set_up(spec, spec.epochs * self.per_epoch)
+        self._set_up(spec.epochs * self.per_epoch)
         # The order of a resume: selection, weights and optimizer state, place in the data, then events.
         self.state.frozen_sha256 = digest_unselected(bench.selection.weights, bench.selected(), bench.base_value)
         self._resume()
@@ -117,6 +125,16 @@ class FineTuning:
                 if error is None:
                     self._end_epoch(progress)
         return self._prove(error)
+
+    def _set_up(self, steps: int) -> None:
+        """The state in which the run starts; a mask by Fisher information needs that first."""
+        bench, spec = self.bench, self.spec
+        if spec.mode != "fisher" or spec.fisher_from:
+            bench.set_up(spec, steps, union=self.union)
+            return
+        values, self.fisher_notes = prepare_fisher(bench, spec, self.folder)
+        bench.set_up(spec, steps, fisher=values)
+        store_fisher(self.folder, bench.selection, values, self.fisher_notes, self.model_sha256, self.before_write)
 
     def _train_epoch(self, progress: Progress) -> str | None:
         """The rest of an epoch's steps; what went wrong with the loss, if anything."""
@@ -282,6 +300,7 @@ class FineTuning:
             frozen_changed=outside,
             frozen_sha256_after=digest_unselected(weights, selected, read),
             peak_rss_mb=peak_rss_mb(),
+            fisher=self.fisher_notes,
             optimizer_bytes=sum(v.numpy().nbytes for v in bench.optimizer_variables),
         )
 

@@ -18,6 +18,7 @@ from tfmt.errors import RequestError
 from tfmt.selection.selection import select
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
+from tfmt.training.adam import FusedAdam
 from tfmt.training.schedule import WarmupSchedule
 
 # Tokens with padding of one evaluation batch: large enough to fill the cores, small enough for any GPU.
@@ -63,19 +64,24 @@ class Workbench:
         self._predict.get_concrete_function()
         self._train: Any = None
         self._shape: Any = None
+        self._head_shape: Any = None
+        self._head_step: Any = None
         self._moved: set[str] = set()
+        self.fisher_step: Any = None  # traced by the first run that needs Fisher information
         self.selection: Any = None  # the Selection of the run that was set up last
         self.optimizer: Any = None
 
     # ---- setting up a run ------------------------------------------------------------------------------------------
 
-    def set_up(self, spec: RunSpec, steps: int, fisher: Mapping[str, np.ndarray] | None = None) -> None:
+    def set_up(self, spec: RunSpec, steps: int, fisher: Mapping[str, np.ndarray] | None = None,
+               union: Mapping[str, np.ndarray] | None = None) -> None:  # fmt: skip
         """Puts weights, head, selection, optimizer and dropout into the state in which this run starts.
 
         Args:
           spec: the run.
           steps: optimizer steps of the whole run.
           fisher: Fisher information by path, for `fisher`.
+          union: for `fisher` with `fisher_from`, the selected indices by path.
         """
         variables = self.model.all_weights
         for path in self._moved.intersection(self.base.paths):
@@ -89,6 +95,7 @@ class Workbench:
             mask_fraction=spec.mask_fraction,
             outlier_pool=spec.outlier_pool,
             fisher=fisher,
+            union=union,
             seed=spec.seed,
         )
         self._moved = set(self.selection.paths)
@@ -99,12 +106,16 @@ class Workbench:
         schedule: dict[str, Any] = {
             "peak": spec.learning_rate, "steps": steps, "warmup_ratio": spec.warmup_ratio, "schedule": spec.schedule
         }  # fmt: skip
-        sizes = {path: len(indices) for path, indices in self.selection.masks.items()}
-        shape = (self.selection.paths, tuple(sizes.items()), spec.adam_epsilon, spec.precision, spec.batch_size)
+        masks = self.selection.masks
+        # Adam treats all selected weights as one vector, so a mask may spread its number over its variables otherwise.
+        size = sum(map(len, masks.values()))
+        shape = (self.selection.paths, frozenset(masks), size, spec.adam_epsilon, spec.precision, spec.batch_size)
+        if spec.mode == "frozen" and shape == self._head_shape:
+            self._take_head_step()
         if shape == self._shape:
             self._schedule.assign(**schedule)
-            if self.selection.masks:
-                self._mask.assign_masks(self.selection.masks)
+            if masks:
+                self._mask.assign_masks(masks)
             for variable, value in zip(self.optimizer_variables, self._fresh, strict=True):
                 variable.assign(value)
         else:
@@ -112,11 +123,23 @@ class Workbench:
             self._train = self._make_train(spec.batch_size)
             self._train.get_concrete_function()  # tracing is set-up, not training
             self._shape = shape
+            if spec.mode == "frozen":
+                # Every fisher run starts with this step, so it outlives the runs in between; its state is small.
+                self._head_shape = shape
+                self._head_step = (self.optimizer, self._mask, self._schedule, self._fresh, self._train)
+
+    def _take_head_step(self) -> None:
+        """Makes the step of the head alone the current one."""
+        self.optimizer, self._mask, self._schedule, self._fresh, self._train = self._head_step
+        self.model.optimizer = self.optimizer
+        self._shape = self._head_shape
 
     def _make_optimizer(self, spec: RunSpec, schedule: dict[str, Any]) -> None:
         with self.strategy.scope():
             self._schedule = WarmupSchedule(**schedule)
-            adam = keras.optimizers.Adam(self._schedule, epsilon=spec.adam_epsilon)
+            # GradientMask joins Keras's own Adam over all masked variables, which is as quick for their few weights.
+            kind = keras.optimizers.Adam if self.selection.masks else FusedAdam
+            adam = kind(self._schedule, epsilon=spec.adam_epsilon)
             self._mask = self.selection.optimizer(adam)
             optimizer = self._mask
             if spec.precision == "float16":

@@ -1,0 +1,309 @@
+"""Diagonal empirical Fisher information: how much each weight matters to what the model says of the data's labels.
+
+Of a weight w it is the mean over examples of (d log p(y|x) / dw)^2 with the labels y of the data, each example by
+itself (the square of a batch's mean gradient is something else), dropout off. For regression p is a Gaussian of unit
+variance around the score f: log p = -(y - f)^2 / 2 + a constant. In token tasks an example is a sentence, and its
+log p is the sum over its labelled words.
+
+A new head says nothing, so its gradients say nothing about the encoder either. A run with `--mode=fisher` therefore
+first trains the head alone on the frozen encoder: one epoch over the run's own training data with its seed, batches,
+warm-up and schedule, at the rate `HEAD_LEARNING_RATE`. With that head the Fisher information is estimated; then the
+head goes back to its initial values, and the run starts as any other does.
+
+References:
+  P2 ([ValizadehAslani & Liang, 2024](https://arxiv.org/abs/2403.20284)), which leaves the head's training open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from pydantic import BaseModel
+
+from tfmt import protocol
+from tfmt.bert.forward import per_example_layernorms
+from tfmt.bert.models import weights_of
+from tfmt.data.batches import LENGTH_MULTIPLE, Batch, assemble, plan_epoch, training_batches
+from tfmt.data.tokens import TokenizedSplit
+from tfmt.errors import RequestError
+from tfmt.selection.modes import draw_without_replacement
+from tfmt.selection.selection import Selection
+from tfmt.selection.stored import FISHER_FILE
+from tfmt.spec import RunSpec
+from tfmt.training.tuned import read_tensors, write_tensors
+from tfmt.training.workbench import Workbench
+
+HEAD_EPOCHS = 1
+HEAD_LEARNING_RATE = protocol.PART_LEARNING_RATE
+# Tokens with padding of one batch; the result does not depend on it beyond rounding.
+FISHER_TOKENS = 4096
+# Keeps the draw of the examples apart from the draws of masks, whose streams are the numbers of their pools.
+_EXAMPLES_STREAM = 0xF15E
+
+
+class FisherNotes(BaseModel):
+    """How a run's Fisher information came about."""
+
+    examples: int
+    head_epochs: int
+    head_learning_rate: float
+    head_train_loss: float
+
+
+class ComponentFisher(NamedTuple):
+    """Fisher information of one component in one block (`-` outside the blocks): sum, weights, mean per weight."""
+
+    component: str
+    block: str
+    total: float
+    weights: int
+    mean: float
+
+
+def log_likelihood(kind: str, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """log p(y|x) of each example, (batch,), without constants; labels below 0 do not count in token tasks.
+
+    Args:
+      kind: the task's kind; `regression` is a Gaussian of unit variance.
+      labels: (batch,), or (batch, length) for token tasks.
+      logits: (batch, outputs), or (batch, length, outputs).
+    """
+    if kind == "regression":
+        return -0.5 * tf.math.squared_difference(logits[:, 0], labels)
+    counted = labels >= 0
+    logs = -tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(counted, labels, 0), logits)
+    logs = tf.where(counted, logs, 0.0)
+    return tf.reduce_sum(logs, axis=1) if labels.shape.rank == 2 else logs
+
+
+def layernorm_fisher(
+    model: Any,
+    kind: str,
+    split: TokenizedSplit,
+    indices: np.ndarray,
+    *,
+    max_length: int,
+    tokens_per_batch: int = FISHER_TOKENS,
+    step: Callable[..., Any] | None = None,
+) -> dict[str, np.ndarray]:
+    """Fisher information of every LayerNorm weight of a model, in batches.
+
+    Each example gets a gamma and a beta of its own, equal to the model's; the gradient to them is the example's own,
+    and costs a sum over positions.
+
+    Args:
+      model: a TFBert model from `tfmt.load_bert`.
+      kind: the task's kind: `classification`, `regression` or `tokens`.
+      split: tokenised text with labels.
+      indices: which examples.
+      max_length: the most tokens of an example.
+      tokens_per_batch: tokens with padding of one batch.
+      step: what `make_layernorm_step(model, kind)` gave, to trace it once for many calls.
+
+    Returns:
+      {path: float64 array of the variable's shape}.
+    """
+    step = step or make_layernorm_step(model, kind)
+    totals: dict[str, np.ndarray] = {}
+    for batch in _batches(split, indices, max_length, tokens_per_batch):
+        gradients = step({name: tf.constant(array) for name, array in batch.items()})
+        for path, gradient in gradients.items():
+            squares = np.square(gradient.numpy().astype(np.float64)).sum(axis=0)
+            totals[path] = totals[path] + squares if path in totals else squares
+    return {path: total / len(indices) for path, total in totals.items()}
+
+
+def make_layernorm_step(model: Any, kind: str) -> Callable[..., Any]:
+    """A function from a batch with labels to {path of a LayerNorm weight: (batch, hidden), gradients of log p}."""
+    layers = _layernorms(model)
+
+    @tf.function(input_signature=[_signature(model, kind, None)])
+    def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        examples = tf.shape(batch["input_ids"])[0]
+        own = {path: (_repeat(layer.gamma, examples), _repeat(layer.beta, examples)) for path, layer in layers.items()}
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(own)
+            with per_example_layernorms({id(layers[path]): affine for path, affine in own.items()}):
+                logs = log_likelihood(kind, batch["labels"], _logits(model, batch))
+        found = tape.gradient(logs, own)
+        gradients = {f"{path}/gamma": pair[0] for path, pair in found.items()}
+        gradients |= {f"{path}/beta": pair[1] for path, pair in found.items()}
+        return {path: tf.squeeze(gradient, 1) for path, gradient in gradients.items()}
+
+    return step
+
+
+def component_fisher(
+    model: Any, kind: str, split: TokenizedSplit, indices: np.ndarray, *, max_length: int
+) -> list[ComponentFisher]:
+    """Fisher information of all weights of a model, example by example, summed by component and block (P2).
+
+    Args:
+      model: a TFBert model from `tfmt.load_bert`, its head trained.
+      kind: the task's kind: `classification`, `regression` or `tokens`.
+      split: tokenised text with labels.
+      indices: which examples.
+      max_length: the most tokens of an example.
+
+    Returns:
+      One `ComponentFisher` a component and block, in the model's order, the classifier included; a DataFrame can be
+      made of the list as it is.
+    """
+    weights = weights_of(model)
+    variables = [model.all_weights[weight.path] for weight in weights]
+
+    @tf.function(input_signature=[_signature(model, kind, 1)])
+    def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in variables:
+                tape.watch(variable)
+            logs = log_likelihood(kind, batch["labels"], _logits(model, batch))
+        return tf.stack([_sum_of_squares(gradient) for gradient in tape.gradient(logs, variables)])
+
+    totals = np.zeros(len(weights))
+    for index in indices:
+        (batch,) = _batches(split, np.array([index]), max_length, 1)
+        totals += step({name: tf.constant(array) for name, array in batch.items()}).numpy()
+    means = totals / len(indices)
+    return [
+        ComponentFisher(w.component, "-" if w.block is None else str(w.block), total, w.size, total / w.size)
+        for w, total in zip(weights, means.tolist(), strict=True)
+    ]
+
+
+def draw_examples(examples: int, count: int, seed: int) -> np.ndarray:
+    """Which training examples the Fisher information is estimated on: at most `count`, rising, from the seed alone."""
+    return np.sort(draw_without_replacement(examples, min(count, examples), seed, _EXAMPLES_STREAM))
+
+
+# ---- in a run ------------------------------------------------------------------------------------------------------
+
+
+def prepare_fisher(bench: Workbench, spec: RunSpec, folder: Path) -> tuple[dict[str, np.ndarray], FisherNotes]:
+    """The Fisher information that a run chooses its mask by, from its folder if it is there, else estimated.
+
+    Args:
+      bench: the run's workbench; has to be set up for the run afterwards.
+      spec: the run.
+      folder: the run's folder; its name is the run's id.
+
+    Returns:
+      {path: Fisher information of a LayerNorm variable}, and how it came about.
+    """
+    path = folder / FISHER_FILE
+    weights = weights_of(bench.model)
+    if path.exists():
+        try:
+            tensors, about = read_tensors(path)
+        except RequestError:
+            about = {}  # it is computed again, the same
+        if about.get("run_id") == folder.name:
+            values = {weight.path: tensors[weight.torch_name] for weight in weights if weight.torch_name in tensors}
+            return values, FisherNotes.model_validate(about["fisher"])
+    loss = _train_head(bench, spec)
+    train = bench.splits["train"]
+    drawn = draw_examples(len(train), spec.fisher_examples, spec.seed)
+    if bench.fisher_step is None:
+        bench.fisher_step = make_layernorm_step(bench.model, bench.task.kind)
+    values = layernorm_fisher(
+        bench.model, bench.task.kind, train, drawn, max_length=spec.max_length, step=bench.fisher_step
+    )
+    if not all(np.isfinite(value).all() for value in values.values()):
+        raise FloatingPointError("the Fisher information is not finite; use --precision=float32")
+    notes = FisherNotes(
+        examples=len(drawn), head_epochs=HEAD_EPOCHS, head_learning_rate=HEAD_LEARNING_RATE, head_train_loss=loss
+    )
+    return values, notes
+
+
+def store_fisher(
+    folder: Path, selection: Selection, values: dict[str, np.ndarray], notes: FisherNotes, model_sha256: str,
+    before_write: Callable[[], None],
+) -> None:  # fmt: skip
+    """Writes a run's Fisher information and its mask (`<name>.indices`) to `fisher.safetensors`, unless they are there.
+
+    The mask lies here too because `--fisher_from` reads it, also of runs that keep scores alone.
+    """
+    path = folder / FISHER_FILE
+    about = {"run_id": folder.name, "model_sha256": model_sha256, "fisher": notes.model_dump()}
+    try:
+        if path.exists() and read_tensors(path)[1] == about:
+            return
+    except RequestError:
+        pass  # broken: written anew
+    names = {weight.path: weight.torch_name for weight in selection.weights}
+    tensors = {names[path_]: value for path_, value in values.items()}
+    tensors |= {f"{names[path_]}.indices": indices for path_, indices in selection.masks.items()}
+    before_write()
+    write_tensors(path, tensors, about)
+
+
+def _train_head(bench: Workbench, spec: RunSpec) -> float:
+    """One epoch of the head alone on the frozen encoder; the mean training loss."""
+    settings = {"mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE}
+    head = RunSpec.make(**spec.model_dump() | settings)
+    train = bench.splits["train"]
+    plan = plan_epoch(train.lengths, spec.batch_size, spec.batching, spec.seed, 0, spec.max_length)
+    bench.set_up(head, HEAD_EPOCHS * plan.steps)
+    loss = sum(float(bench.train_step(batch)) for batch in training_batches(train, plan)) / plan.steps
+    if not math.isfinite(loss):
+        raise FloatingPointError("the loss was not finite while the head was trained for the Fisher information")
+    return loss
+
+
+# ---- arithmetic ----------------------------------------------------------------------------------------------------
+
+
+def _layernorms(model: Any) -> dict[str, Any]:
+    """{path: layer} of the LayerNorms of a TFBert model."""
+    found = {"bert/embeddings/LayerNorm": model.bert.embeddings.LayerNorm}
+    for index, layer in enumerate(model.bert.encoder.layer):
+        block = f"bert/encoder/layer_._{index}"
+        found[f"{block}/attention/output/LayerNorm"] = layer.attention.dense_output.LayerNorm
+        found[f"{block}/output/LayerNorm"] = layer.bert_output.LayerNorm
+    return found
+
+
+def _repeat(variable: Any, examples: tf.Tensor) -> tf.Tensor:
+    """(hidden,) -> (examples, 1, hidden)."""
+    return tf.tile(tf.convert_to_tensor(variable)[None, None, :], [examples, 1, 1])
+
+
+def _logits(model: Any, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    return tf.cast(model(inputs, training=False).logits, tf.float32)
+
+
+def _sum_of_squares(gradient: Any) -> tf.Tensor:
+    """Sum of the squares of a gradient in float64; rows of a table that a text reads twice are added up first."""
+    if gradient is None:  # no path to log p, as from the rows of a table that no text reads
+        return tf.zeros([], tf.float64)
+    if isinstance(gradient, tf.IndexedSlices):
+        rows, places = tf.unique(gradient.indices)
+        gradient = tf.math.unsorted_segment_sum(gradient.values, places, tf.size(rows))
+    return tf.reduce_sum(tf.square(tf.cast(gradient, tf.float64)))
+
+
+def _signature(model: Any, kind: str, examples: int | None) -> dict[str, tf.TensorSpec]:
+    whole = tf.TensorSpec([examples, None], tf.int32)
+    tokens = model._head_name == "tokens"
+    labels = tf.TensorSpec([examples, None] if tokens else [examples], tf.float32 if kind == "regression" else tf.int32)
+    return {"input_ids": whole, "attention_mask": whole, "token_type_ids": whole, "labels": labels}
+
+
+def _batches(split: TokenizedSplit, indices: np.ndarray, max_length: int, tokens: int) -> Iterator[Batch]:
+    """Each of the examples once, the longest first, with about as many tokens in each batch."""
+    lengths = split.lengths[indices]
+    order = indices[np.argsort(-lengths, kind="stable")]
+    start = 0
+    while start < len(order):
+        longest = int(split.lengths[order[start]])
+        length = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, max_length)
+        rows = max(tokens // length, 1)
+        yield assemble(split, order[start : start + rows], length)
+        start += rows
