@@ -10,9 +10,10 @@ from tfmt.bert.vocabulary import SUBLAYERS, Weight, list_weights
 from tfmt.data.sources import read_dataset_for
 from tfmt.errors import RequestError
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
+from tfmt.selection.stored import digest_masks
 from tfmt.selection.summary import format_summary
 from tfmt.spec import RunSpec
-from tfmt.study.runner import count_used
+from tfmt.study.runner import count_used, read_union, union_size
 from tfmt.tasks import find_task
 
 
@@ -29,8 +30,10 @@ def describe(spec: RunSpec, output_dir: str) -> str:
     dataset = read_dataset_for(spec) if local else None
     task = dataset.task if dataset else find_task(spec.task)
     weights = list_weights(shape, task.head, task.num_labels)
-    plan = plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size,
-                     mask_fraction=spec.mask_fraction, outlier_pool=spec.outlier_pool)  # fmt: skip
+    model_sha256 = _model_digest(spec)
+    union = read_union(spec, weights, model_sha256)
+    plan = plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size, mask_fraction=spec.mask_fraction,
+                     outlier_pool=spec.outlier_pool, union_size=union_size(union))  # fmt: skip
     head = sum(weight.size for weight in weights if weight.sublayer == "classifier")
     total = sum(weight.size for weight in weights)
     lines = [format_summary(_rows(weights, plan, spec), plan.tuned, 100 * plan.tuned / (total - head), head)]
@@ -50,7 +53,10 @@ def describe(spec: RunSpec, output_dir: str) -> str:
     lines.append(
         "stored    record.json, spec.json, events" + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}")
     )
-    lines.append(f"folder    {_folder(spec, output_dir, dataset.digest if dataset else None)}")
+    digests = {"model": model_sha256, "data": dataset.digest if dataset else None}
+    if union is not None:
+        digests["fisher_from"] = digest_masks(union)
+    lines.append(f"folder    {_folder(spec, output_dir, digests)}")
     return "\n".join(lines)
 
 
@@ -71,12 +77,18 @@ def _rows(weights: tuple[Weight, ...], plan: Plan, spec: RunSpec) -> list[tuple[
     return rows
 
 
-def _folder(spec: RunSpec, output_dir: str, data_digest: str | None) -> str:
-    """The run's folder, as far as it is known without weights and data."""
+def _model_digest(spec: RunSpec) -> str | None:
+    """The base model's digest, or None where its weights are not on this machine."""
     try:
         folder = find_model(spec.model, download=False)
-        if folder is not None and data_digest is not None:
-            return str(Path(output_dir) / spec.run_id(model=model_digest(folder), data=data_digest))
+        return None if folder is None else model_digest(folder)
     except RequestError:
-        pass  # no weights: the config alone was asked for
+        return None  # no weights: the config alone was asked for
+
+
+def _folder(spec: RunSpec, output_dir: str, digests: dict[str, str | None]) -> str:
+    """The run's folder, as far as it is known without weights and data."""
+    known = {name: digest for name, digest in digests.items() if digest is not None}
+    if len(known) == len(digests):
+        return str(Path(output_dir) / spec.run_id(**known))
     return str(Path(output_dir) / f"{spec.label()}-<hash of the settings, the weights and the data>")
