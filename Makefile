@@ -5,13 +5,19 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO_RUNS ?= runs/demo
 
-.PHONY: help install demo test lint clean
+# PyTorch's side of `make interop`: an environment of its own, as transformers 5 has no TensorFlow models.
+INTEROP ?= .venv-interop
+INTEROP_PIP = $(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check
+INTEROP_RUNS ?= runs/interop
+
+.PHONY: help install demo test interop lint clean
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
 	@echo "make test     set up and run the tests"
+	@echo "make interop  compare exported models with PyTorch's transformers and PEFT, in an environment of their own"
 	@echo "make lint     set up and run ruff and mypy"
-	@echo "make clean    remove the environment"
+	@echo "make clean    remove the environments"
 
 # The stamp depends on what decides the environment. The demo packages come without their dependencies: one of them
 # asks for PyTorch, which nothing here uses.
@@ -33,10 +39,22 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+# PyTorch comes first and alone, so that nothing that asks for some version of it chooses another build.
+$(INTEROP)/installed: Makefile
+	@$(PYTHON) -m venv $(INTEROP)
+	@echo "installing PyTorch, transformers 5 and PEFT (a few minutes the first time)"
+	@$(INTEROP_PIP) torch==2.13.0
+	@$(INTEROP_PIP) "transformers>=5,<6" peft safetensors
+	@touch $@
+
+interop: install $(INTEROP)/installed
+	$(BIN)/python tests/interop/check_tensorflow.py $(INTEROP_RUNS)
+	$(INTEROP)/bin/python tests/interop/check_torch.py $(INTEROP_RUNS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tfmt
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(INTEROP)

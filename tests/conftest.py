@@ -94,3 +94,11 @@ def toy_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TFMT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Runs switch deterministic operations on for the process; then Keras's own shuffling asks for a seed."""
+    import tensorflow as tf
+
+    tf.random.set_seed(0)

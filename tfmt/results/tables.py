@@ -307,19 +307,31 @@ def _tell_scores(runs: pd.DataFrame, columns: list[str]) -> str:
 def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
     """Every run with its status."""
     rows = []
-    columns = ["run_id", "status", "score_name", "score_best", "score_last", "best_epoch", "tuned_percent", "seconds"]
-    columns += ["collapsed", "frozen_changed", "error"]
+    columns = ["mode", "tuned", "tuned_percent", "score_name", "score_best", "score_last", "examples", "seconds"]
+    columns += ["status", "run_id", "collapsed", "frozen_changed", "error"]
     for record in zip(*(map(none_if_missing, runs[name]) for name in columns), strict=True):
-        run_id, status, score_name, best, last, best_epoch, tuned, seconds, collapsed, leaked, error = record
+        mode, tuned, percent, score_name, best, last, examples, seconds, status, run_id, collapsed, leaked, error = (
+            record
+        )
         notes = ["collapsed"] if collapsed else []
         notes += [f"{int(leaked)} frozen weights changed"] if leaked else []
         notes += [error] if error else []
-        scores = ("-" if score is None else f"{100 * score:.1f}" for score in (best, last))
-        epoch = "-" if best_epoch is None else f"{int(best_epoch)}"
-        percent = "-" if tuned is None else format_percent(tuned)
-        seconds = "-" if seconds is None else f"{seconds:.0f}"
-        rows.append((run_id, status, score_name or "-", *scores, epoch, percent, seconds, "; ".join(notes)))
-    heads = ("run", "status", "score", "best", "last", "best epoch", "tuned %", "seconds", "notes")
+        held_out = [n for split, n in (examples or {}).items() if split != "train"]
+        rows.append(
+            (
+                mode,
+                "-" if tuned is None else f"{int(tuned):,}",
+                "-" if percent is None else format_percent(percent),
+                score_name or "-",
+                *("-" if score is None else f"{100 * score:.1f}" for score in (best, last)),
+                f"{held_out[0]:,}" if held_out else "-",
+                "-" if seconds is None else f"{seconds:.0f}",
+                status,
+                run_id,
+                "; ".join(notes),
+            )
+        )
+    heads = ("mode", "tuned", "tuned %", "score", "best", "last", "N", "seconds", "status", "run", "notes")
     counts = ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
     caption = (f"{len(runs)} runs{': ' + counts if counts else ''}.", *broken)
     names = [name for name in runs.columns if name not in ("row", "score")]

@@ -57,8 +57,13 @@ def make_strategy(replicas: int) -> Any:
 
 @functools.cache
 def _mirrored(devices: tuple[str, ...]) -> Any:
-    """One strategy for one set of devices: two over the same devices mix up TensorFlow's collectives."""
-    return tf.distribute.MirroredStrategy(devices)
+    """One strategy for one set of devices.
+
+    On CPUs sums go through one device: TensorFlow's collectives take strategies of one process over the same CPU
+    devices, or over one and two of them, for each other and fail.
+    """
+    on_cpu = devices[0].startswith("/cpu")
+    return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice() if on_cpu else None)
 
 
 def device_names(strategy: Any) -> list[str]:
