@@ -12,6 +12,10 @@ from pathlib import Path
 from tfmt.errors import RequestError, RunError
 
 
+class UnwritableError(RunError):
+    """A file could not be written: whatever else wants to write there will fail as well."""
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary name to write to; the file gets its own name once its content is on the disk.
@@ -20,7 +24,7 @@ def whole_file(path: Path) -> Iterator[Path]:
       path: where the file shall lie; what lies there stays until the new content is whole.
 
     Raises:
-      RunError: the disk is full, or the file cannot be written.
+      UnwritableError: the disk is full, or the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -34,7 +38,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             if error.errno == errno.ENOSPC
             else f"cannot be written ({error.strerror})"
         )
-        raise RunError(f"{path}: {reason} and run the same command again") from None
+        raise UnwritableError(f"{path}: {reason} and run the same command again") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,6 +47,10 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; see `whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
+
+
+class UnwritableError(RunError):
+    """A file could not be written: whatever else wants to write there will fail as well."""
 
 
 @contextmanager
@@ -54,7 +62,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises:
       RequestError: there is something already.
-      RunError: the disk is full, or the folder cannot be written.
+      UnwritableError: the disk is full, or the folder cannot be written.
     """
     if path.is_dir():
         if any(path.iterdir()):
@@ -73,6 +81,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         full = error.errno == errno.ENOSPC
         reason = "the disk is full; free some space" if full else f"cannot be written ({error.strerror or error})"
-        raise RunError(f"{path}: {reason} and run the same command again") from None
+        raise UnwritableError(f"{path}: {reason} and run the same command again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmt.errors import RunError
+from tfmt.files import UnwritableError
 
 # An owner that gave no sign for so long is dead. Network file systems may show another machine's files up to a minute
 # late, so it is well above that.
@@ -38,7 +39,7 @@ class Lease:
 
     Raises:
       TakenError (on entering, and from `check`): another process holds it.
-      RunError: the folder cannot be written.
+      UnwritableError: the folder cannot be written.
 
     Example:
       >>> with Lease(folder) as lease:
@@ -84,13 +85,13 @@ class Lease:
         except FileExistsError:
             raise self._lost() from None
         except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror})") from None
+            raise UnwritableError(f"{path}: cannot be written ({error.strerror})") from None
         try:
             with os.fdopen(file, "w") as stream:
                 stream.write(json.dumps(self._owner))
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise RunError(f"{path}: cannot be written ({error.strerror})") from None
+            raise UnwritableError(f"{path}: cannot be written ({error.strerror})") from None
         # A third process may have gone one further while this one hesitated.
         numbers = _numbers(self._folder)
         if max(numbers) > number:
@@ -143,7 +144,7 @@ def _read_latest(folder: Path) -> tuple[int, dict[str, Any], float]:
     except FileNotFoundError:
         return 0, {}, 0.0  # released meanwhile
     except OSError as error:
-        raise RunError(f"{folder}: cannot be read or written ({error.strerror})") from None
+        raise UnwritableError(f"{folder}: cannot be read or written ({error.strerror})") from None
 
 
 def _disk_time(folder: Path) -> float:

@@ -1,0 +1,270 @@
+"""Sweeps over a toy BERT: every run once, whatever fails, dies, or is run by two at a time."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tfmt import files, sweep
+from tfmt.spec import RunSpec
+from tfmt.study import sweep as study_sweep
+from tfmt.study import worker
+from tfmt.study.records import find_records
+from tfmt.study.runner import execute, make_bench, prepare
+from tfmt.study.sweep import Item, choose
+from tfmt.study.times import Times, format_seconds
+from tfmt.study.worker import Place, share_places
+from tfmt.training import fine_tune
+
+GRID = {"task": "mrpc", "mode": "frozen,layernorm", "learning_rate": "1e-2,1e-3", "seed": "0,1"}
+
+
+@pytest.fixture(scope="module")
+def shared(toy_bert, toy_glue):
+    return {"model": str(toy_bert), "data_dir": str(toy_glue), "max_length": 32, "epochs": 2}
+
+
+def flags_of(shared, folder, **changes):
+    settings = shared | GRID | {"workers": 0, "output_dir": str(folder)} | changes
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def numbers(folder):
+    """What must be the same in two sweeps of one grid, by run."""
+    found = {}
+    for record in find_records(folder)[0]:
+        result = record.result
+        epochs = result and [(epoch.train_loss, epoch.metrics) for epoch in result.epochs]
+        found[record.run_id] = record.status, epochs, result and result.predicted, record.proof
+    return found
+
+
+@pytest.fixture(scope="module")
+def untouched(shared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("untouched")
+    assert sweep.main(flags_of(shared, folder)) == 0
+    return numbers(folder)
+
+
+class Killed(BaseException):
+    """Stands for a process that dies."""
+
+
+def test_runs_every_run_once_and_then_none(shared, untouched, tmp_path, capsys, monkeypatch):
+    assert len(untouched) == 8
+    assert {status for status, *_ in untouched.values()} == {"completed"}
+    assert sweep.main(flags_of(shared, tmp_path)) == 0
+    first = capsys.readouterr()
+    assert "8 completed" in first.out
+    assert "best      mrpc layernorm: f1" in first.out
+    assert not list(tmp_path.glob("*/lease*"))
+    monkeypatch.setattr(worker, "make_bench", None)  # nothing is loaded again
+    assert sweep.main(flags_of(shared, tmp_path)) == 0
+    assert "8 of them before" in capsys.readouterr().out
+    assert numbers(tmp_path) == untouched
+
+
+def test_warm_is_cold(shared, untouched, tmp_path):
+    for mode, seed in (("layernorm", 1), ("frozen", 1)):
+        spec = RunSpec.make(**shared | {"task": "mrpc", "mode": mode, "learning_rate": 1e-3, "seed": seed})
+        request = prepare(spec, tmp_path)
+        execute(request, make_bench(request), started=0.0, quiet=True)
+    alone = numbers(tmp_path)
+    assert alone == {run: untouched[run] for run in alone}
+
+
+def test_killed_five_times_and_restarted(shared, untouched, tmp_path, monkeypatch):
+    monkeypatch.setattr(fine_tune, "CHECKPOINT_SECONDS", 0.0)
+    real = files.os.fsync
+    for writes in (2, 7, 11, 5, 9):
+        left = iter(range(writes))
+
+        def fsync(number, left=left):
+            if next(left, None) is None:
+                raise Killed
+            real(number)
+
+        monkeypatch.setattr(files.os, "fsync", fsync)
+        with pytest.raises(Killed):
+            sweep.main(flags_of(shared, tmp_path))
+    monkeypatch.setattr(files.os, "fsync", real)
+    assert sweep.main(flags_of(shared, tmp_path)) == 0
+    assert numbers(tmp_path) == untouched
+
+
+def test_failed_run_is_recorded_and_the_rest_goes_on(shared, untouched, tmp_path, monkeypatch, capsys):
+    real = fine_tune.FineTuning.run
+
+    def run(self):
+        if self.spec.mode == "frozen" and self.spec.seed == 1:
+            raise MemoryError("no room\nfor this")
+        return real(self)
+
+    monkeypatch.setattr(fine_tune.FineTuning, "run", run)
+    assert sweep.main(flags_of(shared, tmp_path)) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("MemoryError: no room") == 2
+    assert "for this" not in errors
+    found = numbers(tmp_path)
+    assert sorted(status for status, *_ in found.values()) == ["completed"] * 6 + ["failed"] * 2
+    monkeypatch.setattr(fine_tune.FineTuning, "run", real)
+    assert sweep.main(flags_of(shared, tmp_path)) == 1  # failed stays failed
+    assert sweep.main(flags_of(shared, tmp_path, retry_failed="true")) == 0
+    assert numbers(tmp_path) == untouched
+
+
+def test_diverged_run_is_a_result(shared, tmp_path, capsys):
+    flags = flags_of(shared, tmp_path, mode="layernorm", learning_rate="1e38,1e-3", seed="0")
+    assert sweep.main(flags) == 0
+    assert "1 diverged" in capsys.readouterr().out
+    assert sweep.main(flags) == 0
+
+
+def test_full_disk_stops_and_the_same_command_goes_on(shared, untouched, tmp_path, monkeypatch, capsys):
+    real = files.os.fsync
+    left = iter(range(10))
+
+    def fsync(number):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    assert sweep.main(flags_of(shared, tmp_path)) == 1
+    assert "disk is full" in capsys.readouterr().err
+    monkeypatch.setattr(files.os, "fsync", real)
+    assert sweep.main(flags_of(shared, tmp_path)) == 0
+    assert numbers(tmp_path) == untouched
+
+
+@pytest.mark.parametrize("changes", [
+    {"mode": "lora"}, {"seed": "x"}, {"max_length": 999}, {"data_dir": "/nowhere"}, {"layers": "7"},
+    {"output_dir": "/proc/none"}, {"workers": -1},
+])  # fmt: skip
+def test_wrong_request_runs_nothing(shared, tmp_path, changes, capsys):
+    assert sweep.main(flags_of(shared, tmp_path, **changes)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.glob("*/record.json"))
+
+
+def test_two_sweeps_at_once_write_one_record_a_run(shared, untouched, tmp_path):
+    command = [sys.executable, "-m", "tfmt.sweep", *flags_of(shared, tmp_path)]
+    other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    status = []
+    while not list(tmp_path.glob("*/lease.*")) and other.poll() is None:
+        time.sleep(0.02)
+    thread = threading.Thread(target=lambda: status.append(sweep.main(flags_of(shared, tmp_path))))
+    thread.start()
+    thread.join(120)
+    _, errors = other.communicate(timeout=120)
+    assert (status, other.returncode) == ([0], 0), errors
+    assert numbers(tmp_path) == untouched
+
+
+def test_killed_worker_is_replaced_and_its_run_resumed(shared, tmp_path):
+    # Long enough to be hit between its first checkpoint and its end.
+    flags = flags_of(shared, tmp_path, mode="layernorm", learning_rate="1e-3", seed="0,1", epochs=40, workers=2)
+    killed = []
+
+    def kill():
+        while not killed:
+            for path in tmp_path.glob("*/checkpoint/state.safetensors"):
+                for lease in path.parent.parent.glob("lease.*"):
+                    os.kill(owner_pid(lease), signal.SIGKILL)
+                    killed.append(path.parent.parent.name)
+                    return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    assert sweep.main(flags) == 0
+    assert killed
+    records = {record.run_id: record for record in find_records(tmp_path)[0]}
+    assert [record.status for record in records.values()] == ["completed"] * 2
+    assert records[killed[0]].cost.resumed == 1
+    assert {record.cost.threads for record in records.values()} == {max(1, len(os.sched_getaffinity(0)) // 2)}
+
+
+def owner_pid(lease):
+    return json.loads(lease.read_text())["pid"]
+
+
+class _DeadPipe:
+    def poll(self):
+        raise EOFError
+
+
+def test_run_whose_process_dies_too_often_fails(shared, tmp_path, monkeypatch):
+    class Hand(study_sweep._Hand):
+        def give(self, item):
+            self.item = self.last = item
+            self.pipe = _DeadPipe()
+
+        def bury(self):
+            self.item, self.cause = None, "signal 9"
+
+        def dismiss(self):
+            pass
+
+        wait = dismiss
+
+    monkeypatch.setattr(study_sweep, "_Hand", Hand)
+    monkeypatch.setattr(study_sweep.multiprocessing.connection, "wait", lambda *_, **__: [])
+    assert sweep.main(flags_of(shared, tmp_path, seed="0", workers=1)) == 1
+    records, _ = find_records(tmp_path)
+    assert {record.error for record in records} == {
+        "its process died 4 times (signal 9); is there enough memory?"
+    }
+    assert len(records) == 4
+
+
+def test_dry_run_counts_and_estimates(shared, tmp_path, capsys):
+    assert sweep.main(flags_of(shared, tmp_path, seed="0", dry_run="true")) == 0
+    assert "known once a run has been timed" in capsys.readouterr().out
+    assert sweep.main(flags_of(shared, tmp_path, seed="0")) == 0
+    capsys.readouterr()
+    assert sweep.main(flags_of(shared, tmp_path, dry_run="true")) == 0
+    out = capsys.readouterr().out
+    assert "runs      8 (1 task x 2 modes x 2 learning rates x 2 seeds)" in out
+    assert "done      4" in out
+    assert "as 4 runs took" in out
+
+
+@pytest.mark.parametrize(("table", "runs"), [("table1", "1,512"), ("table3", "1,008")])
+def test_papers_dry_runs_need_no_tensorflow(table, runs, tmp_path):
+    code = ("import sys; from tfmt import sweep; "
+            f"sweep.main(['--flagfile={table}.flags', '--dry_run', '--output_dir={tmp_path}']); "
+            "assert 'tensorflow' not in sys.modules")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"runs      {runs} " in done.stdout
+
+
+def test_order_keeps_warm_and_takes_long_runs_first(shared):
+    def item(task, mode, seconds, seed=0):
+        spec = RunSpec.make(model="m", task=task, mode=mode, seed=seed)
+        made = Item(spec, None)
+        made.seconds = seconds
+        return made
+
+    waiting = [item("rte", "full", 5), item("mrpc", "full", 9), item("mrpc", "frozen", 20), item("rte", "frozen", 1)]
+    assert choose(waiting, None, set()) is waiting[2]
+    assert choose(waiting, None, {waiting[2].bench}) is waiting[0]
+    assert choose(waiting, item("rte", "frozen", 1, seed=7), set()) is waiting[3]
+    assert choose(waiting[:3], item("rte", "frozen", 1, seed=7), set()) is waiting[0]
+
+
+def test_places():
+    assert share_places(1, (), (0, 1)) == [Place()]
+    assert [place.cores for place in share_places(3, (), (0, 1, 2, 3))] == [(0, 1), (2,), (3,)]
+    assert [place.gpus for place in share_places(3, ("0", "1"), (0,))] == [("0",), ("1",), ("0",)]
+
+
+def test_times():
+    assert Times().estimate(RunSpec.make(model="m", task="mrpc", mode="full")) is None
+    assert [format_seconds(s) for s in (5, 600, 12000, 200000)] == ["5 s", "10 min", "3 h 20 min", "2 d 7 h"]

@@ -1,0 +1,81 @@
+"""How long runs will take, judged by like runs that have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tfmt.errors import RequestError
+from tfmt.spec import RunSpec
+from tfmt.study.records import Record
+from tfmt.tasks import find_task
+
+
+class Times:
+    """Mean seconds per epoch and training example, by model, task and mode, and by fewer of these where need be."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
+        self._examples: dict[tuple[Any, ...], int] = {}
+        self.count = 0
+
+    def add(self, record: Record) -> None:
+        """Takes a run's time into account, if it came to its end."""
+        if record.status != "completed" or record.cost is None or record.result is None:
+            return
+        spec, cost = record.spec, record.cost
+        examples = record.result.examples.get("train", 0)
+        work = examples * spec.epochs
+        if not work:
+            return
+        self.count += 1
+        self._examples[_source(spec)] = examples
+        seconds = cost.setup_seconds + cost.train_seconds + cost.eval_seconds
+        for key in _keys(spec):
+            total, units = self._known.get(key, (0.0, 0.0))
+            self._known[key] = (total + seconds, units + work)
+
+    def estimate(self, spec: RunSpec) -> float | None:
+        """Seconds that a run will take; None if no run of its model has been timed, or its data is not known."""
+        examples = self._examples.get(_source(spec)) or _published(spec)
+        if examples is None:
+            return None
+        for key in _keys(spec):
+            if key in self._known:
+                seconds, units = self._known[key]
+                return seconds / units * examples * spec.epochs
+        return None
+
+
+def _source(spec: RunSpec) -> tuple[Any, ...]:
+    return spec.task, spec.data_dir, spec.train_limit
+
+
+def _keys(spec: RunSpec) -> Iterator[tuple[Any, ...]]:
+    """From like runs to unlike ones."""
+    yield spec.model, spec.task, spec.mode, spec.layers
+    yield spec.model, spec.task, spec.mode
+    yield spec.model, spec.mode
+    yield (spec.model,)
+
+
+def _published(spec: RunSpec) -> int | None:
+    """Training examples of a task by its published size."""
+    try:
+        size = find_task(spec.task).sizes.get("train")
+    except RequestError:
+        return None  # custom data
+    return min(size, spec.train_limit) if size and spec.train_limit else size
+
+
+def format_seconds(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"

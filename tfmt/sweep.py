@@ -1,0 +1,83 @@
+"""`tfmt-sweep`: every run of a grid, once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from tfmt.flags import define_run_flags, run_command
+from tfmt.spec import RunSpec
+from tfmt.study.grid import AXES, EACH, FISHER_UNIONS, Grid, expand_grid, parse_axes
+
+_SUMMARY = (
+    "Runs every combination of the comma lists once and writes a record of each. A failed or diverged run is recorded,\n"
+    "and the rest goes on. The same command goes on where an interrupted sweep stopped, and skips what is done."
+)
+_AXIS_HELP = {
+    "task": "Tasks, a comma list.",
+    "mode": "Modes, a comma list: rows of the papers' tables.",
+    "layers": "Choices of blocks, a comma list: all, 5, 0-3, 0+5+11 (together), or `each` for every block in turn.",
+    "mask_size": "Weights per LayerNorm in the outlier modes, a comma list; other modes run once.",
+    "mask_fraction": "Parts of the feed-forward LayerNorms in the Fisher modes, a comma list; other modes run once.",
+    "learning_rate": "Peak learning rates, a comma list; unset means tfmt-train's default for each mode.",
+    "seed": "Seeds, a comma list; P1 uses three.",
+}
+_SHARED = tuple(name for name in RunSpec.model_fields if name not in (*AXES, "fisher_from"))
+
+
+def _define(values: flags.FlagValues) -> None:
+    for name in AXES:
+        flags.DEFINE_string(name, "", _AXIS_HELP[name], flag_values=values)
+    define_run_flags(values, _SHARED)
+    flags.DEFINE_enum("fisher_union", "none", FISHER_UNIONS, "held_out adds P2's union of other tasks' masks.",
+                      flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("workers", 1, "Processes, each with its own GPUs or cores; 0 runs everything in this one.",
+                         lower_bound=0, flag_values=values)  # fmt: skip
+    flags.DEFINE_bool("retry_failed", False, "Runs failed runs again; else they stay as recorded.", flag_values=values)
+    flags.DEFINE_string("output_dir", "runs", "Folder that holds the runs' folders.", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "Counts the runs, and those done, and stops.", flag_values=values)
+
+
+def read_grid(values: flags.FlagValues) -> Grid:
+    """The grid that the flags ask for.
+
+    Raises:
+      RequestError: an entry cannot be read, or a combination cannot be trained.
+    """
+    from tfmt.bert.configs import find_shape
+    from tfmt.errors import RequestError
+
+    if values.model is None:
+        raise RequestError("--model is required: the BERT to tune")
+    axes = parse_axes({name: values[name].value for name in AXES})
+    named = any(layers != "all" for layers in axes.get("layers", ()))
+    blocks = find_shape(values.model).num_hidden_layers if named or EACH in axes.get("layers", ()) else None
+    settings = {name: values[name].value for name in _SHARED}
+    return expand_grid(axes, settings, blocks=blocks, fisher_union=values.fisher_union)
+
+
+def _main(values: flags.FlagValues) -> int:
+    from tfmt.study.sweep import Sweep, describe_sweep
+
+    grid = read_grid(values)
+    if values.dry_run:
+        print(describe_sweep(grid, values.output_dir, values.workers))
+        return 0
+    sweep = Sweep(grid, values.output_dir, retry_failed=values.retry_failed, verbosity=values.verbosity)
+    sweep.run(values.workers)
+    print(sweep.board.summary())
+    print(f"records   {values.output_dir}")
+    for name, error in sweep.failures.items():
+        print(f"tfmt-sweep: {name} failed: {error}", file=sys.stderr)
+    return 1 if sweep.failures else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command("tfmt-sweep", _SUMMARY, _define, _main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
