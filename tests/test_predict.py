@@ -278,8 +278,10 @@ def test_two_splits_need_a_folder(toy_bert, tmp_path, capsys):
 
 
 def test_written_tables_are_tables_again(own, tmp_path, capsys):
-    path = write_lines(tmp_path / "in.jsonl", [json.dumps({"text": "good\tfilm", "tags": ["a", None]})])
+    columns = {"text": "good\tfilm", "tags": ["a", None], "half": "\ud800"}  # JSON can write halves of characters
+    path = write_lines(tmp_path / "in.jsonl", [json.dumps(columns)])
     assert call(capsys, run=own, input=path, output=tmp_path)[0] == 0
     (row,) = read_rows(tmp_path / "in.predictions.tsv")
     assert row.fields["text"] == "good film"
     assert row.fields["tags"] == '["a", null]'
+    assert row.fields["half"] == "\\ud800"

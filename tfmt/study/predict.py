@@ -96,7 +96,7 @@ class Prediction:
             source.path.parent.mkdir(parents=True, exist_ok=True)
             with (
                 whole_file(source.path) as temporary,
-                temporary.open("w", encoding="utf-8", newline="\n") as file,
+                temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
                 _bar(source) as bar,
             ):
                 for rows, texts in source.parts():
