@@ -187,7 +187,7 @@ def test_streams_part_by_part(own, tmp_path, monkeypatch):
     [
         ({"split": "test"}, ["holds no test file"]), ({"split": "dev"}, ["dev", "validation"]),
         ({}, ["--split", "--input"]), ({"split": "validation", "input": "other.tsv"}, ["one of them"]),
-        ({"input": "/nowhere.tsv"}, ["/nowhere.tsv"]), ({"input": "rows.xls"}, ["rows.xls", ".tsv"]),
+        ({"input": "/nowhere.tsv"}, ["--input=/nowhere.tsv"]), ({"input": "rows.xls"}, ["rows.xls", ".tsv"]),
         ({"input": "other.tsv"}, ["other.tsv:2", "text", "sentence"]),
         ({"input": "empty.tsv"}, ["empty.tsv", "no example"]),
         ({"input": "bad.tsv"}, ["bad.tsv:3", "2 fields"]), ({"input": "taken.tsv"}, ["taken.tsv", "'prediction'"]),
@@ -199,6 +199,7 @@ def test_streams_part_by_part(own, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_refuses(own, tmp_path, capsys, monkeypatch, changes, words):
     monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "rows.xls", ["text", "good film"])
     write_lines(tmp_path / "other.tsv", ["sentence", "good film"])
     write_lines(tmp_path / "empty.tsv", ["text"])
     write_lines(tmp_path / "bad.tsv", ["text", "good film", "good\tfilm"])

@@ -163,6 +163,8 @@ def prepare_prediction(
         task = find_task(spec.task)
     if input_file:
         path = Path(input_file).expanduser()
+        if not path.is_file():
+            raise RequestError(f"--input={input_file}: there is no such file")
         target = output_path(output, f"{path.stem}.predictions.tsv", several=False)
         sources = [_stream(task, path, target, str(path), spec.encoding)]
     elif split == "validation":
