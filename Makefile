@@ -37,7 +37,7 @@ demo: install
 	@$(BIN)/tfmt-report --runs=$(DEMO_RUNS) --table=runs
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # PyTorch comes first and alone, so that nothing that asks for some version of it chooses another build.
 $(INTEROP)/installed: Makefile

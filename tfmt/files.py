@@ -49,10 +49,6 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-class UnwritableError(RunError):
-    """A file could not be written: whatever else wants to write there will fail as well."""
-
-
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary folder to fill; it gets its own name once all of it is on the disk.

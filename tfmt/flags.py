@@ -25,7 +25,7 @@ _HELP = {
     "outlier_pool": "Where a LayerNorm's outliers are sought; P1 does not say, so gamma and beta are pooled.",
     "fisher_examples": "Training examples that the Fisher information is estimated on.",
     "fisher_from": "Folders of other runs; the union of their masks trains instead of a fraction.",
-    "learning_rate": "Peak learning rate; P1 chooses it per cell, so unset means 5e-5 (full), 1e-4 (modules), 5e-3 (less).",
+    "learning_rate": "Peak learning rate; P1 picks it per cell; unset means 5e-5 (full), 1e-4 (modules) or 5e-3.",
     "epochs": "Epochs; 0 is P1's rule: full 5; otherwise 10 for sst2, qqp, mnli, qnli and 20 for the rest.",
     "batch_size": "Examples a step over all replicas together; 16 as in P1.",
     "max_length": "Tokens an example keeps; 128 as in P1.",

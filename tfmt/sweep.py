@@ -12,8 +12,8 @@ from tfmt.spec import RunSpec
 from tfmt.study.grid import AXES, EACH, FISHER_UNIONS, Grid, expand_grid, parse_axes
 
 _SUMMARY = (
-    "Runs every combination of the comma lists once and writes a record of each. A failed or diverged run is recorded,\n"
-    "and the rest goes on. The same command goes on where an interrupted sweep stopped, and skips what is done."
+    "Runs every combination of the comma lists once and writes a record of each. A failed or diverged run is\n"
+    "recorded, and the rest goes on. The same command goes on where an interrupted sweep stopped, and skips what is done."
 )
 _AXIS_HELP = {
     "task": "Tasks, a comma list.",
@@ -51,7 +51,7 @@ def read_grid(values: flags.FlagValues) -> Grid:
 
     if values.model is None:
         raise RequestError("--model is required: the BERT to tune")
-    axes = parse_axes({name: values[name].value for name in AXES})
+    axes = parse_axes({name: str(values[name].value or "") for name in AXES})
     named = any(layers != "all" for layers in axes.get("layers", ()))
     blocks = find_shape(values.model).num_hidden_layers if named or EACH in axes.get("layers", ()) else None
     settings = {name: values[name].value for name in _SHARED}

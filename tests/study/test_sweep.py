@@ -218,9 +218,7 @@ def test_run_whose_process_dies_too_often_fails(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(study_sweep.multiprocessing.connection, "wait", lambda *_, **__: [])
     assert sweep.main(flags_of(shared, tmp_path, seed="0", workers=1)) == 1
     records, _ = find_records(tmp_path)
-    assert {record.error for record in records} == {
-        "its process died 4 times (signal 9); is there enough memory?"
-    }
+    assert {record.error for record in records} == {"its process died 4 times (signal 9); is there enough memory?"}
     assert len(records) == 4
 
 

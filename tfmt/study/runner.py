@@ -110,9 +110,7 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
     return Request(spec, task, dataset, model_folder, digests, Path(output_dir) / spec.run_id(**digests), union)
 
 
-def read_union(
-    spec: RunSpec, weights: tuple[Weight, ...], model_sha256: str | None
-) -> dict[str, np.ndarray] | None:
+def read_union(spec: RunSpec, weights: tuple[Weight, ...], model_sha256: str | None) -> dict[str, np.ndarray] | None:
     """The weights that `fisher_from` selects, {path: indices}; None without it.
 
     Raises:
