@@ -12,8 +12,9 @@ from tfmt.spec import RunSpec
 from tfmt.study.grid import AXES, EACH, FISHER_UNIONS, Grid, expand_grid, parse_axes
 
 _SUMMARY = (
-    "Runs every combination of the comma lists once and writes a record of each. A failed or diverged run is\n"
-    "recorded, and the rest goes on. The same command goes on where an interrupted sweep stopped, and skips what is done."
+    "Runs every combination of the comma lists once and writes a record of each.\n"
+    "A failed or diverged run is recorded, and the rest goes on. The same command goes on where an interrupted sweep\n"
+    "stopped, and skips what is done."
 )
 _AXIS_HELP = {
     "task": "Tasks, a comma list.",
