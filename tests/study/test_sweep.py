@@ -10,6 +10,8 @@ import threading
 import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tfmt import files, sweep
 from tfmt.spec import RunSpec
@@ -64,6 +66,11 @@ def test_runs_every_run_once_and_then_none(shared, untouched, tmp_path, capsys, 
     assert "8 completed" in first.out
     assert "best      mrpc layernorm: f1" in first.out
     assert not list(tmp_path.glob("*/lease*"))
+    for folder in tmp_path.iterdir():  # what TensorBoard's HParams tab reads
+        plugin = EventAccumulator(str(folder)).Reload().PluginTagToContent("hparams")
+        content = HParamsPluginData.FromString(plugin["_hparams_/session_start_info"]).session_start_info
+        assert content.group_name
+        assert folder.name.startswith(f"mrpc-{content.hparams['mode'].string_value}-")
     monkeypatch.setattr(worker, "make_bench", None)  # nothing is loaded again
     assert sweep.main(flags_of(shared, tmp_path)) == 0
     assert "8 of them before" in capsys.readouterr().out

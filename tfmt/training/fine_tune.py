@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from pydantic import BaseModel
+from tensorboard.plugins.hparams import api as hparams
 
 from tfmt.data.batches import plan_epoch, training_batches
 from tfmt.errors import RunError
@@ -269,6 +270,8 @@ class FineTuning:
                 old.unlink()
             self._writer = tf.summary.create_file_writer(str(self.folder))
             self._written = 0
+            with self._writer.as_default():
+                hparams.hparams(shown_settings(self.spec), trial_id=self.folder.name)  # TensorBoard's HParams tab
         with self._writer.as_default():
             for result in self.state.epochs[self._written :]:
                 tf.summary.scalar("loss/train", result.train_loss, step=result.epoch)
@@ -303,6 +306,13 @@ class FineTuning:
             fisher=self.fisher_notes,
             optimizer_bytes=sum(v.numpy().nbytes for v in bench.optimizer_variables),
         )
+
+
+def shown_settings(spec: RunSpec) -> dict[str, str | float]:
+    """What TensorBoard's HParams tab tells runs apart by: the fields that studies vary."""
+    names = ("task", "mode", "layers", "mask_size", "mask_fraction", "learning_rate", "seed", "epochs", "batch_size")
+    values = {name: getattr(spec, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def peak_rss_mb() -> float:
