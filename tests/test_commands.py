@@ -232,3 +232,15 @@ def test_flagfiles_nest_later_flags_win_and_loops_end(tmp_path, capsys):
     (tmp_path / "bad.flags").write_text("--seed=1\nseed=2\n")
     assert train.main([f"--flagfile={tmp_path / 'bad.flags'}"]) == 2
     assert "line 2" in capsys.readouterr().err
+
+
+def test_demo_on_a_slice_with_the_real_model(tmp_path, capsys):
+    settings = {"flagfile": "demo.flags", "mode": "layernorm", "train_limit": 64, "validation_limit": 48, "epochs": 1}
+    status, out, err = call(train.main, settings | {"output_dir": str(tmp_path)}, capsys)
+    assert status == 0, err
+    assert "9,216 weights = 0.0406 %" in out
+    assert "9,986 selected weights moved, 0 others" in out
+    assert "N = 48" in out
+    status, out, err = call(report.main, {"runs": str(tmp_path), "table": "runs"}, capsys)
+    assert status == 0, err
+    assert "9,216" in out
