@@ -1,6 +1,6 @@
 """The measurements of the claims about weights: from an analysis' numbers to comparisons.
 
-The numbers come as DataFrames, of which `tabulate_change` makes one from records, and tfmt-analyze the others:
+The numbers come as DataFrames, of which `tabulate_change` makes one from records; the others the caller brings:
 
 - `change` (F1): `run_id`, `component`, `block`, `change`: how far full fine-tuning moved each component.
 - `weights` (C8): `task`, `sublayer`, `bimodality`, `threshold`, `magnitude_ratio`: of P1's figures 1 and 2 a statistic

@@ -68,7 +68,7 @@ def evaluate_claims(
       runs: what `read_runs` returns.
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
       change: what `analyses.tabulate_change` returns, for F1.
-      weights: numbers of tfmt-analyze's figure `weights`, for C8; the columns are told in `analyses`.
+      weights: numbers on the distributions of weights, for C8; the columns are told in `analyses`.
       fisher: numbers of its figure `fisher`, for F3 and F5.
 
     Returns:
