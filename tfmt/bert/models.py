@@ -23,6 +23,7 @@ class _Selectable:
 
     _selected_paths: frozenset[str] | None = None
     _head_name = "sentence"
+    _output: Any
 
     @property
     def all_weights(self) -> dict[str, Any]:
@@ -86,17 +87,13 @@ class _Selectable:
             return None
         return inputs
 
-
-class TFBertForSequenceClassification(_Selectable, transformers.TFBertForSequenceClassification):
-    """Hugging Face's class with tfmt's selection and forward pass; saved and loaded as Hugging Face's."""
-
     def call(
         self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None,
         head_mask: Any = None, inputs_embeds: Any = None, output_attentions: bool | None = None,
         output_hidden_states: bool | None = None, return_dict: bool | None = None, labels: Any = None,
         training: Any = False,
     ) -> Any:  # fmt: skip
-        """As in Hugging Face: logits (batch, labels), and the loss where labels are given."""
+        """As in Hugging Face: logits (batch, [length,] labels), and the loss where labels are given."""
         named = {
             "attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids,
             "head_mask": head_mask, "inputs_embeds": inputs_embeds, "output_attentions": output_attentions,
@@ -104,43 +101,38 @@ class TFBertForSequenceClassification(_Selectable, transformers.TFBertForSequenc
         }  # fmt: skip
         inputs = self._plain_inputs(input_ids, named)
         if inputs is None:
-            return super().call(input_ids, **named, training=training)
-        drop = self._dropout(training)
+            return super().call(input_ids, **named, training=training)  # type: ignore[misc]
+        logits = self._head_logits(inputs, self._dropout(training))
+        labels = inputs.get("labels")
+        loss = None if labels is None else self.hf_compute_loss(labels=labels, logits=logits)  # type: ignore[attr-defined]
+        return self._output(loss=loss, logits=logits)
+
+    def _head_logits(self, inputs: dict[str, Any], drop: Any) -> tf.Tensor:
+        """What the head makes of the encoder's states."""
+        raise AssertionError("each class below has its own head")
+
+
+class TFBertForSequenceClassification(_Selectable, transformers.TFBertForSequenceClassification):
+    """Hugging Face's class with tfmt's selection and forward pass; saved and loaded as Hugging Face's."""
+
+    _output = TFSequenceClassifierOutput
+
+    def _head_logits(self, inputs: dict[str, Any], drop: Any) -> tf.Tensor:
         first = self._encode(inputs, drop, first_only=True)[:, 0]
         pooler = self.bert.pooler.dense
         pooled = tf.tanh(tf.nn.bias_add(tf.matmul(first, pooler.kernel), pooler.bias))
-        logits = self.classifier(drop(pooled, _head_dropout(self.config)))
-        labels = inputs.get("labels")
-        loss = None if labels is None else self.hf_compute_loss(labels=labels, logits=logits)
-        return TFSequenceClassifierOutput(loss=loss, logits=logits)
+        return self.classifier(drop(pooled, _head_dropout(self.config)))
 
 
 class TFBertForTokenClassification(_Selectable, transformers.TFBertForTokenClassification):
     """Hugging Face's class with tfmt's selection and forward pass; saved and loaded as Hugging Face's."""
 
     _head_name = "tokens"
+    _output = TFTokenClassifierOutput
 
-    def call(
-        self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None,
-        head_mask: Any = None, inputs_embeds: Any = None, output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None, return_dict: bool | None = None, labels: Any = None,
-        training: Any = False,
-    ) -> Any:  # fmt: skip
-        """As in Hugging Face: logits (batch, length, labels), and the loss where labels are given."""
-        named = {
-            "attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids,
-            "head_mask": head_mask, "inputs_embeds": inputs_embeds, "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states, "return_dict": return_dict, "labels": labels,
-        }  # fmt: skip
-        inputs = self._plain_inputs(input_ids, named)
-        if inputs is None:
-            return super().call(input_ids, **named, training=training)
-        drop = self._dropout(training)
+    def _head_logits(self, inputs: dict[str, Any], drop: Any) -> tf.Tensor:
         states = self._encode(inputs, drop, first_only=False)
-        logits = self.classifier(drop(states, _head_dropout(self.config)))
-        labels = inputs.get("labels")
-        loss = None if labels is None else self.hf_compute_loss(labels=labels, logits=logits)
-        return TFTokenClassifierOutput(loss=loss, logits=logits)
+        return self.classifier(drop(states, _head_dropout(self.config)))
 
 
 _CLASSES: dict[str, Any] = {"sentence": TFBertForSequenceClassification, "tokens": TFBertForTokenClassification}
