@@ -10,3 +10,7 @@ class RequestError(ValueError):
 
 class RunError(RuntimeError):
     """The request was fine and something broke while running. Commands exit with status 1."""
+
+
+class RequestWarning(UserWarning):
+    """What was asked for can be done, but is likely not what was meant."""

@@ -177,8 +177,9 @@ def run_command(
         if values.help:
             print(_help_text(program, summary, values))
             return 0
-        quiet.set_verbosity(values.verbosity)
-        return main(values) or 0
+        with quiet.plain_warnings(program):
+            quiet.set_verbosity(values.verbosity)
+            return main(values) or 0
     except RequestError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from tfmt.errors import RequestWarning
 
 
 def set_verbosity(verbosity: int) -> None:
@@ -27,6 +30,22 @@ def set_verbosity(verbosity: int) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def plain_warnings(program: str) -> Iterator[None]:
+    """Shows tfmt's own warnings as one line on stderr, each once, without the place in the code."""
+    with warnings.catch_warnings():
+        shown_by_python = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, RequestWarning):
+                print(f"{program}: warning: {message}", file=sys.stderr)
+            else:
+                shown_by_python(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

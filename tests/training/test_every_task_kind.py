@@ -1,6 +1,7 @@
 """One short run of every kind of task through the command: one text, pairs, scores, two splits, entities, own files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -82,3 +83,16 @@ def test_trains_and_records(toy_bert, tmp_path, capsys, task, write, flags, scor
         words = sum(len(text.split()) for text in sentences(24))
         assert record["result"]["words"]["validation"]["words"] == words
         assert sum(record["result"]["predicted"]["validation"].values()) == words
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_a_cased_task_warns_of_a_vocabulary_without_case(toy_bert, tmp_path, capsys, cased):
+    model = tmp_path / "bert"
+    shutil.copytree(toy_bert, model)
+    (model / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": not cased}))
+    write_conll(tmp_path / "data")
+    status = train.main([f"--model={model}", "--task=conll2003_ner", f"--data_dir={tmp_path / 'data'}", "--mode=frozen",
+                         "--max_length=16", "--epochs=1", f"--output_dir={tmp_path / 'runs'}"])  # fmt: skip
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert status == 0
+    assert [line.split(" lower-cases ")[0] for line in warned] == ([] if cased else [f"tfmt-train: warning: {model}"])

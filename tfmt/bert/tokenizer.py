@@ -37,6 +37,12 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def keeps_case(tokenizer: Any) -> bool:
+    """Whether `Berlin` and `berlin` stay different for a tokenizer; its own configuration decides."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return normalizer is None or normalizer.normalize_str("A") == "A"
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
     """sha256 of all that decides the tokens; settings of a call (truncation, padding) are not part of it."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())

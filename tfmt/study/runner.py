@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tfmt.bert.base_weights import BaseWeights, model_digest
 from tfmt.bert.configs import find_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
-from tfmt.errors import RequestError, RunError
+from tfmt.errors import RequestError, RequestWarning, RunError
 from tfmt.files import write_whole
 from tfmt.selection.modes import plan_mode
 from tfmt.selection.stored import digest_masks, unite_masks
@@ -186,13 +187,20 @@ def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     """A workbench for a run and all that share its model, task and precision."""
     import tensorflow as tf
 
-    from tfmt.bert.tokenizer import load_tokenizer, tokenizer_digest
+    from tfmt.bert.tokenizer import keeps_case, load_tokenizer, tokenizer_digest
     from tfmt.data.tokens import tokenize
     from tfmt.training.strategy import make_strategy, set_threads
     from tfmt.training.workbench import Workbench
 
     spec = request.spec
     tokenizer = load_tokenizer(request.model_folder)
+    if request.task.cased and not keeps_case(tokenizer):
+        warnings.warn(
+            f"{spec.model} lower-cases its text and {spec.task} is a task where case tells much; "
+            "the papers take a cased model, such as bert-base-cased",
+            RequestWarning,
+            stacklevel=2,
+        )
     digest = tokenizer_digest(tokenizer)
     used = request.dataset.limit(spec.train_limit, spec.validation_limit).splits
     splits = {name: tokenize(examples, tokenizer, spec.max_length, digest, name) for name, examples in used.items()}
