@@ -13,7 +13,22 @@ from tfmt.errors import RequestError, RunError
 
 
 class UnwritableError(RunError):
-    """A file could not be written: whatever else wants to write there will fail as well."""
+    """A file could not be written: whatever else wants to write there will fail as well.
+
+    Attributes:
+      disk_full: whether that is why.
+    """
+
+    disk_full = False
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> UnwritableError:
+        """The error for a file or folder, from what the system said."""
+        full = error.errno == errno.ENOSPC
+        reason = "the disk is full; free some space" if full else f"cannot be written ({error.strerror or error})"
+        made = cls(f"{path}: {reason} and run the same command again")
+        made.disk_full = full
+        return made
 
 
 @contextmanager
@@ -33,12 +48,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        reason = (
-            "the disk is full; free some space"
-            if error.errno == errno.ENOSPC
-            else f"cannot be written ({error.strerror})"
-        )
-        raise UnwritableError(f"{path}: {reason} and run the same command again") from None
+        raise UnwritableError.of(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -75,8 +85,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
                     os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        full = error.errno == errno.ENOSPC
-        reason = "the disk is full; free some space" if full else f"cannot be written ({error.strerror or error})"
-        raise UnwritableError(f"{path}: {reason} and run the same command again") from None
+        raise UnwritableError.of(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

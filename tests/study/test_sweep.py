@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import threading
 import time
 
 import pytest
+from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tfmt import files, sweep
@@ -48,10 +51,15 @@ def numbers(folder):
 
 
 @pytest.fixture(scope="module")
-def untouched(shared, tmp_path_factory):
+def untouched_folder(shared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("untouched")
     assert sweep.main(flags_of(shared, folder)) == 0
-    return numbers(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untouched(untouched_folder):
+    return numbers(untouched_folder)
 
 
 class Killed(BaseException):
@@ -71,19 +79,24 @@ def test_runs_every_run_once_and_then_none(shared, untouched, tmp_path, capsys, 
         content = HParamsPluginData.FromString(plugin["_hparams_/session_start_info"]).session_start_info
         assert content.group_name
         assert folder.name.startswith(f"mrpc-{content.hparams['mode'].string_value}-")
+        ended = HParamsPluginData.FromString(plugin["_hparams_/session_end_info"]).session_end_info
+        assert ended.status == STATUS_SUCCESS
     monkeypatch.setattr(worker, "make_bench", None)  # nothing is loaded again
     assert sweep.main(flags_of(shared, tmp_path)) == 0
     assert "8 of them before" in capsys.readouterr().out
     assert numbers(tmp_path) == untouched
 
 
-def test_warm_is_cold(shared, untouched, tmp_path):
+def test_warm_is_cold(shared, untouched, untouched_folder, tmp_path):
     for mode, seed in (("layernorm", 1), ("frozen", 1)):
         spec = RunSpec.make(**shared | {"task": "mrpc", "mode": mode, "learning_rate": 1e-3, "seed": seed})
         request = prepare(spec, tmp_path)
         execute(request, make_bench(request), started=0.0, quiet=True)
     alone = numbers(tmp_path)
     assert alone == {run: untouched[run] for run in alone}
+    for run in alone:  # the weights, too
+        warm, cold = (folder / run / "tuned.safetensors" for folder in (untouched_folder, tmp_path))
+        assert warm.read_bytes() == cold.read_bytes()
 
 
 def test_killed_five_times_and_restarted(shared, untouched, tmp_path, monkeypatch):
@@ -126,6 +139,37 @@ def test_failed_run_is_recorded_and_the_rest_goes_on(shared, untouched, tmp_path
     assert numbers(tmp_path) == untouched
 
 
+def test_damaged_record_is_named_and_the_rest_goes_on(shared, untouched, tmp_path, capsys):
+    flags = flags_of(shared, tmp_path, seed="0", learning_rate="1e-3")
+    assert sweep.main(flags_of(shared, tmp_path, mode="frozen", seed="0", learning_rate="1e-3")) == 0
+    (damaged,) = tmp_path.glob("*/record.json")
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert sweep.main(flags) == 1
+    assert f"{damaged}: broken record" in capsys.readouterr().err
+    damaged.unlink()
+    assert sweep.main(flags) == 0
+    found = numbers(tmp_path)
+    assert found == {run: untouched[run] for run in found}
+    assert len(found) == 2
+
+
+def test_disk_that_is_full_from_the_first_file_on_stops_the_sweep(shared, tmp_path, monkeypatch, capsys):
+    def fsync(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    assert sweep.main(flags_of(shared, tmp_path)) == 1
+    errors = capsys.readouterr().err
+    assert "spec.json: the disk is full" in errors
+    assert not list(tmp_path.glob("*/record.json"))
+
+
+def test_more_replicas_than_a_worker_has_gpus_is_refused(shared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study_sweep, "visible_gpus", lambda: ("0", "1", "2"))
+    assert sweep.main(flags_of(shared, tmp_path, replicas=2, workers=3)) == 2
+    assert "--replicas=2: with --workers=3 a worker has 1 GPUs" in capsys.readouterr().err
+
+
 def test_diverged_run_is_a_result(shared, tmp_path, capsys):
     flags = flags_of(shared, tmp_path, mode="layernorm", learning_rate="1e38,1e-3", seed="0")
     assert sweep.main(flags) == 0
@@ -160,18 +204,20 @@ def test_wrong_request_runs_nothing(shared, tmp_path, changes, capsys):
     assert not list(tmp_path.glob("*/record.json"))
 
 
-def test_two_sweeps_at_once_write_one_record_a_run(shared, untouched, tmp_path):
-    command = [sys.executable, "-m", "tfmt.sweep", *flags_of(shared, tmp_path)]
+def test_two_sweeps_at_once_run_every_run_once(shared, untouched, tmp_path, capsys):
+    command = [sys.executable, "-m", "tfmt.sweep", *flags_of(shared, tmp_path), "--verbosity=1"]
     other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     status = []
     while not list(tmp_path.glob("*/lease.*")) and other.poll() is None:
         time.sleep(0.02)
-    thread = threading.Thread(target=lambda: status.append(sweep.main(flags_of(shared, tmp_path))))
+    thread = threading.Thread(target=lambda: status.append(sweep.main([*flags_of(shared, tmp_path), "-v=1"])))
     thread.start()
     thread.join(120)
     _, errors = other.communicate(timeout=120)
     assert (status, other.returncode) == ([0], 0), errors
     assert numbers(tmp_path) == untouched
+    told = errors + capsys.readouterr().err  # a line for each run that a sweep has executed itself
+    assert sum(line.endswith(": completed") for line in told.splitlines()) == len(untouched)
 
 
 def test_killed_worker_is_replaced_and_its_run_resumed(shared, tmp_path):
@@ -273,3 +319,28 @@ def test_places():
 def test_times():
     assert Times().estimate(RunSpec.make(model="m", task="mrpc", mode="full")) is None
     assert [format_seconds(s) for s in (5, 600, 12000, 200000)] == ["5 s", "10 min", "3 h 20 min", "2 d 7 h"]
+
+
+def test_held_out_union_takes_the_masks_of_the_other_task(shared, toy_glue, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(toy_glue, data)
+    (data / "RTE").mkdir()
+    for name in ("train", "dev"):
+        rows = [line.split("\t") for line in (data / "MRPC" / f"{name}.tsv").read_text().splitlines()[1:]]
+        lines = [f"{i}\t{b}\t{a}\t{('entailment', 'not_entailment')[i % 2]}" for i, (*_, a, b) in enumerate(rows)]
+        (data / "RTE" / f"{name}.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *lines]) + "\n")
+    runs = tmp_path / "runs"
+    flags = flags_of(shared, runs, data_dir=data, task="mrpc,rte", mode="fisher", mask_fraction="0.25", seed="0",
+                     learning_rate="1e-2", fisher_examples=16, epochs=1, fisher_union="held_out")  # fmt: skip
+    assert sweep.main(flags) == 0
+    records = find_records(runs)[0]
+    assert len(records) == 4
+
+    def mask(task, union, file):
+        (run,) = [r.run_id for r in records if r.spec.task == task and bool(r.spec.fisher_from) == union]
+        stored = load_file(runs / run / file)
+        return {name: indices.tolist() for name, indices in stored.items() if name.endswith(".indices")}
+
+    for task, other in (("mrpc", "rte"), ("rte", "mrpc")):
+        assert mask(task, True, "tuned.safetensors") == mask(other, False, "fisher.safetensors")
+    assert mask("mrpc", False, "fisher.safetensors") != mask("rte", False, "fisher.safetensors")

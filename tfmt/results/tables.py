@@ -273,6 +273,8 @@ def _caption(layout: Layout, group: Group, rows: list[Row], columns: list[str], 
     )
     lines = [statistic, selection, marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
     lines[-1] = lines[-1][0].upper() + lines[-1][1:]
+    if made_with := sorted(set(shown["packages"].dropna())):
+        lines.append(f"Made with {'; or '.join(made_with)}.")
     lost = shown["outcome"].value_counts()
     lines.append(
         f"{len(shown)} runs: "

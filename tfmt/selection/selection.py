@@ -28,12 +28,15 @@ class Selection:
       total: all weights of the model.
       percent: tuned / (total - head), in percent.
       masks: {path: indices} of the variables of which only single weights are selected.
+      open_masks: the same, with an empty mask for each variable that another seed may select weights of.
     """
 
     def __init__(self, model: Any, mode: str, plan: Plan, masks: dict[str, np.ndarray]) -> None:
         self.model = model
         self.mode = mode
         self.masks = masks
+        none = np.zeros(0, np.int64)
+        self.open_masks = {weight.path: masks.get(weight.path, none) for pool in plan.pools for weight in pool.weights}
         self.weights: tuple[Weight, ...] = weights_of(model)
         self._whole = frozenset(w.path for w in plan.whole) | {
             w.path for w in self.weights if w.sublayer == "classifier"
@@ -164,10 +167,8 @@ def apply_selection(model: Any, paths: tuple[str, ...]) -> None:
     selected = frozenset(paths)
     model._selected_paths = selected
     model.trainable = True
-    for layer in model.submodules:
+    for layer in model._flatten_layers(include_self=False):
         # A frozen container would silence its children, so only layers without children get a flag.
-        own = [v for v in getattr(layer, "weights", ()) if v is not None]
-        if layer is model or not own or any(hasattr(child, "trainable_weights") for child in layer.submodules):
-            continue
-        layer.trainable = any(variable_path(variable) in selected for variable in own)
+        if layer.weights and next(layer._flatten_layers(include_self=False), None) is None:
+            layer.trainable = any(variable_path(variable) in selected for variable in layer.weights)
     model.train_function = None  # what Keras compiled for another selection must not be used again

@@ -85,13 +85,13 @@ class Lease:
         except FileExistsError:
             raise self._lost() from None
         except OSError as error:
-            raise UnwritableError(f"{path}: cannot be written ({error.strerror})") from None
+            raise UnwritableError.of(path, error) from None
         try:
             with os.fdopen(file, "w") as stream:
                 stream.write(json.dumps(self._owner))
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise UnwritableError(f"{path}: cannot be written ({error.strerror})") from None
+            raise UnwritableError.of(path, error) from None
         # A third process may have gone one further while this one hesitated.
         numbers = _numbers(self._folder)
         if max(numbers) > number:
@@ -144,7 +144,7 @@ def _read_latest(folder: Path) -> tuple[int, dict[str, Any], float]:
     except FileNotFoundError:
         return 0, {}, 0.0  # released meanwhile
     except OSError as error:
-        raise UnwritableError(f"{folder}: cannot be read or written ({error.strerror})") from None
+        raise UnwritableError.of(folder, error) from None
 
 
 def _disk_time(folder: Path) -> float:

@@ -207,6 +207,9 @@ def read_runs(runs: str | Path) -> pd.DataFrame:
     return tabulate(*find_records(runs))
 
 
+_COMPUTING = ("tensorflow", "tf_keras", "transformers")  # what a table's caption tells the versions of
+
+
 def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFrame:
     """Records as one DataFrame, one row a run.
 
@@ -217,7 +220,8 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
     Returns:
       A DataFrame: `run_id`, `status`, `error`, every field of the spec, `tuned`, `tuned_percent`, `score_name`,
       `score_best`, `score_last` (fractions), `best_epoch`, `collapsed`, `examples` ({split: number}), `seconds`,
-      `frozen_changed`, `tfmt` (version), `arithmetic`, `model_sha256`, `data_sha256`.
+      `frozen_changed`, `tfmt` (version), `arithmetic`, `packages` (versions of Python and of what computes),
+      `model_sha256`, `data_sha256`.
     """
     import pandas as pd
 
@@ -236,11 +240,13 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
             row["frozen_changed"] = record.proof.frozen_changed
         origin = record.origin
         row |= {"tfmt": origin.tfmt, "arithmetic": origin.arithmetic}
+        versions = {"Python": origin.python} | {name: origin.packages.get(name) for name in _COMPUTING}
+        row["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         row |= {"model_sha256": origin.model_sha256, "data_sha256": origin.data_sha256}
         rows.append(row)
     columns = ["run_id", "status", "error", *RunSpec.model_fields, "tuned", "tuned_percent", "score_name", "score_best"]
     columns += ["score_last", "best_epoch", "collapsed", "examples", "seconds", "frozen_changed", "tfmt", "arithmetic"]
-    columns += ["model_sha256", "data_sha256"]
+    columns += ["packages", "model_sha256", "data_sha256"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["broken"] = list(broken)
     return frame

@@ -18,7 +18,7 @@ from tfmt.bert.configs import find_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError
-from tfmt.files import write_whole
+from tfmt.files import UnwritableError, write_whole
 from tfmt.selection.modes import plan_mode
 from tfmt.selection.stored import digest_masks, unite_masks
 from tfmt.spec import ARITHMETIC, RunSpec
@@ -150,12 +150,14 @@ def open_folder(request: Request) -> None:
 
     Raises:
       RequestError: it cannot be written, or it is another run's.
+      UnwritableError: the disk is full.
     """
     folder = request.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"--output_dir: {folder} cannot be made ({error.strerror})") from None
+        unwritable = UnwritableError.of(folder, error)
+        raise unwritable if unwritable.disk_full else RequestError(f"--output_dir: {unwritable}") from None
     path = folder / SPEC_FILE
     identity = request.spec.identity(**request.digests)
     if path.exists():
@@ -171,8 +173,8 @@ def open_folder(request: Request) -> None:
     content = {"identity": identity, "spec": request.spec.model_dump(mode="json")}
     try:
         write_whole(path, json.dumps(content, indent=1).encode())
-    except RunError as error:
-        raise RequestError(f"--output_dir: {error}") from None
+    except UnwritableError as error:
+        raise error if error.disk_full else RequestError(f"--output_dir: {error}") from None
 
 
 def finished(request: Request) -> Record | None:

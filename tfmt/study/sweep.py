@@ -121,14 +121,26 @@ class Sweep:
           workers: processes; 0 runs everything in this one.
 
         Raises:
+          RequestError: a run wants more replicas than a worker has GPUs. Nothing has been run.
           RunError: the folder can no longer be written. Failed runs are in `failures`.
         """
+        places = share_places(workers, visible_gpus(), _cores())
+        self._check_replicas(places)
         with self.board:
             self.board.show(0, self._seconds_left(max(workers, 1)))
             if workers:
-                self._run_processes(share_places(workers, visible_gpus(), _cores()))
+                self._run_processes(places)
             else:
                 self._run_here()
+
+    def _check_replicas(self, places: list[Place]) -> None:
+        wanted = max((spec.replicas for spec in self._folders), default=0)
+        for place in places:
+            if place.gpus is not None and wanted > len(place.gpus):
+                raise RequestError(
+                    f"--replicas={wanted}: with --workers={len(places)} a worker has {len(place.gpus)} GPUs; "
+                    "take fewer workers or replicas"
+                )
 
     # ---- what is to do ---------------------------------------------------------------------------------------------
 
@@ -141,7 +153,11 @@ class Sweep:
         """Books a run whose record is there, whoever wrote it; False if it has still to be run."""
         if not (item.folder / RECORD_FILE).exists():
             return False
-        record = read_record(item.folder)
+        try:
+            record = read_record(item.folder)
+        except RequestError as error:  # not written by this version, or damaged; only its owner may delete it
+            self._book(item, Ended("failed", error=f"{error}; delete the file to run this run again"), stored=True)
+            return True
         if record.status == "failed" and self._retry:
             return False
         self._book(item, Ended(record.status, record, record.error or ""), stored=True)

@@ -92,6 +92,8 @@ class Executor:
                 gc.collect()  # the last model goes before the next one comes
                 self._bench = make_bench(request, threads=self._threads)
             self._request = request
+        except UnwritableError as error:
+            return Ended("stop", error=str(error))
         except (RequestError, RunError) as error:
             return Ended("failed", error=str(error))
         try:

@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 from pydantic import BaseModel
 from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+from tensorboard.plugins.hparams.summary import session_end_pb
 
 from tfmt.data.batches import plan_epoch, training_batches
 from tfmt.errors import RunError
@@ -21,7 +23,7 @@ from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.spec import RunSpec
 from tfmt.training.fisher import FisherNotes, prepare_fisher, store_fisher
 from tfmt.training.progress import Progress
-from tfmt.training.proof import count_changed, digest_unselected, mean_change
+from tfmt.training.proof import count_changed, digest_unselected, join_digests, mean_change
 from tfmt.training.tuned import read_tensors, write_tensors
 from tfmt.training.workbench import Workbench
 
@@ -114,7 +116,10 @@ class FineTuning:
         bench, spec = self.bench, self.spec
         self._set_up(spec.epochs * self.per_epoch)
         # The order of a resume: selection, weights and optimizer state, place in the data, then events.
-        self.state.frozen_sha256 = digest_unselected(bench.selection.weights, bench.selected(), bench.base_value)
+        self._frozen = digest_unselected(
+            bench.selection.weights, bench.selected(), bench.base_value, bench.base_digests
+        )
+        self.state.frozen_sha256 = join_digests(self._frozen)
         self._resume()
         self.ready = time.perf_counter()
         error = None
@@ -286,6 +291,9 @@ class FineTuning:
 
     def _prove(self, error: str | None) -> Outcome:
         """Compares every weight with the base model's file."""
+        with self._writer.as_default():
+            status = STATUS_SUCCESS if error is None else STATUS_FAILURE
+            tf.summary.experimental.write_raw_pb(session_end_pb(status).SerializeToString(), step=self.state.epoch)
         self._writer.close()
         bench = self.bench
         variables = bench.model.all_weights
@@ -293,15 +301,16 @@ class FineTuning:
         def read(path: str) -> np.ndarray:
             return variables[path].numpy()
 
-        weights, selected = bench.selection.weights, bench.selected()
-        inside, outside = count_changed(weights, selected, bench.base_value, read)
+        selected = bench.selected()
+        frozen = digest_unselected(bench.selection.weights, selected, read)
+        inside, outside = count_changed(selected, bench.base_value, read, self._frozen, frozen)
         return Outcome(
             status="completed" if error is None else "diverged",
             error=error,
             state=self.state,
             selected_changed=inside,
             frozen_changed=outside,
-            frozen_sha256_after=digest_unselected(weights, selected, read),
+            frozen_sha256_after=join_digests(frozen),
             peak_rss_mb=peak_rss_mb(),
             fisher=self.fisher_notes,
             optimizer_bytes=sum(v.numpy().nbytes for v in bench.optimizer_variables),

@@ -10,48 +10,79 @@ import numpy as np
 from tfmt.bert.vocabulary import Weight
 
 Reader = Callable[[str], np.ndarray]
-IndicesOf = Callable[[str], np.ndarray]
+Selected = Mapping[str, np.ndarray | None]
 
 
-def digest_unselected(weights: Iterable[Weight], selected: Mapping[str, np.ndarray | None], read: Reader) -> str:
-    """sha256 over the bytes of everything outside the selection, in the order of the table.
+def digest_unselected(
+    weights: Iterable[Weight], selected: Selected, read: Reader, known: dict[str, bytes] | None = None
+) -> dict[str, bytes]:
+    """sha256 of what each variable holds outside the selection.
 
     Args:
       weights: the model's table.
       selected: {path: indices, or None where the whole variable is selected}.
       read: gives a variable's values by path.
+      known: digests of whole variables that `read` would give again; those that were missing are added.
+
+    Returns:
+      {path: digest}, without the variables that are selected whole.
     """
-    digest = hashlib.sha256()
+    known = {} if known is None else known
+    digests = {}
     for weight in weights:
-        if weight.path in selected and selected[weight.path] is None:
-            continue
-        digest.update(weight.path.encode())
-        values = np.ascontiguousarray(read(weight.path), np.float32).reshape(-1)
-        indices = selected.get(weight.path)
-        if indices is not None:
-            values = np.delete(values, indices)
-        digest.update(values.data)
-    return digest.hexdigest()
+        path = weight.path
+        if path not in selected:
+            if path not in known:
+                known[path] = _digest(read(path))
+            digests[path] = known[path]
+        elif (indices := selected[path]) is not None:
+            digests[path] = _digest(np.delete(_flat(read(path)), indices))
+    return digests
+
+
+def join_digests(digests: Mapping[str, bytes]) -> str:
+    """One sha256 over those of all variables and their paths, in hexadecimal."""
+    whole = hashlib.sha256()
+    for path, digest in digests.items():
+        whole.update(path.encode() + b"\0" + digest)
+    return whole.hexdigest()
 
 
 def count_changed(
-    weights: Iterable[Weight], selected: Mapping[str, np.ndarray | None], before: Reader, after: Reader
-) -> tuple[int, int]:
-    """How many weights differ in any bit: (inside the selection, outside it)."""
+    selected: Selected, before: Reader, after: Reader, digests_before: Mapping[str, bytes],
+    digests_after: Mapping[str, bytes],
+) -> tuple[int, int]:  # fmt: skip
+    """How many weights differ in any bit: (inside the selection, outside it).
+
+    Args:
+      selected: as in `digest_unselected`.
+      before, after: give a variable's values by path.
+      digests_before, digests_after: from `digest_unselected`; what has one digest is not compared weight by weight.
+    """
     inside = outside = 0
-    for weight in weights:
-        old = np.ascontiguousarray(before(weight.path), np.float32).reshape(-1).view(np.uint32)
-        new = np.ascontiguousarray(after(weight.path), np.float32).reshape(-1).view(np.uint32)
-        changed = old != new
-        count = int(np.count_nonzero(changed))
-        if weight.path not in selected:
-            outside += count
-            continue
-        indices = selected[weight.path]
-        chosen = count if indices is None else int(np.count_nonzero(changed[indices]))
-        inside += chosen
-        outside += count - chosen
+    for path, indices in selected.items():
+        changed = _differ(before(path), after(path)) if indices is None else (
+            _differ(_flat(before(path))[indices], _flat(after(path))[indices])
+        )  # fmt: skip
+        inside += int(np.count_nonzero(changed))
+    for path, digest in digests_before.items():
+        if digest != digests_after[path]:
+            changed = _differ(before(path), after(path))
+            chosen = selected.get(path)
+            outside += int(np.count_nonzero(changed if chosen is None else np.delete(changed, chosen)))
     return inside, outside
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.float32).reshape(-1)
+
+
+def _digest(values: np.ndarray) -> bytes:
+    return hashlib.sha256(_flat(values).data).digest()
+
+
+def _differ(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    return _flat(old).view(np.uint32) != _flat(new).view(np.uint32)
 
 
 def mean_change(weights: Iterable[Weight], before: Reader, after: Reader) -> dict[str, dict[str, float]]:

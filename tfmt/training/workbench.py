@@ -15,6 +15,7 @@ from tfmt.bert.models import assign_weights, load_bert, new_head, set_precision,
 from tfmt.data.batches import SplitPredictions, evaluation_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError
+from tfmt.selection.gradient_mask import GradientMask
 from tfmt.selection.selection import select
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
@@ -60,10 +61,12 @@ class Workbench:
         folder = find_model(spec.model, download=False)
         assert folder is not None
         self.base = BaseWeights(folder, task.head)
+        self.base_digests: dict[str, bytes] = {}  # of the base model's variables, for the proofs of all runs
         self._predict = self._make_predict()
         self._predict.get_concrete_function()
         self._train: Any = None
         self._shape: Any = None
+        self._traced_paths: tuple[str, ...] = ()
         self._head_shape: Any = None
         self._head_step: Any = None
         self._moved: set[str] = set()
@@ -106,10 +109,12 @@ class Workbench:
         schedule: dict[str, Any] = {
             "peak": spec.learning_rate, "steps": steps, "warmup_ratio": spec.warmup_ratio, "schedule": spec.schedule
         }  # fmt: skip
-        masks = self.selection.masks
+        masks = self.selection.open_masks
         # Adam treats all selected weights as one vector, so a mask may spread its number over its variables otherwise.
         size = sum(map(len, masks.values()))
-        shape = (self.selection.paths, frozenset(masks), size, spec.adam_epsilon, spec.precision, spec.batch_size)
+        table = [weight.path for weight in self.selection.weights]
+        self._traced_paths = tuple(path for path in table if path in self._moved or path in masks)
+        shape = (self._traced_paths, frozenset(masks), size, spec.adam_epsilon, spec.precision, spec.batch_size)
         if spec.mode == "frozen" and shape == self._head_shape:
             self._take_head_step()
         if shape == self._shape:
@@ -140,13 +145,18 @@ class Workbench:
             # GradientMask joins Keras's own Adam over all masked variables, which is as quick for their few weights.
             kind = keras.optimizers.Adam if self.selection.masks else FusedAdam
             adam = kind(self._schedule, epsilon=spec.adam_epsilon)
-            self._mask = self.selection.optimizer(adam)
+            self._mask = GradientMask(adam, self.selection.open_masks) if self.selection.masks else adam
             optimizer = self._mask
             if spec.precision == "float16":
                 optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
-            optimizer.build(self.model.trainable_variables)
+            optimizer.build(self._traced_variables())
         self.optimizer = self.model.optimizer = optimizer
         self._fresh = [variable.numpy() for variable in self.optimizer_variables]
+
+    def _traced_variables(self) -> list[Any]:
+        """The variables of the traced step: the selection's, and those in which another seed may select weights."""
+        variables = self.model.all_weights
+        return [variables[path] for path in self._traced_paths]
 
     @property
     def optimizer_variables(self) -> list[Any]:
@@ -195,7 +205,7 @@ class Workbench:
 
     def _make_train(self, batch_size: int) -> Any:
         model, optimizer, strategy = self.model, self.optimizer, self.strategy
-        variables = list(model.trainable_variables)
+        variables = self._traced_variables()
         replicas = strategy.num_replicas_in_sync
         share = batch_size // replicas
         scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
