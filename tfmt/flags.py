@@ -39,6 +39,8 @@ _HELP = {
     "replicas": "Devices: 0 is every GPU or else one CPU; k without GPUs makes k logical CPU devices.",
     "precision": "Type to compute in; float32 as nothing else is exact enough to compare by default.",
     "jit_compile": "Compile the step with XLA; auto means off, as XLA was slower where it was measured.",
+    "frozen_prefix": "Blocks below all that trains: live runs them in each step, with dropout; cached once, without.",
+    "cache_limit_gb": "Memory for what cached blocks computed; a larger result lies in a temporary file.",
     "keep": "What a run stores: the tuned weights, or scores alone, as the big tables need no more.",
     "keep_epoch": "Whose weights and change are kept: the epoch of the best score, or the last.",
     "text_columns": "Custom data: one or two columns of text.",
@@ -82,7 +84,13 @@ def read_spec(values: flags.FlagValues) -> RunSpec:
     if idle:
         raise RequestError(f"--{idle[0]} means nothing for --mode={values.mode} --task={values.task}; leave it out")
     settings = {name: values[name].value for name in RunSpec.model_fields}
-    return RunSpec.make(**settings)
+    spec = RunSpec.make(**settings)
+    if values.frozen_prefix != spec.frozen_prefix:
+        raise RequestError(
+            f"--frozen_prefix={values.frozen_prefix} means nothing for --mode={spec.mode} --layers={spec.layers}: "
+            "no whole block lies below what trains; leave it out"
+        )
+    return spec
 
 
 def find_flagfile(name: str, beside: Path | None = None) -> Path:

@@ -131,6 +131,8 @@ class RunSpec(BaseModel):
     replicas: int = 0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     jit_compile: Literal["auto", "on", "off"] = "auto"
+    frozen_prefix: Literal["live", "cached"] = "live"
+    cache_limit_gb: float = 4.0
     keep: Literal["tuned", "scores"] = "tuned"
     keep_epoch: Literal["best", "last"] = "best"
     text_columns: tuple[str, ...] = ()
@@ -141,7 +143,9 @@ class RunSpec(BaseModel):
     split_seed: int | None = None
 
     # Where a run computes and where its files lie do not change what it computes (beyond rounding).
-    _PLACES: ClassVar[frozenset[str]] = frozenset({"model", "data_dir", "fisher_from", "replicas", "jit_compile"})
+    _PLACES: ClassVar[frozenset[str]] = frozenset(
+        {"model", "data_dir", "fisher_from", "replicas", "jit_compile", "cache_limit_gb"}
+    )
 
     @field_validator("fisher_from", "text_columns", mode="before")
     @classmethod
@@ -160,6 +164,8 @@ class RunSpec(BaseModel):
         meaningful = meaningful_fields(self.mode, self.task)
         for name in CONDITIONAL_FIELDS - meaningful:
             object.__setattr__(self, name, type(self).model_fields[name].default)
+        if not has_frozen_prefix(self.mode, self.layers):
+            object.__setattr__(self, "frozen_prefix", "live")
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", protocol.usual_rate(self.mode))
         if self.epochs == 0:
@@ -246,6 +252,12 @@ def meaningful_fields(mode: str, task: str) -> frozenset[str]:
     return fields if mode == "frozen" else fields | {"layers"}
 
 
+def has_frozen_prefix(mode: str, layers: str) -> bool:
+    """Whether whole blocks lie below everything that a mode may select, so that `frozen_prefix` means something."""
+    blocks = parse_layers(layers)
+    return mode == "frozen" or (blocks is not None and blocks[0] > 0)
+
+
 def _check_ranges(spec: RunSpec) -> None:
     """Single values that no type expresses."""
     rules: tuple[tuple[str, bool, str], ...] = (
@@ -264,6 +276,7 @@ def _check_ranges(spec: RunSpec) -> None:
         ("mask_size", spec.mask_size is None or spec.mask_size >= 1, "at least 1"),
         ("mask_fraction", spec.mask_fraction is None or 0 < spec.mask_fraction <= 1, "above 0 and at most 1"),
         ("fisher_examples", spec.fisher_examples >= 1, "at least 1"),
+        ("cache_limit_gb", spec.cache_limit_gb >= 0, "0 or more gigabytes"),
         ("validation_fraction", 0 <= spec.validation_fraction < 1, "at least 0 and below 1"),
     )
     for name, holds, expected in rules:

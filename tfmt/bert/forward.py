@@ -143,26 +143,39 @@ def run_block(layer: Any, x: tf.Tensor, padding: tf.Tensor, config: Any, drop: A
     return tf.reshape(result, [batch, asked, hidden])
 
 
-def run_encoder(
-    main: Any, input_ids: tf.Tensor, attention_mask: tf.Tensor, token_type_ids: tf.Tensor, *, drop: Any, dtype: Any,
-    first_only: bool,
-) -> tf.Tensor:  # fmt: skip
-    """Embeddings and all blocks of a TFBertMainLayer.
+def run_embeddings(main: Any, input_ids: tf.Tensor, token_type_ids: tf.Tensor, *, drop: Any, dtype: Any) -> tf.Tensor:
+    """What enters block 0 of a TFBertMainLayer.
 
     Args:
       main: the TFBertMainLayer.
-      input_ids, attention_mask, token_type_ids: (batch, length), whole numbers.
+      input_ids, token_type_ids: (batch, length), whole numbers.
       drop: dropout as a function of (tensor, rate).
       dtype: type to compute in.
-      first_only: compute the last block for the first position alone.
 
     Returns:
-      The last hidden state, (batch, length, hidden), or (batch, 1, hidden) with `first_only`.
+      (batch, length, hidden).
     """
-    config = main.config
-    x = drop(embed(main.embeddings, input_ids, token_type_ids, dtype), config.hidden_dropout_prob)
-    padding = (1.0 - tf.cast(attention_mask[:, None, None, :], dtype)) * tf.cast(_PADDING_SCORE, dtype)
+    return drop(embed(main.embeddings, input_ids, token_type_ids, dtype), main.config.hidden_dropout_prob)
+
+
+def run_blocks(
+    main: Any, x: tf.Tensor, attention_mask: tf.Tensor, blocks: range, *, drop: Any, first_only: bool
+) -> tf.Tensor:
+    """Some blocks of a TFBertMainLayer, one after the other.
+
+    Args:
+      main: the TFBertMainLayer.
+      x: (batch, length, hidden), what enters the first of them.
+      attention_mask: (batch, length), 1 for tokens and 0 for padding.
+      blocks: which blocks.
+      drop: dropout as a function of (tensor, rate).
+      first_only: compute the model's last block for the first position alone.
+
+    Returns:
+      (batch, length, hidden), or (batch, 1, hidden) after the last block with `first_only`.
+    """
+    padding = (1.0 - tf.cast(attention_mask[:, None, None, :], x.dtype)) * tf.cast(_PADDING_SCORE, x.dtype)
     last = len(main.encoder.layer) - 1
-    for index, layer in enumerate(main.encoder.layer):
-        x = run_block(layer, x, padding, config, drop, first_only and index == last)
+    for index in blocks:
+        x = run_block(main.encoder.layer[index], x, padding, main.config, drop, first_only and index == last)
     return x

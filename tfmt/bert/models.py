@@ -58,18 +58,35 @@ class _Selectable:
             step = tf.random.uniform([], maxval=2**40, dtype=tf.int64)
         return forward.Dropout(seed_of(self), step)
 
-    def _encode(self, inputs: dict[str, Any], drop: Any, first_only: bool) -> tf.Tensor:
+    def run_prefix(self, inputs: Mapping[str, Any], blocks: int) -> tf.Tensor:
+        """What the lowest blocks make of a text, without dropout: what `run_suffix` goes on from.
+
+        Args:
+          inputs: `input_ids`, `attention_mask`, `token_type_ids`, each (batch, length); the last two may be missing.
+          blocks: how many blocks, from block 0.
+
+        Returns:
+          (batch, length, hidden); with all blocks of a sentence model (batch, 1, hidden), the first position.
+        """
         input_ids = tf.convert_to_tensor(inputs["input_ids"])
-        mask, kinds = inputs.get("attention_mask"), inputs.get("token_type_ids")
-        return forward.run_encoder(
-            self.bert,  # type: ignore[attr-defined]
-            input_ids,
-            tf.ones_like(input_ids) if mask is None else tf.convert_to_tensor(mask),
-            tf.zeros_like(input_ids) if kinds is None else tf.convert_to_tensor(kinds),
-            drop=drop,
-            dtype=self.compute_dtype,  # type: ignore[attr-defined]
-            first_only=first_only,
-        )
+        return self._run(inputs, self._embed(input_ids, inputs, forward.keep_all), range(blocks), forward.keep_all)
+
+    def run_suffix(self, states: tf.Tensor, attention_mask: tf.Tensor, blocks: int, training: Any) -> tf.Tensor:
+        """Logits, from what `run_prefix` returned for that many blocks."""
+        drop = self._dropout(training)
+        above = range(blocks, self.config.num_hidden_layers)  # type: ignore[attr-defined]
+        return self._head_logits(self._run({"attention_mask": attention_mask}, states, above, drop), drop)
+
+    def _embed(self, input_ids: tf.Tensor, inputs: Mapping[str, Any], drop: Any) -> tf.Tensor:
+        kinds = inputs.get("token_type_ids")
+        kinds = tf.zeros_like(input_ids) if kinds is None else tf.convert_to_tensor(kinds)
+        return forward.run_embeddings(self.bert, input_ids, kinds, drop=drop, dtype=self.compute_dtype)  # type: ignore[attr-defined]
+
+    def _run(self, inputs: Mapping[str, Any], x: tf.Tensor, blocks: range, drop: Any) -> tf.Tensor:
+        mask = inputs.get("attention_mask")
+        mask = tf.ones(tf.shape(x)[:2], tf.int32) if mask is None else tf.convert_to_tensor(mask)
+        first_only = self._head_name == "sentence"  # the last block's other positions reach no logit
+        return forward.run_blocks(self.bert, x, mask, blocks, drop=drop, first_only=first_only)  # type: ignore[attr-defined]
 
     def _plain_inputs(self, input_ids: Any, named: dict[str, Any]) -> dict[str, Any] | None:
         """The three tensors that BERT needs, or None where the caller asks for something that only the library does."""
@@ -102,13 +119,16 @@ class _Selectable:
         inputs = self._plain_inputs(input_ids, named)
         if inputs is None:
             return super().call(input_ids, **named, training=training)  # type: ignore[misc]
-        logits = self._head_logits(inputs, self._dropout(training))
+        drop = self._dropout(training)
+        embedded = self._embed(tf.convert_to_tensor(inputs["input_ids"]), inputs, drop)
+        states = self._run(inputs, embedded, range(self.config.num_hidden_layers), drop)  # type: ignore[attr-defined]
+        logits = self._head_logits(states, drop)
         labels = inputs.get("labels")
         loss = None if labels is None else self.hf_compute_loss(labels=labels, logits=logits)  # type: ignore[attr-defined]
         return self._output(loss=loss, logits=logits)
 
-    def _head_logits(self, inputs: dict[str, Any], drop: Any) -> tf.Tensor:
-        """What the head makes of the encoder's states."""
+    def _head_logits(self, states: tf.Tensor, drop: Any) -> tf.Tensor:
+        """What the head makes of the last block's output."""
         raise AssertionError("each class below has its own head")
 
 
@@ -117,10 +137,9 @@ class TFBertForSequenceClassification(_Selectable, transformers.TFBertForSequenc
 
     _output = TFSequenceClassifierOutput
 
-    def _head_logits(self, inputs: dict[str, Any], drop: Any) -> tf.Tensor:
-        first = self._encode(inputs, drop, first_only=True)[:, 0]
+    def _head_logits(self, states: tf.Tensor, drop: Any) -> tf.Tensor:
         pooler = self.bert.pooler.dense
-        pooled = tf.tanh(tf.nn.bias_add(tf.matmul(first, pooler.kernel), pooler.bias))
+        pooled = tf.tanh(tf.nn.bias_add(tf.matmul(states[:, 0], pooler.kernel), pooler.bias))
         return self.classifier(drop(pooled, _head_dropout(self.config)))
 
 
@@ -130,8 +149,7 @@ class TFBertForTokenClassification(_Selectable, transformers.TFBertForTokenClass
     _head_name = "tokens"
     _output = TFTokenClassifierOutput
 
-    def _head_logits(self, inputs: dict[str, Any], drop: Any) -> tf.Tensor:
-        states = self._encode(inputs, drop, first_only=False)
+    def _head_logits(self, states: tf.Tensor, drop: Any) -> tf.Tensor:
         return self.classifier(drop(states, _head_dropout(self.config)))
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORE_COLUMNS = {"best": "score_best", "last": "score_last"}
-ROW_FIELDS = ("mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "fisher_examples", "fisher_from")
+ROW_FIELDS = ("mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "fisher_examples", "fisher_from",
+              "frozen_prefix")  # fmt: skip
 
 MODE_TITLES = {
     "full": "Full-FT",
@@ -68,6 +69,7 @@ class Row:
     union: bool = False
     outlier_pool: str = RunSpec.model_fields["outlier_pool"].default
     fisher_examples: int = RunSpec.model_fields["fisher_examples"].default
+    frozen_prefix: str = RunSpec.model_fields["frozen_prefix"].default
 
     @property
     def title(self) -> str:
@@ -85,6 +87,8 @@ class Row:
             parts.append(f"{self.outlier_pool} alone")
         if self.fisher_examples != defaults["fisher_examples"]:
             parts.append(f"{self.fisher_examples} examples")
+        if self.frozen_prefix != defaults["frozen_prefix"]:
+            parts.append(f"{self.frozen_prefix} prefix")
         return " ".join([title, ", ".join(parts)]).strip()
 
     @property
@@ -98,6 +102,7 @@ class Row:
             parse_layers(self.layers) or (),
             self.outlier_pool,
             self.fisher_examples,
+            self.frozen_prefix,
         )
 
 
@@ -142,7 +147,7 @@ def _rows(runs: pd.DataFrame) -> list[Row]:
     """Each run's row. A union run's fraction is that of the runs whose masks it unites, found by their ids."""
     fractions = dict(zip(runs["run_id"], map(none_if_missing, runs["mask_fraction"]), strict=True))
     rows = []
-    for mode, layers, size, own_fraction, pool, examples, sources in zip(
+    for mode, layers, size, own_fraction, pool, examples, sources, prefix in zip(
         *(runs[name] for name in ROW_FIELDS), strict=True
     ):
         fraction = none_if_missing(own_fraction)
@@ -151,7 +156,7 @@ def _rows(runs: pd.DataFrame) -> list[Row]:
             fraction = united.pop() if len(united) == 1 else None
         size = none_if_missing(size)
         rows.append(
-            Row(mode, layers, None if size is None else int(size), fraction, bool(sources), pool, int(examples))
+            Row(mode, layers, None if size is None else int(size), fraction, bool(sources), pool, int(examples), prefix)
         )
     return rows
 

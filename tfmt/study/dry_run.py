@@ -12,7 +12,7 @@ from tfmt.errors import RequestError
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
 from tfmt.selection.stored import digest_masks
 from tfmt.selection.summary import format_summary
-from tfmt.spec import RunSpec
+from tfmt.spec import RunSpec, parse_layers
 from tfmt.study.runner import count_used, read_union, union_size
 from tfmt.tasks import find_task
 
@@ -49,6 +49,9 @@ def describe(spec: RunSpec, output_dir: str) -> str:
                      f"batches of {spec.batch_size} from {examples:,} examples{source}")  # fmt: skip
     else:
         lines.append("steps     known once the data is there")
+    if spec.frozen_prefix == "cached":
+        below = (parse_layers(spec.layers) or (shape.num_hidden_layers,))[0]
+        lines.append(f"cached    the output of the lowest {below} blocks, which run once, without dropout")
     kept = "the tuned weights and the head of the " + ("best" if spec.keep_epoch == "best" else "last") + " epoch"
     lines.append(
         "stored    record.json, spec.json, events" + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}")

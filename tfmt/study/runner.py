@@ -131,7 +131,7 @@ def union_size(union: dict[str, np.ndarray] | None) -> int | None:
 # What runs on one workbench may differ in; every other field decides the model, the text or the devices.
 _PER_RUN = frozenset({
     "mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "fisher_examples", "fisher_from", "learning_rate",
-    "epochs", "warmup_ratio", "schedule", "adam_epsilon", "seed", "keep", "keep_epoch",
+    "epochs", "warmup_ratio", "schedule", "adam_epsilon", "seed", "keep", "keep_epoch", "frozen_prefix",
 })  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 from tensorboard.plugins.hparams.summary import session_end_pb
 
-from tfmt.data.batches import plan_epoch, training_batches
+from tfmt.data.batches import plan_epoch
 from tfmt.errors import RunError
 from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.spec import RunSpec
@@ -115,6 +115,7 @@ class FineTuning:
         """
         bench, spec = self.bench, self.spec
         self._set_up(spec.epochs * self.per_epoch)
+        bench.fill_prefix(spec.cache_limit_gb, quiet=self.quiet)
         # The order of a resume: selection, weights and optimizer state, place in the data, then events.
         self._frozen = digest_unselected(
             bench.selection.weights, bench.selected(), bench.base_value, bench.base_digests
@@ -148,7 +149,7 @@ class FineTuning:
         started = saved = time.perf_counter()
         waiting: list[Any] = []
         plan = plan_epoch(self.train.lengths, spec.batch_size, spec.batching, spec.seed, state.epoch, spec.max_length)
-        for batch in training_batches(self.train, plan, start=state.step):
+        for batch in self.bench.training_batches(plan, state.step):
             waiting.append(self.bench.train_step(batch))
             state.step += 1
             state.steps += 1

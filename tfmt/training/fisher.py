@@ -245,7 +245,7 @@ def store_fisher(
 
 def _train_head(bench: Workbench, spec: RunSpec) -> float:
     """One epoch of the head alone on the frozen encoder; the mean training loss."""
-    settings = {"mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE}
+    settings = {"mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE, "frozen_prefix": "live"}
     head = RunSpec.make(**spec.model_dump() | settings)
     train = bench.splits["train"]
     plan = plan_epoch(train.lengths, spec.batch_size, spec.batching, spec.seed, 0, spec.max_length)

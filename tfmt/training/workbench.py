@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tqdm import tqdm
 
 from tfmt.bert.base_weights import BaseWeights
 from tfmt.bert.configs import find_model
 from tfmt.bert.models import assign_weights, load_bert, new_head, set_precision, set_seed
-from tfmt.data.batches import SplitPredictions, evaluation_batches
+from tfmt.data.batches import (
+    Batch,
+    EpochPlan,
+    EvaluationBatch,
+    SplitPredictions,
+    evaluation_batches,
+    training_batches,
+)
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError
 from tfmt.selection.gradient_mask import GradientMask
@@ -20,6 +28,7 @@ from tfmt.selection.selection import select
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
 from tfmt.training.adam import FusedAdam
+from tfmt.training.prefix import PrefixStates, count_prefix_blocks
 from tfmt.training.schedule import WarmupSchedule
 
 # Tokens with padding of one evaluation batch: large enough to fill the cores, small enough for any GPU.
@@ -62,8 +71,10 @@ class Workbench:
         assert folder is not None
         self.base = BaseWeights(folder, task.head)
         self.base_digests: dict[str, bytes] = {}  # of the base model's variables, for the proofs of all runs
-        self._predict = self._make_predict()
-        self._predict.get_concrete_function()
+        self._predicts: dict[int, Any] = {0: self._make_predict(0)}  # by the number of cached blocks
+        self._predicts[0].get_concrete_function()
+        self._start = 0  # blocks whose output is cached, from block 0
+        self._prefix: tuple[int, PrefixStates] | None = None
         self._train: Any = None
         self._shape: Any = None
         self._traced_paths: tuple[str, ...] = ()
@@ -112,9 +123,15 @@ class Workbench:
         masks = self.selection.open_masks
         # Adam treats all selected weights as one vector, so a mask may spread its number over its variables otherwise.
         size = sum(map(len, masks.values()))
+        cached = spec.frozen_prefix == "cached"
+        blocks = self.model.config.num_hidden_layers
+        self._start = count_prefix_blocks(self.selection.weights, {*self._moved, *masks}, blocks) if cached else 0
+        if self._start not in self._predicts:
+            self._predicts[self._start] = self._make_predict(self._start)
         table = [weight.path for weight in self.selection.weights]
         self._traced_paths = tuple(path for path in table if path in self._moved or path in masks)
-        shape = (self._traced_paths, frozenset(masks), size, spec.adam_epsilon, spec.precision, spec.batch_size)
+        shape = (self._traced_paths, frozenset(masks), size, self._start, spec.adam_epsilon, spec.precision,
+                 spec.batch_size)  # fmt: skip
         if spec.mode == "frozen" and shape == self._head_shape:
             self._take_head_step()
         if shape == self._shape:
@@ -197,14 +214,27 @@ class Workbench:
 
     # ---- compiled steps --------------------------------------------------------------------------------------------
 
-    def _signature(self) -> dict[str, tf.TensorSpec]:
+    def _signature(self, start: int) -> dict[str, tf.TensorSpec]:
+        """What a step takes; above cached blocks their output takes the place of the text."""
         whole = tf.TensorSpec([None, None], tf.int32)
         labels = tf.TensorSpec([None, None] if self.task.head == "tokens" else [None],
                                tf.float32 if self.task.kind == "regression" else tf.int32)  # fmt: skip
+        if start:
+            states = tf.TensorSpec([None, None, self.model.config.hidden_size], self.model.compute_dtype)
+            return {"states": states, "attention_mask": whole, "labels": labels}
         return {"input_ids": whole, "attention_mask": whole, "token_type_ids": whole, "labels": labels}
 
+    def _logits(self, part: dict[str, tf.Tensor], start: int, training: bool) -> tf.Tensor:
+        """Logits of a replica's part of a batch, in float32."""
+        inputs = {name: tensor for name, tensor in part.items() if name != "labels"}
+        if start:
+            logits = self.model.run_suffix(inputs["states"], inputs["attention_mask"], start, training)
+        else:
+            logits = self.model(inputs, training=training).logits
+        return tf.cast(logits, tf.float32)
+
     def _make_train(self, batch_size: int) -> Any:
-        model, optimizer, strategy = self.model, self.optimizer, self.strategy
+        optimizer, strategy, start = self.optimizer, self.strategy, self._start
         variables = self._traced_variables()
         replicas = strategy.num_replicas_in_sync
         share = batch_size // replicas
@@ -221,9 +251,7 @@ class Workbench:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 for variable in variables:
                     tape.watch(variable)
-                inputs = {name: tensor for name, tensor in part.items() if name != "labels"}
-                logits = tf.cast(model(inputs, training=True).logits, tf.float32)
-                loss = loss_sum(self.task.kind, part["labels"], logits) / count
+                loss = loss_sum(self.task.kind, part["labels"], self._logits(part, start, True)) / count
                 target = optimizer.get_scaled_loss(loss) if scaled else loss
             gradients = tape.gradient(target, variables)
             if scaled:
@@ -233,43 +261,98 @@ class Workbench:
 
         run = tf.function(replica_step, jit_compile=True) if self.jit else replica_step
 
-        @tf.function(input_signature=[self._signature()])
+        @tf.function(input_signature=[self._signature(start)])
         def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
             return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(run, args=(batch,)), axis=None)
 
         return step
 
+    def training_batches(self, plan: EpochPlan, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch for `train_step`, from step `first` on."""
+        for indices, batch in zip(
+            plan.indices[first:], training_batches(self.splits["train"], plan, first), strict=True
+        ):
+            yield self._with_states("train", indices, batch)
+
     def train_step(self, batch: Mapping[str, np.ndarray]) -> tf.Tensor:
         """One optimizer step on a global batch; the mean loss over it as a scalar that may still be computing."""
-        return self._train({name: tf.constant(batch[name]) for name in self._signature()})
+        return self._train({name: tf.constant(batch[name]) for name in self._signature(self._start)})
 
-    def _make_predict(self) -> Any:
-        model, strategy = self.model, self.strategy
+    def _make_predict(self, start: int) -> Any:
+        return self._over_replicas(start, lambda part: self._logits(part, start, False))
+
+    def _over_replicas(self, start: int, compute: Callable[[dict[str, tf.Tensor]], tf.Tensor]) -> Any:
+        """`compute` of a batch without labels, each replica its rows."""
+        strategy = self.strategy
         replicas = strategy.num_replicas_in_sync
-        signature = {name: spec for name, spec in self._signature().items() if name != "labels"}
+        signature = {name: spec for name, spec in self._signature(start).items() if name != "labels"}
 
-        def replica_predict(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-            share = tf.shape(batch["input_ids"])[0] // replicas
+        def replica_compute(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            share = tf.shape(batch["attention_mask"])[0] // replicas
             first = tf.distribute.get_replica_context().replica_id_in_sync_group * share
-            part = {name: tensor[first : first + share] for name, tensor in batch.items()}
-            return tf.cast(model(part, training=False).logits, tf.float32)
+            return compute({name: tensor[first : first + share] for name, tensor in batch.items()})
 
         @tf.function(input_signature=[signature])
-        def predict(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-            parts = strategy.experimental_local_results(strategy.run(replica_predict, args=(batch,)))
+        def whole(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            parts = strategy.experimental_local_results(strategy.run(replica_compute, args=(batch,)))
             return tf.concat(parts, axis=0)
 
-        return predict
+        return whole
 
     def predict(self, name: str) -> np.ndarray:
         """Predictions for every label of a split, in the split's order: classes, or scores for regression."""
-        split = self.splits[name]
-        predictions = SplitPredictions(self.task, split)
-        replicas = self.strategy.num_replicas_in_sync
-        for batch in evaluation_batches(split, self._spec.max_length, EVALUATION_TOKENS, replicas):
-            inputs = {key: tf.constant(array) for key, array in batch.inputs.items() if key != "labels"}
-            predictions.add(batch.indices, self._predict(inputs).numpy())
+        predictions = SplitPredictions(self.task, self.splits[name])
+        names = [key for key in self._signature(self._start) if key != "labels"]
+        for batch in self._evaluation_batches(name):
+            inputs = self._with_states(name, batch.indices, batch.inputs)
+            outputs = self._predicts[self._start]({key: tf.constant(inputs[key]) for key in names})
+            predictions.add(batch.indices, outputs.numpy())
         return predictions.values()
+
+    def _evaluation_batches(self, name: str) -> Iterator[EvaluationBatch]:
+        replicas = self.strategy.num_replicas_in_sync
+        return evaluation_batches(self.splits[name], self._spec.max_length, EVALUATION_TOKENS, replicas)
+
+    # ---- frozen blocks computed once -------------------------------------------------------------------------------
+
+    def fill_prefix(self, limit_gb: float, *, quiet: bool) -> None:
+        """Computes what the cached blocks give for all splits, unless the last run has left just that.
+
+        Their weights are the base model's in every run on this bench, so runs share it.
+
+        Args:
+          limit_gb: memory for it, in GB.
+          quiet: show no progress.
+
+        Raises:
+          RunError: the disk is full, or a number is not finite.
+        """
+        if not self._start or (self._prefix is not None and self._prefix[0] == self._start):
+            return
+        self._prefix = None  # its memory goes first
+        config, start = self.model.config, self._start
+        run = self._over_replicas(0, lambda part: self.model.run_prefix(part, start))
+        dtype = np.dtype(tf.as_dtype(self.model.compute_dtype).as_numpy_dtype)
+        first_only = start == config.num_hidden_layers and self.task.head == "sentence"
+        states = PrefixStates(
+            self.splits, first_only=first_only, hidden=config.hidden_size, dtype=dtype, limit=limit_gb * 1e9
+        )
+        examples = sum(map(len, self.splits.values()))
+        with tqdm(total=examples, desc="frozen blocks", unit="example", leave=False, disable=quiet or None) as bar:
+            for name in self.splits:
+
+                def compute(inputs: Batch) -> np.ndarray:
+                    return run({key: tf.constant(array) for key, array in inputs.items()}).numpy()
+
+                for count in states.fill(name, self._evaluation_batches(name), compute):
+                    bar.update(count)
+        self._prefix = start, states
+
+    def _with_states(self, name: str, indices: np.ndarray, batch: Batch) -> Batch:
+        if not self._start:
+            return batch
+        assert self._prefix is not None
+        return batch | {"states": self._prefix[1].take(name, indices, batch["attention_mask"].shape[1])}
 
 
 def loss_sum(kind: str, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
