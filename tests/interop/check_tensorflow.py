@@ -31,7 +31,7 @@ RUNS = {
 def write_tagged(folder, sentences):
     """Real sentences with a tag that a rule gives: a token task that needs no other text."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", sentences[:320]), ("validation", sentences[320:400])):
+    for name, part in (("train", sentences[:2000]), ("validation", sentences[2000:2100])):
         rows = []
         for sentence in part:
             words = sentence.split()
@@ -52,13 +52,13 @@ def main(folder):
     splits, _ = read_rotten_tomatoes()
     sentences = list(splits["validation"].texts[0][:SENTENCES])
     (folder / "sentences.json").write_text(json.dumps(sentences), encoding="utf-8")
-    own = write_tagged(folder / "tagged", list(splits["train"].texts[0][:400]))
+    own = write_tagged(folder / "tagged", list(splits["train"].texts[0][:2100]))
     worst = 0.0
     for name, settings in RUNS.items():
         tokens = name.startswith("tokens")
         task = {"task": "custom", **own} if tokens else {"task": "rotten_tomatoes"}
         spec = RunSpec.make(
-            model="demo", epochs=1, max_length=64, train_limit=960, validation_limit=64, **task, **settings
+            model="demo", epochs=1, max_length=64, train_limit=2000, validation_limit=64, **task, **settings
         )
         request = prepare(spec, folder / "runs")
         if finished(request) is None:
