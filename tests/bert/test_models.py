@@ -132,7 +132,7 @@ def test_dropout_keeps_the_rate_and_the_mean():
 
     drop = Dropout(tf.constant(3), tf.constant(7))
     dropped = drop(tf.ones([400, 500]), 0.1).numpy()
-    assert (dropped == 0).mean() == pytest.approx(0.1, abs=0.003)
+    assert (dropped == 0).mean() == pytest.approx(0.1, abs=0.005)  # one mask's rate is 25 or 26 in 256
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(1) * np.float32(1 / 0.9)}
     second = drop(tf.ones([400, 500]), 0.1).numpy()
     assert (dropped != second).mean() == pytest.approx(2 * 0.1 * 0.9, abs=0.005)  # another place, another mask

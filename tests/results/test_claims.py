@@ -16,6 +16,7 @@ from tfmt.results.claims import Verdict, evaluate_claims, tabulate_claims
 from tfmt.results.comparisons import Gap, compare, student_interval
 from tfmt.results.formats import FORMATS, format_tables
 from tfmt.results.rules import RULES
+from tfmt.spec import ARITHMETIC
 
 Add = Callable[..., Any]
 Runs = Callable[[], pd.DataFrame]
@@ -429,8 +430,8 @@ def test_printed(add_score: Add, runs: Runs) -> None:
     assert ("C4", "left out: CoLA", "-") in missing.rows
     assert len(rules.rows) == 16
     assert table.caption[-2:] == (
-        "Runs: model bert-base-uncased (sha256 aaaaaaaa), tfmt 0.1.0, arithmetic 1, batch_size 16, max_length 128,"
-        " batching random, precision float32.",
+        f"Runs: model bert-base-uncased (sha256 aaaaaaaa), tfmt 0.1.0, arithmetic {ARITHMETIC}, batch_size 16,"
+        " max_length 128, batching random, precision float32.",
         "Not read: runs/x/record.json: broken record",
     )
     for form in FORMATS:

@@ -16,6 +16,7 @@ from tfmt import protocol
 from tfmt.errors import RequestError
 from tfmt.results.formats import Table, format_tables
 from tfmt.results.tables import build_tables, format_percent, format_rate
+from tfmt.spec import ARITHMETIC
 from tfmt.study.records import RECORD_FILE
 
 AddRun = Callable[..., Any]
@@ -65,8 +66,8 @@ def test_table_1_in_markdown(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> 
         "- A dash: no runs, or no eligible rate. (2/3): fewer seeds than the table has. Lost and collapsed runs are"
         " counted behind the score.\n"
         f"- {caption_of_scores(runs)}\n"
-        "- Model bert-base-uncased (sha256 aaaaaaaa), tfmt 0.1.0, arithmetic 1, batch_size 16, max_length 128, batching"
-        " random, precision float32, epochs by P1's rule (5/20).\n"
+        f"- Model bert-base-uncased (sha256 aaaaaaaa), tfmt 0.1.0, arithmetic {ARITHMETIC}, batch_size 16,"
+        " max_length 128, batching random, precision float32, epochs by P1's rule (5/20).\n"
         "- Made with Python 3.11.9, tensorflow 2.21.0.\n"
         "- 12 runs: 12 scored.\n"
         "- In the paper's table and not run here: CoLA, SST-2, STS-B, QQP, MNLI, QNLI, Multi-head attention,"

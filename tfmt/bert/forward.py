@@ -18,6 +18,8 @@ from typing import Any
 import tensorflow as tf
 from transformers.activations_tf import get_tf_activation
 
+from tfmt.bert.kernels import apply_mask, attend, gelu, layer_norm, mask_kept
+
 # What Hugging Face's TFBert adds to the scores of padded positions.
 _PADDING_SCORE = -10000.0
 
@@ -29,7 +31,7 @@ class Dropout:
       seed: scalar int64 tensor or variable, the run's seed.
       step: scalar int64 tensor, the number of optimizer steps taken.
 
-    The masks of one forward pass are numbered in the order in which `__call__` is traced.
+    The masks of one forward pass are numbered in the order in which they are traced.
     """
 
     def __init__(self, seed: Any, step: Any) -> None:
@@ -39,19 +41,32 @@ class Dropout:
         self._moment = tf.cast(step, tf.int64) * 4096 + replica
         self._place = 0
 
-    def __call__(self, x: tf.Tensor, rate: float) -> tf.Tensor:
-        """`x` with a share `rate` of its values set to 0 and the others divided by 1 - rate."""
+    def mask(self, shape: tf.Tensor, rate: float) -> tf.Tensor | None:
+        """Which values of a tensor of this shape are kept; None for all."""
         if not rate:
-            return x
+            return None
         key = tf.stack([self._seed * 65536 + self._place, self._moment])
         self._place += 1
-        drawn = tf.random.stateless_uniform(tf.shape(x), key, alg="philox")
-        return tf.where(drawn >= rate, x * tf.cast(1.0 / (1.0 - rate), x.dtype), tf.zeros([], x.dtype))
+        return mask_kept(shape, key, rate)
+
+    def __call__(self, x: tf.Tensor, rate: float) -> tf.Tensor:
+        """`x` with a share `rate` of its values set to 0 and the others divided by 1 - rate."""
+        kept = self.mask(tf.shape(x), rate)
+        return x if kept is None else apply_mask(x, kept, rate)
 
 
-def keep_all(x: tf.Tensor, rate: float) -> tf.Tensor:
+class _KeepAll:
     """Dropout outside training: none."""
-    return x
+
+    def mask(self, shape: tf.Tensor, rate: float) -> None:
+        """All values are kept."""
+
+    def __call__(self, x: tf.Tensor, rate: float) -> tf.Tensor:
+        """`x`."""
+        return x
+
+
+keep_all = _KeepAll()
 
 
 # {id of a LayerNorm: its gamma and beta for each example}; empty except where gradients of each example are wanted.
@@ -77,14 +92,14 @@ def per_example_layernorms(affine: Mapping[int, tuple[tf.Tensor, tf.Tensor]]) ->
 def _normalise(x: tf.Tensor, layer: Any) -> tf.Tensor:
     """LayerNorm over the last axis, in float32."""
     wide = tf.cast(x, tf.float32)
-    mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
     own = _PER_EXAMPLE.get().get(id(layer))
     if own is not None:
+        mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
         normal = tf.nn.batch_normalization(wide, mean, variance, None, None, layer.epsilon)
         by_example = tf.reshape(normal, [tf.shape(own[0])[0], -1, normal.shape[-1]])
         return tf.cast(tf.reshape(by_example * own[0] + own[1], tf.shape(x)), x.dtype)
     gamma, beta = tf.cast(layer.gamma, tf.float32), tf.cast(layer.beta, tf.float32)
-    return tf.cast(tf.nn.batch_normalization(wide, mean, variance, beta, gamma, layer.epsilon), x.dtype)
+    return tf.cast(layer_norm(wide, gamma, beta, layer.epsilon), x.dtype)
 
 
 def _dense(x: tf.Tensor, layer: Any) -> tf.Tensor:
@@ -129,15 +144,17 @@ def run_block(layer: Any, x: tf.Tensor, padding: tf.Tensor, config: Any, drop: A
     query = project(asking, attention.query, asked) * tf.cast((hidden // heads) ** -0.5, x.dtype)
     key = project(x, attention.key, length)
     value = project(x, attention.value, length)
-    weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True) + padding)
-    weights = drop(weights, config.attention_probs_dropout_prob)
-    context = tf.reshape(tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3]), [-1, hidden])
+    rate = config.attention_probs_dropout_prob
+    kept = drop.mask(tf.stack([batch, heads, asked, length]), rate)
+    context = attend(query, key, value, padding, kept, rate)
+    context = tf.reshape(tf.transpose(context, [0, 2, 1, 3]), [-1, hidden])
 
     rate = config.hidden_dropout_prob
     asking = tf.reshape(asking, [-1, hidden])
     output = layer.attention.dense_output
     attended = _normalise(drop(_dense(context, output.dense), rate) + asking, output.LayerNorm)
-    middle = get_tf_activation(config.hidden_act)(_dense(attended, layer.intermediate.dense))
+    activation = gelu if config.hidden_act == "gelu" else get_tf_activation(config.hidden_act)
+    middle = activation(_dense(attended, layer.intermediate.dense))
     output = layer.bert_output
     result = _normalise(drop(_dense(middle, output.dense), rate) + attended, output.LayerNorm)
     return tf.reshape(result, [batch, asked, hidden])

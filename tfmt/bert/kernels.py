@@ -1,0 +1,119 @@
+"""The operations of BERT's forward pass that TensorFlow computes in many passes over memory, in fewer.
+
+Each is a plain formula with a gradient written by hand; the tests compare the gradients with those that TensorFlow
+derives from the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+
+def mask_kept(shape: Any, key: tf.Tensor, rate: float) -> tf.Tensor:
+    """Draws which values dropout keeps, each dropped with probability `rate`.
+
+    Drawing is most of what dropout costs, so a value gets eight bits, and the rate of one mask is the multiple of 1/256
+    below or above `rate`: which one is drawn too, with the odds that make the mean rate exact. For a rate of 0.1 a mask
+    drops 9.8 or 10.2 %.
+
+    Args:
+      shape: of the mask, an integer tensor.
+      key: two int64, which alone decide the mask.
+      rate: between 0 and 1.
+
+    Returns:
+      A boolean tensor.
+    """
+    values = tf.reduce_prod(shape)
+    words = tf.random.stateless_uniform([1 + (values + 3) // 4], key, None, None, tf.uint32, alg="philox")
+    below, odds = divmod(rate * 256, 1)
+    higher = words[0] < tf.constant(int(odds * 2**32), tf.uint32)
+    limit = tf.cast(int(below) + tf.cast(higher, tf.int32), tf.uint8)
+    drawn = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[4 : 4 + values]
+    return tf.reshape(drawn >= limit, shape)
+
+
+def apply_mask(x: tf.Tensor, kept: tf.Tensor, rate: float) -> tf.Tensor:
+    """`x` where `kept`, divided by 1 - rate, and 0 elsewhere."""
+    # Multiplying by a mask of numbers costs one pass forward and one backward; selecting costs two and three.
+    return x * tf.where(kept, tf.constant(1 / (1 - rate), x.dtype), tf.zeros([], x.dtype))
+
+
+@tf.custom_gradient
+def gelu(x: tf.Tensor) -> Any:
+    """x times the normal distribution function of x, exactly (by erf), in the type of `x`."""
+    scaled = x * math.sqrt(0.5)
+    share = tf.math.erf(scaled) * 0.5 + 0.5
+    # Computed here and not in the gradient, so that one tensor is kept for it and not two; without a gradient
+    # TensorFlow prunes it.
+    slope = share + scaled * tf.exp(-tf.square(scaled)) * math.sqrt(1 / math.pi)
+    return x * share, lambda upstream: upstream * slope
+
+
+def layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """LayerNorm over the last axis.
+
+    Args:
+      x: (..., hidden), float32 or float64.
+      gamma, beta: (hidden,).
+      epsilon: added to the variance.
+    """
+
+    @tf.custom_gradient
+    def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
+        centred = x - tf.reduce_mean(x, -1, keepdims=True)
+        scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
+        normal = centred * scale
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            rows = list(range(len(x.shape) - 1))
+            by_normal = upstream * normal
+            weighted = upstream * gamma
+            mean = tf.reduce_mean(weighted, -1, keepdims=True)
+            slope = tf.tensordot(by_normal, gamma / gamma.shape[0], 1)[..., None]
+            inner = (weighted - mean - normal * slope) * scale
+            return inner, tf.reduce_sum(by_normal, rows), tf.reduce_sum(upstream, rows)
+
+        return normal * gamma + beta, gradient
+
+    return normalise(x, gamma, beta)
+
+
+def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, padding: tf.Tensor, kept: tf.Tensor | None,
+           rate: float) -> tf.Tensor:  # fmt: skip
+    """Attention of every head, with dropout of its weights.
+
+    Args:
+      query: (batch, heads, asked, width), scaled.
+      key, value: (batch, heads, length, width).
+      padding: (batch, 1, 1, length), added to the scores; gets no gradient.
+      kept: which weights dropout keeps, (batch, heads, asked, length), or None for all.
+      rate: dropout's rate.
+
+    Returns:
+      (batch, heads, asked, width).
+    """
+
+    @tf.custom_gradient
+    def weigh(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor) -> Any:
+        weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True) + padding)
+        used = weights if kept is None else weights * tf.cast(kept, weights.dtype)
+        context = tf.matmul(used, value)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            # A row's sum of used * gradient is the product of its context and the context's gradient, which is short.
+            mean = tf.reduce_sum(upstream * context, -1, keepdims=True)
+            scores = used * tf.matmul(upstream, value, transpose_b=True) - weights * mean
+            return (
+                tf.matmul(scores, key),
+                tf.matmul(scores, query, transpose_a=True),
+                tf.matmul(used, upstream, transpose_a=True),
+            )
+
+        return context, gradient
+
+    # Dividing the values by 1 - rate is the same as dividing the weights, of which there are more.
+    return weigh(query, key, value if kept is None else value * (1 / (1 - rate)))
