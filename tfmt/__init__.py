@@ -4,10 +4,15 @@ The public calls are imported when they are first used, so that `import tfmt` st
 """
 
 import os
+import platform
 from typing import TYPE_CHECKING, Any
 
 # Hugging Face's TF models are built on Keras 2. This has to be set before anything imports TensorFlow.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+# oneDNN multiplies batches of small matrices, as attention does, three times as fast as TensorFlow's own kernel on CPUs
+# for which TensorFlow leaves it off (those without VNNI instructions).
+if platform.machine() in {"x86_64", "AMD64"}:
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 __version__ = "0.1.0"
 
