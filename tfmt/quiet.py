@@ -83,6 +83,8 @@ def import_tensorflow(verbosity: int) -> None:
 
         tensorflow.config.list_physical_devices()
         import tf_keras
-        import transformers  # noqa: F401
+        import transformers.utils.import_utils as installed
 
+        # transformers' metrics, which nothing here calls, take a second to import scikit-learn where it is installed.
+        installed._sklearn_available = False
         del tf_keras

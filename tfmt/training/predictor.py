@@ -55,7 +55,9 @@ class Predictor:
         def logits(batch: dict[str, tf.Tensor]) -> tf.Tensor:
             return tf.cast(model(batch, training=False).logits, tf.float32)
 
-        @tf.function(input_signature=[{"input_ids": whole, "attention_mask": whole, "token_type_ids": whole}])
+        @tf.function(
+            input_signature=[{"input_ids": whole, "attention_mask": whole, "token_type_ids": whole}], autograph=False
+        )
         def predict(batch: dict[str, tf.Tensor]) -> tf.Tensor:
             return strategy.experimental_local_results(strategy.run(logits, args=(batch,)))[0]
 

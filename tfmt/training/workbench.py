@@ -259,9 +259,9 @@ class Workbench:
             optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
             return loss
 
-        run = tf.function(replica_step, jit_compile=True) if self.jit else replica_step
+        run = tf.function(replica_step, jit_compile=True, autograph=False) if self.jit else replica_step
 
-        @tf.function(input_signature=[self._signature(start)])
+        @tf.function(input_signature=[self._signature(start)], autograph=False)  # nothing in it is a Python loop
         def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
             return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(run, args=(batch,)), axis=None)
 
@@ -292,7 +292,7 @@ class Workbench:
             first = tf.distribute.get_replica_context().replica_id_in_sync_group * share
             return compute({name: tensor[first : first + share] for name, tensor in batch.items()})
 
-        @tf.function(input_signature=[signature])
+        @tf.function(input_signature=[signature], autograph=False)
         def whole(batch: dict[str, tf.Tensor]) -> tf.Tensor:
             parts = strategy.experimental_local_results(strategy.run(replica_compute, args=(batch,)))
             return tf.concat(parts, axis=0)
