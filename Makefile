@@ -10,12 +10,19 @@ INTEROP ?= .venv-interop
 INTEROP_PIP = $(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check
 INTEROP_RUNS ?= runs/interop
 
-.PHONY: help install demo test interop lint clean
+# PyTorch's side of `make bench`. It is optional: without it the comparisons are left out.
+BENCH ?= .venv-bench
+BENCH_PIP = $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check
+# For example BENCH_FLAGS="--data_dir=glue" for MRPC, or BENCH_FLAGS=--quick
+BENCH_FLAGS ?=
+
+.PHONY: help install demo test interop bench bench-env lint clean
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
 	@echo "make test     set up and run the tests"
 	@echo "make interop  compare exported models with PyTorch's transformers and PEFT, in an environment of their own"
+	@echo "make bench    measure tfmt's speed, against PyTorch if \`make bench-env\` made an environment for it"
 	@echo "make lint     set up and run ruff and mypy"
 	@echo "make clean    remove the environments"
 
@@ -51,10 +58,22 @@ interop: install $(INTEROP)/installed
 	$(BIN)/python tests/interop/check_tensorflow.py $(INTEROP_RUNS)
 	$(INTEROP)/bin/python tests/interop/check_torch.py $(INTEROP_RUNS)
 
+$(BENCH)/installed: Makefile
+	@$(PYTHON) -m venv $(BENCH)
+	@echo "installing PyTorch, transformers 5, PEFT and Accelerate (a few minutes the first time)"
+	@$(BENCH_PIP) torch==2.13.0
+	@$(BENCH_PIP) "transformers>=5,<6" peft accelerate
+	@touch $@
+
+bench-env: $(BENCH)/installed
+
+bench: install
+	$(BIN)/python tests/benchmarks/speed.py --torch=$(BENCH)/bin/python $(BENCH_FLAGS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tfmt
 
 clean:
-	rm -rf $(VENV) $(INTEROP)
+	rm -rf $(VENV) $(INTEROP) $(BENCH)
