@@ -88,14 +88,14 @@ class Bench:
         torch = {"folder": self.folder, "data": self.data, "rows": ROWS}
         self.tfmt.ask("epoch", **tfmt, share=self.share / 4, epoch=99)
         self.tfmt.ask("plain", **tfmt, share=0, epoch=99)
-        self.tfmt.ask("evaluate")
+        self.tfmt.ask("evaluate", share=self.share / 4)
         found: dict[str, list[float]] = {"plain": [], "torch": [], "cores": [], "evaluation": []}
         for epoch in range(self.repetitions):
             rate = blas_rate()
             ours = self.tfmt.ask("epoch", **tfmt, share=self.share, epoch=epoch)
             rate = (rate + blas_rate()) / 2
             second = ours["seconds"] / ours["tokens"]
-            evaluation = self.tfmt.ask("evaluate")
+            evaluation = self.tfmt.ask("evaluate", share=self.share)
             if self.torch:
                 theirs = self.torch.ask("epoch", **torch, share=self.share, epoch=epoch)
                 found["torch"].append(theirs["seconds"] / theirs["tokens"] / second)
@@ -345,7 +345,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "train.npz"
         text = store_text(arguments.data_dir, data)
-        repetitions, share = (3, 0.05) if arguments.quick else (5, 0.15)
+        repetitions, share = (3, 0.04) if arguments.quick else (5, 0.15)
         bench = Bench(torch, data, str(demo_folder()), repetitions, share)
         machine = describe_machine(bench)
         task = [f"--data_dir={arguments.data_dir}", "--task=mrpc"] if arguments.data_dir else ["--task=rotten_tomatoes"]

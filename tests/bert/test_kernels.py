@@ -105,6 +105,16 @@ def test_a_mask_depends_on_its_key_alone_and_has_any_shape():
     assert [mask(1, (n,)).shape for n in (1, 2, 3, 4, 5)] == [(n,) for n in (1, 2, 3, 4, 5)]
 
 
+def test_compiled_by_xla_a_mask_is_the_same():
+    key = tf.constant([3, 1], tf.int64)
+
+    def mask(x):
+        return kernels.mask_kept(tf.shape(x), key, 0.1)
+
+    x = tf.zeros([3, 37])
+    assert np.array_equal(tf.function(mask, jit_compile=True)(x), mask(x))
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.003])
 def test_dropout_keeps_the_rate(rate):
     masks = 200

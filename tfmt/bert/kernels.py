@@ -28,11 +28,11 @@ def mask_kept(shape: Any, key: tf.Tensor, rate: float) -> tf.Tensor:
       A boolean tensor.
     """
     values = tf.reduce_prod(shape)
-    words = tf.random.stateless_uniform([1 + (values + 3) // 4], key, None, None, tf.uint32, alg="philox")
+    words = tf.random.stateless_uniform([(values + 3) // 4 + 1], key, None, None, tf.uint32, alg="philox")
     below, odds = divmod(rate * 256, 1)
-    higher = words[0] < tf.constant(int(odds * 2**32), tf.uint32)
-    limit = tf.cast(int(below) + tf.cast(higher, tf.int32), tf.uint8)
-    drawn = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[4 : 4 + values]
+    higher = words[-1] < tf.constant(int(odds * 2**32), tf.uint32)
+    limit = tf.cast(tf.minimum(int(below) + tf.cast(higher, tf.int32), 255), tf.uint8)
+    drawn = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:values]
     return tf.reshape(drawn >= limit, shape)
 
 
