@@ -30,13 +30,15 @@ def _define(values: flags.FlagValues) -> None:
 def _main(values: flags.FlagValues) -> int:
     if values.table is None and not values.claims:
         raise RequestError("give --table=1, 2, 3, 4, fisher or runs, or --claims")
-    from tfmt.results.analyses import tabulate_change
+    from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
     from tfmt.results.claims import evaluate_claims, tabulate_claims
     from tfmt.results.formats import format_tables
     from tfmt.results.tables import build_tables
-    from tfmt.study.records import find_records, tabulate
+    from tfmt.study.records import find_distributions, find_records, tabulate
 
     records, broken = find_records(values.runs)
+    distributions, unreadable = find_distributions(values.runs) if values.claims else ({}, [])
+    broken += unreadable
     runs = tabulate(records, broken)
     for line in broken:
         print(f"tfmt-report: {line}", file=sys.stderr)
@@ -44,7 +46,15 @@ def _main(values: flags.FlagValues) -> int:
         raise RequestError(f"--runs={values.runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
     tables = list(build_tables(runs, values.table, values.epoch)) if values.table else []
     if values.claims:
-        verdicts = evaluate_claims(runs, epoch=values.epoch, change=tabulate_change(records))
+        weights = tabulate_weights(runs, distributions, values.epoch)
+        fisher = tabulate_fisher(runs, records)
+        verdicts = evaluate_claims(
+            runs,
+            epoch=values.epoch,
+            change=tabulate_change(records),
+            weights=None if weights.empty else weights,
+            fisher=None if fisher.empty else fisher,
+        )
         tables.append(tabulate_claims(verdicts, values.epoch, broken))
     text = format_tables(tables, values.format)
     if values.output:

@@ -1,6 +1,7 @@
 """The measurements of the claims about weights: from an analysis' numbers to comparisons.
 
-The numbers come as DataFrames, of which `tabulate_change` makes one from records; the others the caller brings:
+The numbers come as DataFrames, which the `tabulate_` functions make from what runs left in their folders; one's own
+will do as well:
 
 - `change` (F1): `run_id`, `component`, `block`, `change`: how far full fine-tuning moved each component.
 - `weights` (C8): `task`, `sublayer`, `bimodality`, `threshold`, `magnitude_ratio`: of P1's figures 1 and 2 a statistic
@@ -16,18 +17,26 @@ gives the last two an interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tfmt.errors import RequestError
+from tfmt.results.bimodality import (
+    SARLE_THRESHOLD,
+    ashman_d,
+    bimodality_coefficient,
+    fit_two_normals,
+    magnitude_ratio,
+)
 from tfmt.results.comparisons import Comparison, Found, Gap, all_or_gaps, compare, thirds
-from tfmt.results.groups import Group
-from tfmt.results.rows import Row
+from tfmt.results.groups import Group, describe_settings, differing_settings, group_runs
+from tfmt.results.rows import Row, annotate, keep_runs
+from tfmt.training.distribution import Distribution, join
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tfmt.study.records import Record
+    from tfmt.study.records import Record, WeightDistributions
 
 # How many times the magnitude of the smaller mode "much higher" is.
 MUCH_HIGHER = 2.0
@@ -50,6 +59,98 @@ def tabulate_change(records: Iterable[Record]) -> pd.DataFrame:
         for block, change in blocks.items()
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS["change"]))
+
+
+def full_runs(runs: pd.DataFrame, epoch: str = "best") -> Iterator[tuple[str, pd.DataFrame]]:
+    """Full fine-tuning of whole models at each task's chosen rate: (task, its runs, one a seed).
+
+    Where runs may not be compared with each other (other models, versions, ...) the task says which they are.
+    """
+    annotated = annotate(runs, epoch)
+    groups = group_runs(keep_runs(annotated, (row == Row("full") for row in annotated["row"])))
+    for group, told in _told_apart(groups):
+        for column in group.columns:
+            cell = group.cells[Row("full"), column]
+            mine = group.runs[(group.runs["column"] == column) & (group.runs["learning_rate"] == cell.learning_rate)]
+            if cell.eligible:
+                yield column + told, mine
+
+
+def _told_apart(groups: list[Group]) -> Iterator[tuple[Group, str]]:
+    """Groups with what tells them from each other, for the end of a task's name."""
+    differing = differing_settings(groups)
+    for group in groups:
+        yield group, f" ({describe_settings(group, differing)})" if differing else ""
+
+
+def tabulate_weights(
+    runs: pd.DataFrame, distributions: Mapping[str, WeightDistributions], epoch: str = "best"
+) -> pd.DataFrame:
+    """What C8 asks of the weights after full fine-tuning, gamma and beta of a LayerNorm together.
+
+    Args:
+      runs: what `read_runs` returns.
+      distributions: from `find_distributions`.
+      epoch: whose scores choose the learning rate.
+
+    Returns:
+      `task`, `seed`, `sublayer`, `bimodality` (Sarle's coefficient), `threshold`, `magnitude_ratio`, `ashman_d`,
+      `share_beyond` (of weights larger than `distribution.MAGNITUDE`).
+    """
+    import pandas as pd
+
+    rows = []
+    for task, mine in full_runs(runs, epoch):
+        for run_id, seed in zip(mine["run_id"], mine["seed"], strict=True):
+            if run_id in distributions:
+                for sublayer, parts in distributions[run_id].after.items():
+                    rows.append({"task": task, "seed": int(seed), "sublayer": sublayer} | describe(parts))
+    columns = ["task", "seed", "sublayer", "bimodality", "threshold", "magnitude_ratio", "ashman_d", "share_beyond"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def describe(parts: Mapping[str, Distribution]) -> dict[str, float]:
+    """The statistics of a sublayer's weights, its parts taken together."""
+    whole = join(parts.values())
+    modes = fit_two_normals(whole)
+    return {
+        "bimodality": bimodality_coefficient(whole),
+        "threshold": SARLE_THRESHOLD,
+        "magnitude_ratio": magnitude_ratio(modes),
+        "ashman_d": ashman_d(modes),
+        "share_beyond": whole.beyond / whole.count,
+    }
+
+
+def tabulate_fisher(runs: pd.DataFrame, records: Iterable[Record]) -> pd.DataFrame:
+    """The Fisher information that `fisher` runs estimated: `task`, `seed`, `component`, `block`, `total`, `weights`.
+
+    It does not depend on a run's rate or fraction, so that one run speaks for all of its seed; where runs of one task
+    used different numbers of examples, those with the most speak.
+    """
+    import pandas as pd
+
+    known = {record.run_id: record.fisher for record in records if record.fisher and record.fisher.totals}
+    annotated = annotate(runs)
+    usable = zip(annotated["row"], annotated["run_id"], annotated["outcome"], strict=True)
+    groups = group_runs(
+        keep_runs(annotated, [row.mode == "fisher" and name in known and how != "failed" for row, name, how in usable])
+    )
+    rows = []
+    for group, told in _told_apart(groups):
+        for column in group.columns:
+            mine = group.runs[group.runs["column"] == column]
+            most = max(known[run_id].examples for run_id in mine["run_id"])
+            by_seed = {
+                int(seed): known[run_id]
+                for run_id, seed in sorted(zip(mine["run_id"], mine["seed"], strict=True), reverse=True)
+                if known[run_id].examples == most
+            }
+            for seed, fisher in sorted(by_seed.items()):
+                for component, blocks in fisher.totals.items():
+                    for block, total in blocks.items():
+                        rows.append((column + told, seed, component, block, total, fisher.weights[component]))
+    return pd.DataFrame(rows, columns=["task", "seed", "component", "block", "total", "weights"])
 
 
 def check_columns(name: str, frame: pd.DataFrame) -> None:

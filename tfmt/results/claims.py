@@ -68,8 +68,8 @@ def evaluate_claims(
       runs: what `read_runs` returns.
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
       change: what `analyses.tabulate_change` returns, for F1.
-      weights: numbers on the distributions of weights, for C8; the columns are told in `analyses`.
-      fisher: numbers of its figure `fisher`, for F3 and F5.
+      weights: what `analyses.tabulate_weights` returns, for C8.
+      fisher: what `analyses.tabulate_fisher` returns, for F3 and F5.
 
     Returns:
       The verdicts in the order of `RULES`; more than one for a claim that runs decide which may not be compared with

@@ -154,14 +154,15 @@ RULES: tuple[Rule, ...] = (
             " are not."
         ),
         decided_by=(
-            "for both LayerNorms a statistic of bimodality at or above its threshold and a larger mode of at least"
-            f" {analyses.MUCH_HIGHER:g} times the magnitude; for attention and feed-forward at or below it"
+            "full runs at their chosen rate: for both LayerNorms, gamma and beta together, Sarle's bimodality"
+            f" coefficient at or above 5/9 and a larger mode of at least {analyses.MUCH_HIGHER:g} times the magnitude;"
+            " for attention and feed-forward a coefficient at or below 5/9"
         ),
         holds_from=1.0,
         fails_below=0.5,
         measure=analyses.modes_of_weights,
         needs="weights",
-        make="evaluate_claims(runs, weights=...): no command makes these numbers yet",
+        make="tfmt-sweep --flagfile=figures.flags",
     ),
     Rule(
         name="C9",
@@ -242,7 +243,7 @@ RULES: tuple[Rule, ...] = (
         fails_below=0.5,
         measure=analyses.fisher_of_components,
         needs="fisher",
-        make="evaluate_claims(runs, fisher=...): no command makes these numbers yet",
+        make="tfmt-sweep --flagfile=fisher.flags",
     ),
     Rule(
         name="F4",
@@ -270,6 +271,6 @@ RULES: tuple[Rule, ...] = (
         fails_below=0.5,
         measure=analyses.fisher_by_block_and_part,
         needs="fisher",
-        make="evaluate_claims(runs, fisher=...): no command makes these numbers yet",
+        make="tfmt-sweep --flagfile=fisher.flags",
     ),
 )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tfmt.errors import RequestError
 from tfmt.spec import RunSpec
+from tfmt.training.distribution import Distributions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,7 @@ SCHEMA = 1
 RECORD_FILE = "record.json"
 SPEC_FILE = "spec.json"
 TUNED_FILE = "tuned.safetensors"
+DISTRIBUTIONS_FILE = "distributions.json"
 
 
 class _Part(BaseModel):
@@ -107,12 +109,18 @@ class Origin(_Part):
 
 
 class Fisher(_Part):
-    """How the Fisher information of a `fisher` run came about: on how many examples, with a head trained how."""
+    """The Fisher information that a `fisher` run chose its mask by.
+
+    `examples` it was estimated on, with a head trained as told. `totals` is its sum over the weights of each component
+    in each block (`-` outside the blocks), {component: {block: sum}}, of which one has `weights` weights.
+    """
 
     examples: int
     head_epochs: int
     head_learning_rate: float
     head_train_loss: float
+    totals: dict[str, dict[str, float]] = {}
+    weights: dict[str, int] = {}
 
 
 class Record(_Part):
@@ -138,6 +146,42 @@ class Record(_Part):
     def to_json(self) -> str:
         """The record as it is stored."""
         return self.model_dump_json(indent=1, by_alias=True)
+
+
+class WeightDistributions(_Part):
+    """How the weights of a `full` run were distributed before and after it, at the kept epoch.
+
+    Attributes:
+      run_id: the run.
+      before: of the base model, {sublayer: {part: distribution}}.
+      after: of the tuned one.
+    """
+
+    schema_: Literal[1]
+    run_id: str
+    before: Distributions
+    after: Distributions
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", allow_inf_nan=False, alias_generator=lambda name: name.rstrip("_"), populate_by_name=True
+    )
+
+
+def find_distributions(runs: str | Path) -> tuple[dict[str, WeightDistributions], list[str]]:
+    """The distributions of weights below a folder: {run id: distributions}, and a message for each unreadable file.
+
+    Args:
+      runs: the `--output_dir` of the runs, or one run's own folder.
+    """
+    found, broken = {}, []
+    root = Path(runs)
+    for path in sorted([*root.glob(DISTRIBUTIONS_FILE), *root.glob(f"*/{DISTRIBUTIONS_FILE}")]):
+        try:
+            read = WeightDistributions.model_validate_json(path.read_bytes())
+            found[read.run_id] = read
+        except (OSError, ValidationError):
+            broken.append(f"{path}: broken; delete the run's folder and run it again")
+    return found, broken
 
 
 def read_record(folder: Path) -> Record:

@@ -25,6 +25,7 @@ from tfmt.spec import ARITHMETIC, RunSpec
 from tfmt.study import origin
 from tfmt.study.lease import Lease
 from tfmt.study.records import (
+    DISTRIBUTIONS_FILE,
     RECORD_FILE,
     SCHEMA,
     SPEC_FILE,
@@ -37,9 +38,11 @@ from tfmt.study.records import (
     Proof,
     Record,
     Result,
+    WeightDistributions,
     read_record,
 )
 from tfmt.tasks import Task
+from tfmt.training.distribution import measure_sublayers
 
 if TYPE_CHECKING:
     from tfmt.training.fine_tune import Outcome
@@ -261,6 +264,8 @@ def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
     record = _record(request, outcome, bench, status, message_, begun, run.ready - started)
     if request.spec.keep == "tuned" and status == "completed":
         _store_tuned(request, bench, run.kept_values(), before_write)
+    if outcome.state.kept_distributions is not None:
+        _store_distributions(request, bench, outcome.state.kept_distributions, before_write)
     _finish(request, record, before_write)
     if status == "failed":
         raise RunError(f"{request.run_id}: {message_}")
@@ -293,6 +298,15 @@ def _store_tuned(request: Request, bench: Workbench, values: dict[str, Any], bef
     about = {"run_id": request.run_id, "model_sha256": request.digests["model"], "head": request.task.head,
              "classes": list(request.task.classes)}  # fmt: skip
     write_tensors(request.folder / TUNED_FILE, tensors, about)
+
+
+def _store_distributions(request: Request, bench: Workbench, after: Any, before_write: Callable[[], None]) -> None:
+    """What the figures of weights need: a few 10 kB that stand for all of the model's weights."""
+    assert bench.selection is not None
+    before = measure_sublayers(bench.selection.weights, bench.base_value)
+    stored = WeightDistributions(schema_=1, run_id=request.run_id, before=before, after=after)
+    before_write()
+    write_whole(request.folder / DISTRIBUTIONS_FILE, stored.model_dump_json(by_alias=True).encode())
 
 
 def _finish(request: Request, record: Record, before_write: Callable[[], None]) -> None:

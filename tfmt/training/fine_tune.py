@@ -21,6 +21,7 @@ from tfmt.data.batches import plan_epoch
 from tfmt.errors import RunError
 from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.spec import RunSpec
+from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.fisher import FisherNotes, prepare_fisher, store_fisher
 from tfmt.training.progress import Progress
 from tfmt.training.proof import count_changed, digest_unselected, join_digests, mean_change
@@ -55,6 +56,7 @@ class RunState(BaseModel):
     kept_predicted: dict[str, dict[str, int]] = {}
     kept_collapsed: bool | None = None
     kept_change: dict[str, dict[str, float]] | None = None
+    kept_distributions: Distributions | None = None
     frozen_sha256: str = ""
     steps: int = 0
     tokens: int = 0
@@ -130,7 +132,10 @@ class FineTuning:
             while self.state.epoch < spec.epochs and error is None:
                 error = self._train_epoch(progress)
                 if error is None:
-                    self._end_epoch(progress)
+                    try:
+                        self._end_epoch(progress)
+                    except FloatingPointError as lost:  # the last step's update: its loss was still finite
+                        error = f"{lost} at the end of epoch {self.state.epoch}"
         return self._prove(error)
 
     def _set_up(self, steps: int) -> None:
@@ -226,10 +231,9 @@ class FineTuning:
         """Notes what the record needs of this epoch's weights, and stores them where the run keeps what it tuned."""
         bench, last = self.bench, self.state.epoch == self.spec.epochs
         if self.spec.mode == "full":
-            variables = bench.model.all_weights
-            self.state.kept_change = mean_change(
-                bench.selection.weights, bench.base_value, lambda path: variables[path].numpy()
-            )
+            variables, weights = bench.model.all_weights, bench.selection.weights
+            self.state.kept_distributions = measure_sublayers(weights, lambda path: variables[path].numpy())
+            self.state.kept_change = mean_change(weights, bench.base_value, lambda path: variables[path].numpy())
         if self.spec.keep == "tuned" and not (self.spec.keep_epoch == "last" and not last):
             self.before_write()
             self.checkpoint.mkdir(exist_ok=True)

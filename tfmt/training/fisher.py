@@ -47,12 +47,14 @@ _EXAMPLES_STREAM = 0xF15E
 
 
 class FisherNotes(BaseModel):
-    """How a run's Fisher information came about."""
+    """How a run's Fisher information came about, and its sums over all of the model: {component: {block: sum}}."""
 
     examples: int
     head_epochs: int
     head_learning_rate: float
     head_train_loss: float
+    totals: dict[str, dict[str, float]] = {}
+    weights: dict[str, int] = {}
 
 
 class ComponentFisher(NamedTuple):
@@ -139,7 +141,13 @@ def make_layernorm_step(model: Any, kind: str) -> Callable[..., Any]:
 
 
 def component_fisher(
-    model: Any, kind: str, split: TokenizedSplit, indices: np.ndarray, *, max_length: int
+    model: Any,
+    kind: str,
+    split: TokenizedSplit,
+    indices: np.ndarray,
+    *,
+    max_length: int,
+    step: Callable[..., Any] | None = None,
 ) -> list[ComponentFisher]:
     """Fisher information of all weights of a model, example by example, summed by component and block (P2).
 
@@ -149,22 +157,14 @@ def component_fisher(
       split: tokenised text with labels.
       indices: which examples.
       max_length: the most tokens of an example.
+      step: what `make_component_step(model, kind)` gave, to trace it once for many calls.
 
     Returns:
       One `ComponentFisher` a component and block, in the model's order, the classifier included; a DataFrame can be
       made of the list as it is.
     """
+    step = step or make_component_step(model, kind)
     weights = weights_of(model)
-    variables = [model.all_weights[weight.path] for weight in weights]
-
-    @tf.function(input_signature=[_signature(model, kind, 1)])
-    def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            for variable in variables:
-                tape.watch(variable)
-            logs = log_likelihood(kind, batch["labels"], _logits(model, batch))
-        return tf.stack([_sum_of_squares(gradient) for gradient in tape.gradient(logs, variables)])
-
     totals = np.zeros(len(weights))
     for index in indices:
         (batch,) = _batches(split, np.array([index]), max_length, 1)
@@ -174,6 +174,22 @@ def component_fisher(
         ComponentFisher(w.component, "-" if w.block is None else str(w.block), total, w.size, total / w.size)
         for w, total in zip(weights, means.tolist(), strict=True)
     ]
+
+
+def make_component_step(model: Any, kind: str) -> Callable[..., Any]:
+    """A function from one example with its label to the sum of squares of log p's gradient to each variable."""
+    # Outside a replica a mirrored variable is read, and so watched, through the first replica's part of it.
+    variables = [getattr(model.all_weights[w.path], "_primary", model.all_weights[w.path]) for w in weights_of(model)]
+
+    @tf.function(input_signature=[_signature(model, kind, 1)])
+    def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in variables:
+                tape.watch(variable)
+            logs = log_likelihood(kind, batch["labels"], _logits(model, batch))
+        return tf.stack([_sum_of_squares(gradient) for gradient in tape.gradient(logs, variables)])
+
+    return step
 
 
 def draw_examples(examples: int, count: int, seed: int) -> np.ndarray:
@@ -215,10 +231,34 @@ def prepare_fisher(bench: Workbench, spec: RunSpec, folder: Path) -> tuple[dict[
     )
     if not all(np.isfinite(value).all() for value in values.values()):
         raise FloatingPointError("the Fisher information is not finite; use --precision=float32")
+    totals, sizes = _sum_components(bench, spec, drawn)
     notes = FisherNotes(
-        examples=len(drawn), head_epochs=HEAD_EPOCHS, head_learning_rate=HEAD_LEARNING_RATE, head_train_loss=loss
-    )
+        examples=len(drawn), head_epochs=HEAD_EPOCHS, head_learning_rate=HEAD_LEARNING_RATE, head_train_loss=loss,
+        totals=totals, weights=sizes,
+    )  # fmt: skip
     return values, notes
+
+
+def _sum_components(
+    bench: Workbench, spec: RunSpec, drawn: np.ndarray
+) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """The record's sums of Fisher information by component and block, and the weights that each is over.
+
+    Runs of one sweep that differ in rate, fraction or blocks have the same head and so the same sums.
+    """
+    key = (spec.seed, spec.fisher_examples, spec.warmup_ratio, spec.schedule, spec.adam_epsilon)
+    if key not in bench.component_sums:
+        if bench.component_step is None:
+            bench.component_step = make_component_step(bench.model, bench.task.kind)
+        rows = component_fisher(
+            bench.model, bench.task.kind, bench.splits["train"], drawn, max_length=spec.max_length,
+            step=bench.component_step,
+        )  # fmt: skip
+        totals: dict[str, dict[str, float]] = {}
+        for row in rows:
+            totals.setdefault(row.component, {})[row.block] = row.total
+        bench.component_sums[key] = totals, {row.component: row.weights for row in rows}
+    return bench.component_sums[key]
 
 
 def store_fisher(

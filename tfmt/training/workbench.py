@@ -82,6 +82,8 @@ class Workbench:
         self._head_step: Any = None
         self._moved: set[str] = set()
         self.fisher_step: Any = None  # traced by the first run that needs Fisher information
+        self.component_step: Any = None
+        self.component_sums: dict[Any, Any] = {}  # what runs with the same head share
         self.selection: Any = None  # the Selection of the run that was set up last
         self.optimizer: Any = None
 
