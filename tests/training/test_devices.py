@@ -43,15 +43,19 @@ def assert_close(one, two, atol):
         np.testing.assert_allclose(two[name], values, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("mode", ["layernorm", "random"])
-def test_two_replicas_compute_what_one_does(trained, mode):
-    one, weights = trained("one", mode=mode)
-    two, others = trained("two", mode=mode, replicas=2)
+@pytest.mark.parametrize(("mode", "more"), [("layernorm", {}), ("random", {}), ("fisher", {"mask_fraction": 0.2})])
+def test_two_replicas_compute_what_one_does(trained, mode, more):
+    one, weights = trained("one", mode=mode, **more)
+    two, others = trained("two", mode=mode, replicas=2, **more)
     assert one.run_id == two.run_id
     assert (one.cost.replicas, two.cost.replicas) == (1, 2)
     assert two.result.epochs[0].train_loss == pytest.approx(one.result.epochs[0].train_loss, abs=4e-5)
     assert two.result.examples == one.result.examples
     assert_close(weights, others, 4e-5)
+    if mode == "fisher":
+        assert one.fisher.totals.keys() == two.fisher.totals.keys()
+        for component, sums in one.fisher.totals.items():
+            assert two.fisher.totals[component] == pytest.approx(sums, rel=1e-3, abs=1e-9), component
 
 
 def test_fixed_equals_random_up_to_rounding(trained):

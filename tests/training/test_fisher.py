@@ -149,11 +149,21 @@ def test_run_stores_what_its_mask_came_from(bench, settings, sources, toy_bert):
     assert record.fisher.examples == 24
     assert (record.fisher.head_epochs, record.fisher.head_learning_rate) == (1, 5e-3)
     assert 0.3 < record.fisher.head_train_loss < 2
+    assert record.fisher.totals.keys() == record.fisher.weights.keys()
+    assert (
+        sum(size * len(record.fisher.totals[name]) for name, size in record.fisher.weights.items())
+        == record.parameters.total
+    )
     assert record.parameters.tuned == int(np.ceil(0.2 * 64))
     assert record.proof.frozen_changed == 0
     stored = load_file(sources[0].folder / "fisher.safetensors")
     tuned = load_file(sources[0].folder / "tuned.safetensors")
     assert sum("LayerNorm" in name and not name.endswith(".indices") for name in stored) == 2 * 5
+    # One example at a time gives the sums that batches of examples with LayerNorms of their own give.
+    total = record.fisher.totals["output.LayerNorm.beta"]["1"]
+    assert total == pytest.approx(stored["bert.encoder.layer.1.output.LayerNorm.bias"].sum(), rel=1e-4)
+    other = read_record(sources[1].folder).fisher
+    assert other.totals["output.LayerNorm.beta"]["1"] != total
     masked = {name for name in stored if name.endswith(".indices")}
     assert masked == {name for name in tuned if name.endswith(".indices")}
     chosen = [stored[name.removesuffix(".indices")][stored[name]] for name in masked]

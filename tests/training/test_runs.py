@@ -13,9 +13,10 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tfmt.spec import RunSpec
-from tfmt.study.records import read_record, read_runs
+from tfmt.study.records import DISTRIBUTIONS_FILE, find_distributions, read_record, read_runs
 from tfmt.study.runner import execute, finished, make_bench, prepare
 from tfmt.training import fine_tune
+from tfmt.training.distribution import bin_edges
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +153,43 @@ def test_change_of_a_full_run_against_numpy(bench, settings, tmp_path):
     assert record.change["output.LayerNorm.beta"]["1"] == pytest.approx(expected, rel=1e-12)
     assert record.change["pooler.kernel"].keys() == {"-"}
     assert len(record.change) == 16 + 5 + 2
+    # The distributions of its weights, before and after.
+    found, broken = find_distributions(tmp_path)
+    assert (list(found), broken) == ([request.run_id], [])
+    names = [f"bert.encoder.layer.{block}.output.LayerNorm.weight" for block in (0, 1)]
+    for tensors, distributions in ((base, found[request.run_id].before), (tuned, found[request.run_id].after)):
+        gammas = np.concatenate([tensors[name] for name in names]).astype(np.float64)
+        assert distributions["feedforward_layernorm"]["gamma"].mean == pytest.approx(gammas.mean(), rel=1e-12)
+        expected = np.histogram(gammas, bin_edges())[0]
+        np.testing.assert_array_equal(distributions["feedforward_layernorm"]["gamma"].histogram, expected)
+    (request.folder / DISTRIBUTIONS_FILE).write_text('{"schema": 1, "run')
+    assert str(request.folder) in find_distributions(request.folder)[1][0]
+
+
+def test_weights_that_are_lost_in_the_last_step_are_a_diverged_run(bench, settings, tmp_path, monkeypatch):
+    real, steps = bench.train_step, iter(range(1, 100))
+
+    def lose(batch):
+        loss = real(batch)
+        if next(steps) == 3:  # the last of the first epoch
+            variable = bench.model.all_weights["bert/encoder/layer_._0/output/LayerNorm/gamma"]
+            variable.assign(np.full(variable.shape, np.inf, np.float32))
+        return loss
+
+    monkeypatch.setattr(bench, "train_step", lose)
+    request, record = run(bench, settings, tmp_path, mode="full", keep="scores")
+    assert (record.status, record.change) == ("diverged", None)
+    assert "not finite at the end of epoch 1" in record.error
+    assert sorted(path.name for path in request.folder.glob("*.json")) == ["record.json", "spec.json"]
 
 
 def test_scores_only_keeps_no_weights(bench, settings, tmp_path):
     request, record = run(bench, settings, tmp_path, keep="scores")
     assert record.status == "completed"
     assert not (request.folder / "tuned.safetensors").exists()
+    request, record = run(bench, settings, tmp_path, keep="scores", mode="full")
+    assert not (request.folder / "tuned.safetensors").exists()
+    assert find_distributions(request.folder)[0].keys() == {record.run_id}
 
 
 def test_diverged_run_is_recorded_with_what_was_measured(bench, settings, tmp_path, monkeypatch):

@@ -1,0 +1,76 @@
+"""`tfmt-analyze`: the papers' figures from the records of runs, or from a model's weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from tfmt.errors import RequestError
+from tfmt.files import write_whole
+from tfmt.flags import run_command
+
+_SUMMARY = (
+    "Draws a figure of the papers and, with --data, writes the numbers that it shows.\n"
+    "weights, change: full runs. fisher: fisher runs. layers, rates, curves: any runs. outliers: a model."
+)
+FIGURES = ("weights", "change", "fisher", "outliers", "layers", "rates", "curves")
+_OF_MODELS = ("weights", "outliers")
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum("figure", None, list(FIGURES), "Which figure to draw.", flag_values=values)
+    flags.DEFINE_string(
+        "model", "", "outliers, or weights without runs: `demo`, a hub name, a model's or a tuned run's folder.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string("runs", "runs", "Folder that holds the runs' folders.", flag_values=values)
+    flags.DEFINE_list("task", [], "Tasks to show; all that have runs unless you say otherwise.", flag_values=values)
+    flags.DEFINE_enum("epoch", "best", ["best", "last"],
+                      "Whose score counts; P1 does not say, so records hold both.", flag_values=values)  # fmt: skip
+    flags.DEFINE_string(
+        "output", "", "File to draw to: PNG, PDF or SVG; empty means the figure's name and .png.", flag_values=values
+    )
+    flags.DEFINE_string("data", "", "CSV file for the numbers that the figure shows.", flag_values=values)
+
+
+def _main(values: flags.FlagValues) -> None:
+    name = values.figure
+    if name is None:
+        raise RequestError(f"--figure is required: one of {', '.join(FIGURES)}")
+    if values.model and name not in _OF_MODELS:
+        raise RequestError(f"--model means nothing for --figure={name}, which is made from --runs; leave it out")
+    if name == "outliers" and not values.model:
+        raise RequestError("--figure=outliers needs --model: demo, a hub name, a model's or a tuned run's folder")
+    of_model = bool(values.model)
+    idle = [flag for flag in ("runs", "task", "epoch") if of_model and values[flag].present]
+    if idle:
+        raise RequestError(f"--{idle[0]} means nothing beside --model; leave one of them out")
+
+    from tfmt import figures
+    from tfmt.figures.style import check_output
+
+    output = check_output(values.output or f"{name}.png")
+    data = check_output(values.data, "--data", (".csv",)) if values.data else None
+    draw = getattr(figures, f"plot_{name}")
+    figure, frame = (
+        draw(model=values.model) if of_model else draw(values.runs, tasks=tuple(values.task), epoch=values.epoch)
+    )
+    for line in frame.attrs.get("notes", ()):
+        print(f"tfmt-analyze: {line}", file=sys.stderr)
+    figures.save_figure(figure, output)
+    print(f"wrote {output}")
+    if data is not None:
+        write_whole(Path(data), frame.to_csv(index=False).encode())
+        print(f"wrote {data}  ({len(frame):,} rows)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command("tfmt-analyze", _SUMMARY, _define, _main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The papers' figures. Each function returns a matplotlib Figure and, as a DataFrame, the numbers that it shows.
+
+The DataFrame's `attrs["notes"]` are lines on what the figure leaves out and why. Nothing here touches matplotlib's
+global state or pyplot; in a notebook `%matplotlib inline` shows a Figure that is a cell's last value.
+"""
+
+from tfmt.figures.curves import plot_curves
+from tfmt.figures.fisher import plot_fisher
+from tfmt.figures.outliers import plot_outliers
+from tfmt.figures.scores import plot_layers, plot_rates
+from tfmt.figures.style import save_figure
+from tfmt.figures.weights import plot_change, plot_weights
+
+__all__ = [
+    "plot_change",
+    "plot_curves",
+    "plot_fisher",
+    "plot_layers",
+    "plot_outliers",
+    "plot_rates",
+    "plot_weights",
+    "save_figure",
+]

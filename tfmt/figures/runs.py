@@ -1,0 +1,80 @@
+"""The runs that a figure shows: comparable ones of the tasks asked for, and what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from tfmt.errors import RequestError
+from tfmt.results.groups import Group, describe_settings, differing_settings, group_runs
+from tfmt.results.rows import Row, annotate, keep_runs
+from tfmt.spec import TASK_NAMES
+from tfmt.study.records import Record, find_records, tabulate
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Comparable runs.
+
+    Attributes:
+      group: the runs.
+      records: run id to record.
+      notes: what is not shown and why.
+    """
+
+    group: Group
+    records: dict[str, Record]
+    notes: tuple[str, ...]
+
+
+def read_table(runs: str | Path, tasks: Sequence[str] = ()) -> tuple[pd.DataFrame, dict[str, Record], list[str]]:
+    """The runs of some tasks: as `read_runs` has them, their records, and what could not be read.
+
+    Raises:
+      RequestError: no such folder, no record of these tasks in it, or no such task.
+    """
+    unknown = [task for task in tasks if task not in TASK_NAMES]
+    if unknown:
+        raise RequestError(f"--task={unknown[0]}: expected {', '.join(TASK_NAMES)}, or several with commas")
+    records, broken = find_records(runs)
+    if not records:
+        raise RequestError(f"--runs={runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
+    records = [record for record in records if not tasks or record.spec.task in tasks]
+    if not records:
+        raise RequestError(f"--task={','.join(tasks)}: no runs of it below {runs}")
+    notes = [f"not read: {message}" for message in broken]
+    return tabulate(records, broken), {record.run_id: record for record in records}, notes
+
+
+def find_shown(
+    runs: str | Path, tasks: Sequence[str], epoch: str, wanted: Callable[[Row], bool], needed: Callable[[Row], bool],
+    missing: str,
+) -> Shown:  # fmt: skip
+    """The largest group of comparable runs.
+
+    Args:
+      runs: the folder of the runs' folders.
+      tasks: names; none for all.
+      epoch: whose scores.
+      wanted: which rows the figure shows.
+      needed: of which at least one must be there.
+      missing: what is said if there is none.
+
+    Raises:
+      RequestError: there are no such runs.
+    """
+    table, records, notes = read_table(runs, tasks)
+    annotated = annotate(table, epoch)
+    groups = group_runs(keep_runs(annotated, map(wanted, annotated["row"])))
+    groups = [group for group in groups if any(map(needed, group.rows))]
+    if not groups:
+        raise RequestError(f"--runs={runs}: {missing}")
+    differing = differing_settings(groups)
+    for other in groups[1:]:
+        notes.append(f"left out: {len(other.runs)} runs that differ, {describe_settings(other, differing)}")
+    if len(groups) > 1:
+        notes.append(f"shown: {len(groups[0].runs)} runs, {describe_settings(groups[0], differing)}")
+    return Shown(groups[0], records, tuple(notes))

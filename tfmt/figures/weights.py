@@ -1,0 +1,195 @@
+"""How weights are distributed (P1, figures 1 and 2), and how far full fine-tuning moved them (P1, section 3; P2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from tfmt.errors import RequestError
+from tfmt.figures.base import read_weights
+from tfmt.figures.components import draw_components
+from tfmt.figures.runs import read_table
+from tfmt.figures.style import COLOURS, PALE, add_legend, make_panels, styled
+from tfmt.results.analyses import describe, full_runs, tabulate_change
+from tfmt.results.groups import column_title
+from tfmt.study.records import find_distributions
+from tfmt.training.distribution import MAGNITUDE, Distribution, Distributions, bin_edges, join, measure_sublayers
+
+_TITLES = {
+    "attention": "attention",
+    "attention_layernorm": "attention LayerNorm",
+    "feedforward": "feed-forward",
+    "feedforward_layernorm": "feed-forward LayerNorm",
+}
+_MAKE = "make some: tfmt-sweep --flagfile=figures.flags"
+# How a part's weights are drawn after fine-tuning; kernel and bias are drawn as one, gamma and beta apart.
+_LINES = {"gamma": (COLOURS[4], "-"), "beta": (COLOURS[2], "--"), "all": (COLOURS[0], "-")}
+_LABELS = {"gamma": "gamma", "beta": "beta", "all": "all weights"}
+_SHOWN = 0.9995  # the share of the weights that the width of a panel holds at the least
+_DRAWN_BINS = 70
+
+
+@styled
+def plot_weights(
+    runs: str | Path | None = None, *, model: Any = None, tasks: Sequence[str] = (), epoch: str = "best"
+) -> tuple[Figure, pd.DataFrame]:
+    """Distributions of the weights of the four sublayers over all blocks, pre-trained beside fully fine-tuned.
+
+    A LayerNorm's gammas and betas are drawn apart; together their areas are 1. Above each panel stand Sarle's
+    bimodality coefficient of all of its weights after fine-tuning (two modes above 0.56; see
+    `tfmt.results.bimodality`) and the share of those that are larger than 0.5, `distribution.MAGNITUDE`.
+
+    Args:
+      runs: the folder of the runs' folders, with `full` runs.
+      model: instead of runs, a model to show alone: a name or folder as for `--model`, a run's folder with tuned
+        weights, or a TFBert model from tfmt.
+      tasks: which tasks; none means all.
+      epoch: whose scores choose the learning rate.
+
+    Returns:
+      The figure, and one row for each `task`, `sublayer`, `part` (kernel, bias, gamma, beta, all) and `state`
+      (pre-trained, fine-tuned): `runs`, `count`, `mean`, `deviation`, `lowest`, `highest`, `bimodality`, `threshold`,
+      `magnitude_ratio` (missing for one mode), `ashman_d`, `share_beyond`. A task's runs are taken together.
+
+    Raises:
+      RequestError: neither or both of runs and model, no `full` runs, or no such model.
+    """
+    if (runs is None) == (model is None):
+        raise RequestError("give runs or a model, one of them")
+    notes: list[str] = []
+    shown: dict[str, dict[str, Distributions]] = {}
+    counts: dict[str, int] = {}
+    if runs is None:
+        weights, read, name = read_weights(model)
+        shown[name], counts[name] = {"pre-trained": measure_sublayers(weights, read)}, 1
+    else:
+        table, _, notes = read_table(runs, tasks)
+        stored, broken = find_distributions(runs)
+        notes += [f"not read: {message}" for message in broken]
+        for task, mine in full_runs(table, epoch):
+            found = [stored[run_id] for run_id in mine["run_id"] if run_id in stored]
+            if found:
+                shown[task] = {
+                    "pre-trained": found[0].before,
+                    "fine-tuned": _join_runs([each.after for each in found]),
+                }
+                counts[task] = len(found)
+            else:
+                notes.append(f"left out: {task}, whose full runs kept no distributions")
+        if not shown:
+            raise RequestError(f"--runs={runs}: no full run with its distributions of weights; {_MAKE}")
+    figure, panels = make_panels(len(shown), len(_TITLES), 2.6, 2.3)
+    handles: dict[str, Any] = {}
+    for row, (task, states) in zip(panels, shown.items(), strict=True):
+        for panel, (sublayer, title) in zip(row, _TITLES.items(), strict=True):
+            _draw_sublayer(panel, {state: part[sublayer] for state, part in states.items()}, handles)
+            told = describe(list(states.values())[-1][sublayer])
+            panel.set_title(
+                f"{column_title(task)}: {title}\nSarle {told['bimodality']:.2f},"
+                f" |w| > {MAGNITUDE}: {100 * told['share_beyond']:.2g} %"
+            )
+            panel.set_xlabel("weight")
+        row[0].set_ylabel("density")
+    add_legend(figure, handles)
+    rows = []
+    for task, states in shown.items():
+        for sublayer in _TITLES:
+            for state, measured in states.items():
+                parts = {**measured[sublayer], "all": join(measured[sublayer].values())}
+                for part, whole in parts.items():
+                    start = {"task": task, "sublayer": sublayer, "part": part, "state": state, "runs": counts[task]}
+                    rows.append(start | _tell(whole))
+    frame = pd.DataFrame(rows)
+    frame.attrs["notes"] = notes
+    return figure, frame
+
+
+def _tell(whole: Distribution) -> dict[str, float]:
+    """A distribution in a few numbers."""
+    told = {"count": whole.count, "mean": whole.mean, "deviation": max(whole.moments[0], 0.0) ** 0.5}
+    return told | {"lowest": whole.lowest, "highest": whole.highest} | describe({"all": whole})
+
+
+def _join_runs(found: Sequence[Distributions]) -> Distributions:
+    """The weights of several runs taken together."""
+    return {
+        sublayer: {part: join(each[sublayer][part] for each in found) for part in parts}
+        for sublayer, parts in found[0].items()
+    }
+
+
+def _draw_sublayer(panel: Axes, states: Mapping[str, Mapping[str, Distribution]], handles: dict[str, Any]) -> None:
+    """Pre-trained as a pale area, fine-tuned as lines, the parts of a LayerNorm apart."""
+    whole = join(part for parts in states.values() for part in parts.values())
+    low, high = _reach(whole)
+    edges = np.linspace(low, high, _DRAWN_BINS + 1)
+    for state, parts in states.items():
+        together = {"all": join(parts.values())} if "gamma" not in parts else parts
+        count = sum(part.count for part in parts.values())
+        for name, part in together.items():
+            density = _mass(part, edges) / np.diff(edges) / count
+            colour, line = _LINES[name]
+            label = f"{_LABELS[name]}, {state}"
+            if state == "pre-trained":
+                drawn: Any = panel.stairs(density, edges, fill=True, facecolor=PALE, edgecolor=colour, linewidth=0.5,
+                                          hatch={"beta": "/////", "gamma": "....."}.get(name))  # fmt: skip
+            else:
+                drawn = panel.stairs(density, edges, color=colour, linestyle=line, linewidth=1.2, baseline=None)
+            handles.setdefault(label, drawn)
+    panel.set_xlim(low, high)
+    panel.set_ylim(bottom=0)
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
+
+
+def _reach(whole: Distribution) -> tuple[float, float]:
+    """From where to where a panel goes: nearly all weights, whatever the outliers."""
+    edges, below = bin_edges(), np.concatenate([[0], np.cumsum(whole.histogram)]) / whole.count
+    tail = (1 - _SHOWN) / 2
+    low = edges[np.searchsorted(below, tail, side="right") - 1]
+    high = edges[min(int(np.searchsorted(below, 1 - tail)), len(edges) - 1)]
+    margin = 0.03 * (high - low)
+    return float(low - margin), float(high + margin)
+
+
+def _mass(part: Distribution, edges: np.ndarray) -> np.ndarray:
+    """Weights between the edges; a stored bin that an edge cuts is taken as even."""
+    return np.diff(np.interp(edges, bin_edges(), np.concatenate([[0], np.cumsum(part.histogram)])))
+
+
+@styled
+def plot_change(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "best") -> tuple[Figure, pd.DataFrame]:
+    """How far full fine-tuning moved each component: mean |fine-tuned - pre-trained|, overall and by block.
+
+    Bars show the mean over a task's runs at its chosen rate, and from the lowest to the highest.
+
+    Args:
+      runs: the folder of the runs' folders, with `full` runs.
+      tasks: which tasks; none means all.
+      epoch: whose scores choose the learning rate.
+
+    Returns:
+      The figure, and `task`, `seed`, `run_id`, `component`, `block` (`-` outside the blocks), `change`.
+
+    Raises:
+      RequestError: no `full` runs.
+    """
+    table, records, notes = read_table(runs, tasks)
+    change = tabulate_change(records.values())
+    parts = [
+        mine[["run_id", "seed"]].merge(change, on="run_id").assign(task=task) for task, mine in full_runs(table, epoch)
+    ]
+    found = [part for part in parts if not part.empty]
+    if not found:
+        raise RequestError(f"--runs={runs}: no full run with its change; {_MAKE}")
+    frame = pd.concat(found, ignore_index=True)[["task", "seed", "run_id", "component", "block", "change"]]
+    label = "mean |fine-tuned - pre-trained|"
+    figure = draw_components(frame.assign(run=frame["run_id"]), [("change", label, False)], ("change", label))
+    frame.attrs["notes"] = notes
+    return figure, frame
