@@ -87,6 +87,12 @@ def toy_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_toy_bert():
+    """`write_toy_bert`, for toys of other sizes."""
+    return write_toy_bert
+
+
+@pytest.fixture(scope="session")
 def toy_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_mrpc(tmp_path_factory.mktemp("glue"))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from tfmt.figures.style import COLOURS, MAP, PALE, add_legend
+from tfmt.figures.style import COLOURS, MAP, PALE, add_legend, tick_whole, wrap_title
 from tfmt.results.groups import column_title
 
 # Fill and hatch of each part of a layer.
@@ -27,7 +28,9 @@ _PARTS = {
 _REACH = 1e7
 
 
-def draw_components(frame: pd.DataFrame, bars: Sequence[tuple[str, str, bool]], cells: tuple[str, str]) -> Figure:
+def draw_components(
+    frame: pd.DataFrame, bars: Sequence[tuple[str, str, bool]], cells: tuple[str, str], *, log: bool
+) -> Figure:
     """Bars by component, and a map of block x component; one row of panels for each task.
 
     Args:
@@ -35,6 +38,7 @@ def draw_components(frame: pd.DataFrame, bars: Sequence[tuple[str, str, bool]], 
         component and block, components in the model's order.
       bars: for each panel of bars the column, the axis' label, and whether blocks are added up instead of averaged.
       cells: the map's column and label; it shows the mean over runs.
+      log: whether scales are logarithmic.
     """
     tasks = list(dict.fromkeys(frame["task"]))
     counts = [frame.loc[frame["task"] == task, "component"].nunique() for task in tasks]
@@ -53,6 +57,8 @@ def draw_components(frame: pd.DataFrame, bars: Sequence[tuple[str, str, bool]], 
         for panel, (name, label, added) in zip(row, bars, strict=False):
             by_run = mine.groupby(["run", "component"])[name]
             values = (by_run.sum() if added else by_run.mean()).unstack("component")[components]
+            if not log:
+                values, label = _scale(values, label)
             means = values.mean().to_numpy()
             for part in dict.fromkeys(parts):
                 colour, hatch = _PARTS[part]
@@ -62,38 +68,51 @@ def draw_components(frame: pd.DataFrame, bars: Sequence[tuple[str, str, bool]], 
             if len(values) > 1:
                 reach = np.abs(values.agg(["min", "max"]).to_numpy() - means)
                 panel.errorbar(means, places, xerr=reach, fmt="none", ecolor="black", capsize=1.5, linewidth=0.8)
-            panel.set_xscale("log")
             top = np.nanmax(values.to_numpy())
-            if top > 0:
-                shown = means[(means > top / _REACH)]
-                panel.set_xlim(shown.min() / 2, top * 2)
-            panel.set(xlabel=label, title=column_title(task))
+            if log and top > 0:
+                panel.set_xscale("log")
+                panel.set_xlim(means[means > top / _REACH].min() / 2, top * 2)
+            else:
+                panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
+            panel.set(xlabel=label, title=wrap_title(column_title(task), 2.0))
             panel.grid(axis="y", visible=False)
         for panel in row:
             panel.set_yticks(places, components if panel is row[0] else [""] * len(places))
             panel.set_ylim(len(components) - 0.5, -0.5)
-        _draw_map(figure, row[-1], mine, components, cells)
-        row[-1].set_title(column_title(task))
+            panel.tick_params(axis="y", length=0)
+        _draw_map(figure, row[-1], mine, components, cells, log)
     add_legend(figure, used)
     return figure
 
 
-def _draw_map(figure: Figure, panel: Any, mine: pd.DataFrame, components: list[str], cells: tuple[str, str]) -> None:
+def _draw_map(
+    figure: Figure, panel: Any, mine: pd.DataFrame, components: list[str], cells: tuple[str, str], log: bool
+) -> None:
     """Block x component; components outside the blocks are left pale."""
     name, label = cells
     inside = mine[mine["block"] != "-"]
     table = inside.assign(block=inside["block"].astype(int)).groupby(["component", "block"])[name].mean().unstack()
     blocks = np.arange(int(table.columns.max()) + 1)
-    values = table.reindex(index=components, columns=blocks).to_numpy(float)
+    table = table.reindex(index=components, columns=blocks)
+    if not log:
+        table, label = _scale(table, label)
+    values = table.to_numpy(float)
     top = np.nanmax(values)
     low = max(np.nanmin(np.where(values > top / _REACH, values, np.nan)), top / _REACH) if top > 0 else 0.1
-    norm = LogNorm(low if top > low else low / 10, max(top, low))
-    image = panel.imshow(np.ma.masked_invalid(values), norm=norm, cmap=_map(), aspect="auto", interpolation="nearest")
+    scale = LogNorm(low if top > low else low / 10, max(top, low)) if log else Normalize(0, top if top > 0 else 1)
+    image = panel.imshow(np.ma.masked_invalid(values), norm=scale, cmap=_map(), aspect="auto", interpolation="nearest")
     panel.set_facecolor(PALE)
     panel.grid(visible=False)
     panel.set(xlabel="block (from 0)")
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+    tick_whole(panel.xaxis, 0, len(blocks) - 1)
     figure.colorbar(image, ax=panel, label=label, pad=0.02)
+
+
+def _scale(values: pd.DataFrame, label: str) -> tuple[pd.DataFrame, str]:
+    """Small numbers in units of a power of ten, which the label tells: beside the axis it would touch the label."""
+    top = float(np.nanmax(values.to_numpy(float)))
+    power = math.floor(math.log10(top)) if top > 0 else 0
+    return (values, label) if -2 < power < 3 else (values / 10.0**power, f"{label}, $10^{{{power}}}$")
 
 
 def _map() -> Any:

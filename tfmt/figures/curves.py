@@ -8,12 +8,11 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from tfmt.errors import RequestError
 from tfmt.figures.runs import find_shown
 from tfmt.figures.scores import score_label
-from tfmt.figures.style import add_legend, look, make_panels, styled
+from tfmt.figures.style import add_legend, look, make_panels, styled, tick_whole, wrap_title
 from tfmt.results.groups import column_title
 from tfmt.results.rows import Row
 from tfmt.study.records import Epoch
@@ -84,8 +83,8 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
         losses.set_ylabel("mean training loss")
         scores.set_ylabel(score_label(group, column))
         for panel in (losses, scores):
-            panel.set(title=column_title(column), xlabel="epoch")
-            panel.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+            panel.set(title=wrap_title(column_title(column), 3.2), xlabel="epoch")
+            tick_whole(panel.xaxis, 1, int(frame["epoch"].max()))
             panel.set_xlim(0.7, frame["epoch"].max() + 0.3)
     add_legend(figure, handles)
     frame.attrs["notes"] = notes

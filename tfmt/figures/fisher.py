@@ -51,6 +51,6 @@ def plot_fisher(
         )
     frame = frame.assign(mean=frame["total"] / frame["weights"])
     bars = [("total", "sum over the weights", True), ("mean", "mean per weight", False)]
-    figure = draw_components(frame.assign(run=frame["seed"]), bars, ("mean", "Fisher information per weight"))
+    figure = draw_components(frame.assign(run=frame["seed"]), bars, ("mean", "Fisher information per weight"), log=True)
     frame.attrs["notes"] = notes
     return figure, frame

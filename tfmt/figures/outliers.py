@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from tfmt.bert.vocabulary import Weight
 from tfmt.figures.base import read_weights
-from tfmt.figures.style import COLOURS, add_legend, make_panels, styled
+from tfmt.figures.style import COLOURS, add_legend, make_panels, styled, tick_whole
 
 DEVIATIONS = 3.0
 RECURRING_SHARE = 0.25
@@ -83,7 +82,7 @@ def plot_outliers(model: Any) -> tuple[Figure, pd.DataFrame]:
             # Hollow, so that the gamma and the beta of one dimension can both be seen.
             drawn = panel.scatter(some["dimension"], some["block"], s=sizes, marker=marker, facecolors="none",
                                   edgecolors=colour, linewidths=1.0, zorder=3)  # fmt: skip
-            handles.setdefault(f"{part} more than {DEVIATIONS:g} standard deviations from its mean", drawn)
+            handles.setdefault(f"{part} beyond {DEVIATIONS:g} standard deviations", drawn)
         recurring = (
             mine[mine["recurs"]].groupby("dimension")["blocks"].max().sort_values(ascending=False, kind="stable")
         )
@@ -95,7 +94,7 @@ def plot_outliers(model: Any) -> tuple[Figure, pd.DataFrame]:
         panel.set_ylabel("block (from 0)")
         panel.set_xlim(-0.01 * hidden, 1.01 * hidden)
         panel.set_ylim(-0.6, blocks - 0.4)
-        panel.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        tick_whole(panel.yaxis, 0, blocks - 1, most=8)
     panels.flat[-1].set_xlabel("dimension (from 0)")
     add_legend(figure, handles)
     frame.attrs["notes"] = notes

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from tfmt.figures.runs import Shown, find_shown
-from tfmt.figures.style import COLOURS, add_legend, look, make_task_panels, styled
+from tfmt.figures.style import COLOURS, add_legend, look, make_task_panels, styled, tick_whole, wrap_title
 from tfmt.results.groups import Group, column_title
 from tfmt.results.rows import Row
 from tfmt.results.tables import format_rate
@@ -87,12 +87,15 @@ def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
         blocks = mine.dropna(subset="block").set_index("block")
         places = np.arange(blocks.index.max() + 1)
         blocks = blocks.reindex(places)  # a block without runs is a gap in the line
-        points = panel.errorbar(places, 100 * blocks["mean"], yerr=100 * blocks["deviation"].fillna(0),
-                                color=COLOURS[0], marker="o", capsize=2.5, linewidth=1)  # fmt: skip
+        means, spread = (100 * blocks[name].to_numpy(float) for name in ("mean", "deviation"))
+        points = panel.errorbar(places, means, yerr=np.nan_to_num(spread), color=COLOURS[0], marker="o", capsize=2.5,
+                                linewidth=1)  # fmt: skip
         handles["LayerNorms of one block"] = points
-        panel.set(title=column_title(column), xlabel="block (from 0)", ylabel=score_label(group, column))
+        panel.set(
+            title=wrap_title(column_title(column), 3.2), xlabel="block (from 0)", ylabel=score_label(group, column)
+        )
         panel.set_xlim(-0.6, len(places) - 0.4)
-        panel.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+        tick_whole(panel.xaxis, 0, len(places) - 1)
     add_legend(figure, handles)
     return figure, _finish(frame, shown)
 
@@ -149,16 +152,18 @@ def plot_rates(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "bes
             part = mine[mine["row"] == row.title]
             if not part.empty:
                 # Side by side, so that bars of equal rates can be told apart.
-                aside = 10 ** (0.025 * (number - (len(group.rows) - 1) / 2))
+                aside = 10 ** (min(0.025, 0.15 / len(group.rows)) * (number - (len(group.rows) - 1) / 2))
                 drawn = _draw_rates(panel, part, look(number), aside, number)
                 handles.setdefault(row.title, drawn)
         rates = sorted(set(frame["learning_rate"]))
-        panel.set(title=column_title(column), xlabel="peak learning rate", ylabel=score_label(group, column))
+        panel.set(
+            title=wrap_title(column_title(column), 3.2), xlabel="peak learning rate", ylabel=score_label(group, column)
+        )
         panel.set_xscale("log")
         panel.set_xlim(rates[0] / 2, rates[-1] * 2)
         panel.xaxis.set_major_locator(FixedLocator(rates))
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.set_xticks(rates, list(map(format_rate, rates)), rotation=45 if len(rates) > 5 else 0)
+        panel.set_xticks(rates, list(map(format_rate, rates)), rotation=90 if len(rates) > 3 else 0)
     add_legend(figure, handles)
     return figure, _finish(frame, shown)
 
@@ -178,6 +183,7 @@ def _draw_rates(panel: Axes, part: pd.DataFrame, style: dict[str, Any], aside: f
     panel.plot(places[chosen], means[chosen], linestyle="none", marker="o", markersize=10, markerfacecolor="none",
                markeredgecolor=style["color"])  # fmt: skip
     nothing = places[~known]
-    panel.plot(nothing, np.full(len(nothing), 0.03 + 0.05 * (number % 6)), linestyle="none", marker="x",
-               color=style["color"], transform=panel.get_xaxis_transform(), clip_on=False)  # fmt: skip
+    if len(nothing):  # matplotlib's layout takes an empty line that is not clipped to reach the page's corner
+        panel.plot(nothing, np.full(len(nothing), 0.03 + 0.05 * (number % 6)), linestyle="none", marker="x",
+                   color=style["color"], transform=panel.get_xaxis_transform(), clip_on=False)  # fmt: skip
     return drawn

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from tfmt.errors import RequestError
@@ -98,6 +100,16 @@ def add_legend(figure: Figure, handles: dict[str, Any]) -> None:
     inches = 0.65 + 0.062 * max(map(len, handles))
     columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+
+
+def tick_whole(axis: Axis, first: int, last: int, most: int = 12) -> None:
+    """Ticks at whole numbers from the first to the last, at most so many."""
+    axis.set_ticks(list(range(first, last + 1, max(1, math.ceil((last - first + 1) / most)))))
+
+
+def wrap_title(text: str, inches: float) -> str:
+    """A title in lines that fit a width."""
+    return "\n".join(textwrap.wrap(text, max(12, int(inches / 0.075))))
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

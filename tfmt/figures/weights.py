@@ -16,7 +16,7 @@ from tfmt.errors import RequestError
 from tfmt.figures.base import read_weights
 from tfmt.figures.components import draw_components
 from tfmt.figures.runs import read_table
-from tfmt.figures.style import COLOURS, PALE, add_legend, make_panels, styled
+from tfmt.figures.style import COLOURS, PALE, add_legend, make_panels, styled, wrap_title
 from tfmt.results.analyses import describe, full_runs, tabulate_change
 from tfmt.results.groups import column_title
 from tfmt.study.records import find_distributions
@@ -32,7 +32,7 @@ _MAKE = "make some: tfmt-sweep --flagfile=figures.flags"
 # How a part's weights are drawn after fine-tuning; kernel and bias are drawn as one, gamma and beta apart.
 _LINES = {"gamma": (COLOURS[4], "-"), "beta": (COLOURS[2], "--"), "all": (COLOURS[0], "-")}
 _LABELS = {"gamma": "gamma", "beta": "beta", "all": "all weights"}
-_SHOWN = 0.9995  # the share of the weights that the width of a panel holds at the least
+_SHOWN = 0.998  # the share of the weights that the width of a panel holds at the least
 _DRAWN_BINS = 70
 
 
@@ -43,8 +43,8 @@ def plot_weights(
     """Distributions of the weights of the four sublayers over all blocks, pre-trained beside fully fine-tuned.
 
     A LayerNorm's gammas and betas are drawn apart; together their areas are 1. Above each panel stand Sarle's
-    bimodality coefficient of all of its weights after fine-tuning (two modes above 0.56; see
-    `tfmt.results.bimodality`) and the share of those that are larger than 0.5, `distribution.MAGNITUDE`.
+    bimodality coefficient of its weights after fine-tuning (two modes above 0.56; see `tfmt.results.bimodality`) and
+    the share of those that are larger than 0.5, `distribution.MAGNITUDE`.
 
     Args:
       runs: the folder of the runs' folders, with `full` runs.
@@ -56,7 +56,8 @@ def plot_weights(
     Returns:
       The figure, and one row for each `task`, `sublayer`, `part` (kernel, bias, gamma, beta, all) and `state`
       (pre-trained, fine-tuned): `runs`, `count`, `mean`, `deviation`, `lowest`, `highest`, `bimodality`, `threshold`,
-      `magnitude_ratio` (missing for one mode), `ashman_d`, `share_beyond`. A task's runs are taken together.
+      `magnitude_ratio` (missing for one mode), `ashman_d`, `bimodality_of_all`, `share_beyond`. A task's runs are
+      taken together.
 
     Raises:
       RequestError: neither or both of runs and model, no `full` runs, or no such model.
@@ -92,11 +93,10 @@ def plot_weights(
             _draw_sublayer(panel, {state: part[sublayer] for state, part in states.items()}, handles)
             told = describe(list(states.values())[-1][sublayer])
             panel.set_title(
-                f"{column_title(task)}: {title}\nSarle {told['bimodality']:.2f},"
-                f" |w| > {MAGNITUDE}: {100 * told['share_beyond']:.2g} %"
+                f"{title}\nSarle {told['bimodality']:.2f}, |w| > {MAGNITUDE}: {100 * told['share_beyond']:.2g} %"
             )
             panel.set_xlabel("weight")
-        row[0].set_ylabel("density")
+        row[0].set_ylabel(f"{wrap_title(column_title(task), 2.2)}\n\ndensity")
     add_legend(figure, handles)
     rows = []
     for task, states in shown.items():
@@ -144,6 +144,7 @@ def _draw_sublayer(panel: Axes, states: Mapping[str, Mapping[str, Distribution]]
                 drawn = panel.stairs(density, edges, color=colour, linestyle=line, linewidth=1.2, baseline=None)
             handles.setdefault(label, drawn)
     panel.set_xlim(low, high)
+    panel.margins(y=0.08)
     panel.set_ylim(bottom=0)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
 
@@ -190,6 +191,8 @@ def plot_change(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
         raise RequestError(f"--runs={runs}: no full run with its change; {_MAKE}")
     frame = pd.concat(found, ignore_index=True)[["task", "seed", "run_id", "component", "block", "change"]]
     label = "mean |fine-tuned - pre-trained|"
-    figure = draw_components(frame.assign(run=frame["run_id"]), [("change", label, False)], ("change", label))
+    figure = draw_components(
+        frame.assign(run=frame["run_id"]), [("change", label, False)], ("change", label), log=False
+    )
     frame.attrs["notes"] = notes
     return figure, frame

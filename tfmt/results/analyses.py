@@ -25,6 +25,7 @@ from tfmt.results.bimodality import (
     SARLE_THRESHOLD,
     ashman_d,
     bimodality_coefficient,
+    coefficient_of_all,
     fit_two_normals,
     magnitude_ratio,
 )
@@ -94,8 +95,9 @@ def tabulate_weights(
       epoch: whose scores choose the learning rate.
 
     Returns:
-      `task`, `seed`, `sublayer`, `bimodality` (Sarle's coefficient), `threshold`, `magnitude_ratio`, `ashman_d`,
-      `share_beyond` (of weights larger than `distribution.MAGNITUDE`).
+      `task`, `seed`, `sublayer`, `bimodality` (Sarle's coefficient of the middle 98 % of the weights), `threshold`,
+      `magnitude_ratio`, `ashman_d`, `bimodality_of_all` (outliers included), `share_beyond` (of weights larger than
+      `distribution.MAGNITUDE`); see `bimodality`.
     """
     import pandas as pd
 
@@ -105,8 +107,8 @@ def tabulate_weights(
             if run_id in distributions:
                 for sublayer, parts in distributions[run_id].after.items():
                     rows.append({"task": task, "seed": int(seed), "sublayer": sublayer} | describe(parts))
-    columns = ["task", "seed", "sublayer", "bimodality", "threshold", "magnitude_ratio", "ashman_d", "share_beyond"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["task", "seed", "sublayer", "bimodality", "threshold", "magnitude_ratio", "ashman_d"]
+    return pd.DataFrame(rows, columns=[*columns, "bimodality_of_all", "share_beyond"])
 
 
 def describe(parts: Mapping[str, Distribution]) -> dict[str, float]:
@@ -118,6 +120,7 @@ def describe(parts: Mapping[str, Distribution]) -> dict[str, float]:
         "threshold": SARLE_THRESHOLD,
         "magnitude_ratio": magnitude_ratio(modes),
         "ashman_d": ashman_d(modes),
+        "bimodality_of_all": coefficient_of_all(whole),
         "share_beyond": whole.beyond / whole.count,
     }
 

@@ -154,9 +154,9 @@ RULES: tuple[Rule, ...] = (
             " are not."
         ),
         decided_by=(
-            "full runs at their chosen rate: for both LayerNorms, gamma and beta together, Sarle's bimodality"
-            f" coefficient at or above 5/9 and a larger mode of at least {analyses.MUCH_HIGHER:g} times the magnitude;"
-            " for attention and feed-forward a coefficient at or below 5/9"
+            "full runs at their chosen rate, Sarle's bimodality coefficient of the middle 98 % of the weights: for both"
+            " LayerNorms, gamma and beta together, at or above 5/9 and a larger mode of at least"
+            f" {analyses.MUCH_HIGHER:g} times the magnitude; for attention and feed-forward at or below 5/9"
         ),
         holds_from=1.0,
         fails_below=0.5,

@@ -1,0 +1,480 @@
+"""Figures of made-up runs and toy weights with known answers: what they draw, and the numbers beside them."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from safetensors.numpy import load_file, save_file
+
+from tfmt import analyze, figures, report
+from tfmt.bert.configs import BertShape
+from tfmt.bert.vocabulary import list_weights
+from tfmt.errors import RequestError
+from tfmt.figures.outliers import find_outliers, spread
+from tfmt.figures.style import look
+from tfmt.study.records import DISTRIBUTIONS_FILE, RECORD_FILE, Fisher, Record, WeightDistributions
+from tfmt.training.distribution import measure_sublayers
+
+Add = Callable[..., Record]
+RATES = (1e-5, 1e-4, 1e-3)
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Any:
+    """A figure that draws with a warning is a broken one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def texts_of(figure: Figure) -> list[Text]:
+    """What is written on a figure, drawn once so that everything has its place."""
+    FigureCanvasAgg(figure).draw()
+    texts = [text for panel in figure.axes for text in (panel.title, panel.xaxis.label, panel.yaxis.label)]
+    for panel in figure.axes:
+        texts += panel.texts
+        for axis in (panel.xaxis, panel.yaxis) if panel.axison else ():
+            low, high = sorted(axis.get_view_interval())  # ticks beyond are there and not drawn
+            ticks = axis.get_major_ticks() + axis.get_minor_ticks()
+            texts += [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_visible()]
+    for legend in figure.legends:
+        texts += legend.get_texts()
+    return [text for text in texts if text.get_text() and text.get_visible()]
+
+
+def check(figure: Figure) -> None:
+    """The figure has a panel with something in it, and no two texts of it touch or leave the page."""
+    assert figure.axes
+    # Of an annotation the text alone, without its arrow.
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts_of(figure)]
+    width, height = figure.canvas.get_width_height()
+    for text, box in boxes:
+        assert box.x0 > -1, text
+        assert box.x1 < width + 1, text
+        assert box.y0 > -1, text
+        assert box.y1 < height + 1, text
+    for (one, left), (other, right) in itertools.combinations(boxes, 2):
+        apart = left.x1 <= right.x0 + 1 or right.x1 <= left.x0 + 1 or left.y1 <= right.y0 + 1 or right.y1 <= left.y0 + 1
+        assert apart, f"{one!r} touches {other!r}"
+
+
+def drawn(panel: Axes) -> int:
+    """How many artists of a panel show data."""
+    return len(panel.lines) + len(panel.patches) + len(panel.collections) + len(panel.images)
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def add_blocks(add: Add, task: str, blocks: list[float], **keywords: Any) -> None:
+    for block, score in enumerate(blocks):
+        for seed in (0, 1):
+            add(score + 0.02 * seed, task=task, mode="layernorm", layers=str(block), seed=seed, **keywords)
+
+
+def test_layers(add_run: Add, tmp_path: Path) -> None:
+    for task in ("mrpc", "cola"):
+        add_blocks(add_run, task, [0.5, 0.7, 0.6])
+    add_run(0.9, task="mrpc", mode="full")
+    add_run(0.3, task="mrpc", mode="frozen")
+    add_run(0.8, task="mrpc", mode="layernorm")
+    figure, frame = figures.plot_layers(tmp_path / "runs")
+    check(figure)
+    mine = frame[(frame["task"] == "mrpc") & frame["block"].notna()]
+    assert mine["block"].tolist() == [0, 1, 2]
+    assert mine["mean"].tolist() == pytest.approx([0.51, 0.71, 0.61])
+    assert mine["deviation"].tolist() == pytest.approx([np.std([0, 0.02], ddof=1)] * 3)
+    assert dict(zip(frame["row"], frame["mean"], strict=True))["Full-FT"] == 0.9
+    cola, mrpc = figure.axes
+    assert (cola.get_title(), mrpc.get_title()) == ("CoLA", "MRPC")
+    (points,) = (line for line in mrpc.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(points.get_ydata(), [51, 71, 61])
+    assert [line.get_ydata()[0] for line in mrpc.lines[:3]] == [90, 80, 30]
+    assert mrpc.get_ylabel() == "f1 (%)"
+
+
+def test_layers_leaves_a_gap_where_a_block_is_missing(add_run: Add, tmp_path: Path) -> None:
+    for block, score in ((0, 0.5), (3, 0.6)):
+        add_run(score, mode="layernorm", layers=str(block))
+    add_run(None, mode="layernorm", layers="2", status="diverged")
+    figure, frame = figures.plot_layers(tmp_path / "runs")
+    check(figure)
+    (points,) = (line for line in figure.axes[0].lines if line.get_marker() == "o")
+    np.testing.assert_array_equal(points.get_ydata(), [50, np.nan, np.nan, 60])
+    assert frame[frame["block"] == 2]["lost"].tolist() == [1]
+
+
+def test_rates(add_run: Add, tmp_path: Path) -> None:
+    for mode, rate, seed in itertools.product(("full", "layernorm"), RATES, (0, 1)):
+        add_run(0.5 + 0.1 * RATES.index(rate) + 0.02 * seed, mode=mode, learning_rate=rate, seed=seed)
+    add_run(None, status="diverged", mode="full", learning_rate=1e-2, seed=0)
+    add_run(0.6, mode="full", learning_rate=5e-3, seed=0)
+    add_run(None, status="diverged", mode="full", learning_rate=5e-3, seed=1)
+    figure, frame = figures.plot_rates(tmp_path / "runs")
+    check(figure)
+    full = frame[frame["mode"] == "full"].set_index("learning_rate")
+    assert full["mean"].round(6).tolist() == [0.51, 0.61, 0.71, 0.6, pytest.approx(np.nan, nan_ok=True)]
+    assert full["diverged"].tolist() == [0, 0, 0, 1, 1]
+    assert full.index[full["chosen"]].tolist() == [1e-3]
+    (panel,) = figure.axes
+    marks = {
+        line.get_marker(): line for line in panel.lines if line.get_linestyle() == "None" and len(line.get_xdata())
+    }
+    assert len(marks["x"].get_xdata()) == 1
+    rings = [line for line in panel.lines if line.get_markersize() == 10]
+    assert [len(line.get_xdata()) for line in rings] == [1, 1]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["1e-5", "1e-4", "1e-3", "5e-3", "1e-2"]
+
+
+def test_many_rows_and_tasks(add_run: Add, tmp_path: Path) -> None:
+    modes: list[dict[str, Any]] = [{"mode": mode} for mode in ("full", "frozen", "attention", "feedforward", "bitfit")]
+    modes += [
+        {"mode": mode, "mask_size": size} for mode in ("outliers", "outliers_control") for size in (4, 16, 64, 256)
+    ]
+    tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+    for task, mode, rate in itertools.product(tasks, modes, (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)):
+        add_run(0.5, task=task, learning_rate=rate, epochs_kept=3, **mode)
+    for draw in (figures.plot_rates, figures.plot_curves):
+        figure, frame = draw(tmp_path / "runs")
+        check(figure)
+        assert set(frame["task"]) == set(tasks)
+        assert len(figure.legends[0].get_texts()) == len(modes)
+    assert len({str(look(number)) for number in range(40)}) == 40
+
+
+def test_one_run(add_run: Add, tmp_path: Path) -> None:
+    add_run(0.5, mode="layernorm", layers="0", epochs_kept=2)
+    for draw in (figures.plot_layers, figures.plot_curves):
+        figure, frame = draw(tmp_path / "runs")
+        check(figure)
+        assert drawn(figure.axes[0])
+        assert len(frame) in (1, 2)
+    add_run(0.5, mode="full")
+    figure, frame = figures.plot_rates(tmp_path / "runs")
+    check(figure)
+    assert len(frame) == 1
+
+
+def test_curves(add_run: Add, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        add_run(0.5 + 0.1 * seed, mode="layernorm", seed=seed, epochs_kept=4)
+        add_run(0.4, mode="layernorm", seed=seed, epochs_kept=4, learning_rate=1e-5)  # not the chosen rate
+    add_run(None, mode="full", status="diverged")
+    figure, frame = figures.plot_curves(tmp_path / "runs")
+    check(figure)
+    assert frame["learning_rate"].unique().tolist() == [1e-3]
+    assert frame.groupby("epoch")["score"].mean().tolist() == pytest.approx([0.55] * 4)
+    losses, scores = figure.axes
+    np.testing.assert_allclose(scores.lines[-1].get_ydata(), [55] * 4)
+    assert losses.get_ylabel() == "mean training loss"
+    assert scores.get_ylabel() == "f1 (%)"
+
+
+def test_runs_that_may_not_be_compared_are_left_out_and_told(add_run: Add, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        add_run(0.5, mode="full", seed=seed)
+    add_run(0.9, mode="full", batching="grouped")
+    figure, frame = figures.plot_rates(tmp_path / "runs")
+    check(figure)
+    assert frame["mean"].tolist() == [0.5]
+    assert frame.attrs["notes"] == [
+        "left out: 1 runs that differ, batching grouped", "shown: 2 runs, batching random",
+    ]  # fmt: skip
+
+
+# ---- weights -------------------------------------------------------------------------------------------------------
+
+
+def toy_weights(blocks: int = 4, hidden: int = 48, apart: float = 0.8, seed: int = 0) -> dict[str, np.ndarray]:
+    """A BERT whose gammas lie around `apart` and all its other weights around 0."""
+    generator = np.random.default_rng(seed)
+    table = list_weights(BertShape(hidden, blocks, 2, 2 * hidden, 20, 10, 2), "sentence", 2)
+    return {
+        weight.path: generator.normal(apart if weight.part == "gamma" else 0, 0.05, weight.shape).astype(np.float32)
+        for weight in table
+    }
+
+
+def table_of(values: dict[str, np.ndarray], blocks: int = 4, hidden: int = 48) -> Any:
+    return list_weights(BertShape(hidden, blocks, 2, 2 * hidden, 20, 10, 2), "sentence", 2)
+
+
+@pytest.fixture
+def add_full(add_run: Add, tmp_path: Path) -> Callable[..., Record]:
+    """Writes a full run with the change and the distributions of toy weights."""
+
+    def add(blocks: int = 4, shift: float = 0.3, **keywords: Any) -> Record:
+        before = toy_weights(blocks)
+        table = table_of(before, blocks)
+        moved = "output/LayerNorm/beta"
+        after = {
+            path: value + shift * (path.endswith(moved) and "attention" not in path) for path, value in before.items()
+        }
+        change: dict[str, dict[str, float]] = {}
+        for weight in table:
+            if weight.sublayer != "classifier":
+                mean = float(np.abs(after[weight.path].astype(float) - before[weight.path]).mean()) + 1e-3
+                change.setdefault(weight.component, {})["-" if weight.block is None else str(weight.block)] = mean
+        record = add_run(0.5, mode="full", change=change, **keywords)
+        measured = [measure_sublayers(table, values.__getitem__) for values in (before, after)]
+        stored = WeightDistributions(schema_=1, run_id=record.run_id, before=measured[0], after=measured[1])
+        path = tmp_path / "runs" / record.run_id / DISTRIBUTIONS_FILE
+        path.write_text(stored.model_dump_json(by_alias=True))
+        return record
+
+    return add
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_weights(add_full: Add, tmp_path: Path, runs: int) -> None:
+    for task, seed in itertools.product(("mrpc", "rte")[:runs], range(runs)):
+        add_full(task=task, seed=seed)
+    figure, frame = figures.plot_weights(tmp_path / "runs")
+    check(figure)
+    assert all(drawn(panel) for panel in figure.axes)
+    one = frame[frame["task"] == "mrpc"].set_index(["sublayer", "part", "state"])
+    beta, gamma = (one.loc[("feedforward_layernorm", part, "fine-tuned")] for part in ("beta", "gamma"))
+    assert beta["mean"] == pytest.approx(0.3, abs=0.02)  # the planted shift
+    assert one.loc[("feedforward_layernorm", "beta", "pre-trained"), "mean"] == pytest.approx(0, abs=0.02)
+    assert gamma["mean"] == pytest.approx(0.8, abs=0.02)
+    assert gamma["count"] == runs * 4 * 48
+    whole = one.loc[("attention_layernorm", "all", "fine-tuned")]
+    assert whole["bimodality"] > whole["threshold"]
+    assert whole["magnitude_ratio"] == pytest.approx(0.8 / (0.05 * np.sqrt(2 / np.pi)), rel=0.1)
+    assert whole["share_beyond"] == pytest.approx(0.5, abs=0.01)
+    for sublayer in ("attention", "feedforward"):
+        single = one.loc[(sublayer, "all", "fine-tuned")]
+        assert single["bimodality"] < single["threshold"]
+        assert np.isnan(single["magnitude_ratio"])
+
+
+def test_areas_of_a_layernorms_parts_make_one(add_full: Add, tmp_path: Path) -> None:
+    add_full()
+    figure, _ = figures.plot_weights(tmp_path / "runs")
+    panel = next(panel for panel in figure.axes if panel.get_title().startswith("attention LayerNorm"))
+    areas = [float(np.sum(np.diff(step.get_data().edges) * step.get_data().values)) for step in panel.patches]
+    assert sum(areas[:2]) == pytest.approx(1, abs=0.01)  # pre-trained beta and gamma
+    assert sum(areas[2:]) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(("blocks", "runs"), [(4, 1), (1, 1), (2, 3)])
+def test_change(add_full: Add, tmp_path: Path, blocks: int, runs: int) -> None:
+    for seed in range(runs):
+        add_full(blocks, shift=0.3 + 0.1 * seed, seed=seed)
+    figure, frame = figures.plot_change(tmp_path / "runs")
+    check(figure)
+    means = frame.groupby("component")["change"].mean()
+    assert means.idxmax() == "output.LayerNorm.beta"
+    assert means.max() == pytest.approx(0.301 + 0.1 * (runs - 1) / 2, abs=1e-6)
+    bars, chart = figure.axes[:2]
+    assert len(bars.patches) == len(means) == 16 + 5 + 2
+    assert chart.images[0].get_array().shape == (23, blocks)
+
+
+def test_a_run_without_its_numbers_is_named(add_run: Add, tmp_path: Path) -> None:
+    add_run(0.5, mode="full")
+    for draw in (figures.plot_weights, figures.plot_change):
+        with pytest.raises(RequestError, match=r"--flagfile=figures\.flags"):
+            draw(tmp_path / "runs")
+    with pytest.raises(RequestError, match=r"--flagfile=fisher\.flags"):
+        figures.plot_fisher(tmp_path / "runs")
+    with pytest.raises(RequestError, match="one of them"):
+        figures.plot_weights()
+
+
+# ---- Fisher information --------------------------------------------------------------------------------------------
+
+
+def add_fisher(
+    add_run: Add, tmp_path: Path, blocks: int = 3, examples: int = 100, times: float = 1.0, **keywords: Any
+) -> None:
+    """A fisher run in which the betas of the feed-forward LayerNorms have most, the more the later the block."""
+    record = add_run(0.5, mode="fisher", mask_fraction=keywords.pop("mask_fraction", 0.1), **keywords)
+    totals: dict[str, dict[str, float]] = {}
+    sizes = {}
+    for weight in table_of({}, blocks):
+        total = 1e-3 if weight.part != "beta" else 2.0 * (1 + (weight.block or 0))
+        total *= 5 if weight.sublayer == "feedforward_layernorm" else 1
+        block = "-" if weight.block is None else str(weight.block)
+        totals.setdefault(weight.component, {})[block] = times * total * (weight.part != "bias")
+        sizes[weight.component] = weight.size
+    fisher = Fisher(
+        examples=examples, head_epochs=1, head_learning_rate=5e-3, head_train_loss=0.6, totals=totals, weights=sizes
+    )
+    path = tmp_path / "runs" / record.run_id / RECORD_FILE
+    path.write_text(record.model_copy(update={"fisher": fisher}).to_json())
+
+
+@pytest.mark.parametrize(("blocks", "seeds"), [(3, 1), (1, 1), (3, 3)])
+def test_fisher(add_run: Add, tmp_path: Path, blocks: int, seeds: int) -> None:
+    for seed, fraction in itertools.product(range(seeds), (0.1, 0.2)):  # a fraction does not change the information
+        add_fisher(add_run, tmp_path, blocks, seed=seed, mask_fraction=fraction)
+    figure, frame = figures.plot_fisher(tmp_path / "runs")
+    check(figure)
+    assert len(frame) == seeds * (16 * blocks + 5 + 2 + 2)
+    beta = frame[(frame["component"] == "output.LayerNorm.beta") & (frame["seed"] == 0)]
+    assert beta["total"].tolist() == [10.0 * (1 + block) for block in range(blocks)]
+    assert beta["mean"].tolist() == pytest.approx((beta["total"] / 48).tolist())
+    own, _ = figures.plot_fisher(frame[["task", "component", "block", "total", "weights", "seed"]])
+    check(own)
+
+
+def test_the_most_examples_speak(add_run: Add, tmp_path: Path) -> None:
+    add_fisher(add_run, tmp_path, examples=10, times=7.0, fisher_examples=10)
+    add_fisher(add_run, tmp_path, examples=99, times=3.0, fisher_examples=99)
+    _, frame = figures.plot_fisher(tmp_path / "runs")
+    assert frame[frame["component"] == "output.LayerNorm.beta"]["total"].tolist() == [30.0, 60.0, 90.0]
+
+
+def test_claims_of_weights_and_fisher_from_records_alone(
+    add_run: Add, add_full: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, seed in itertools.product(("mrpc", "rte"), (0, 1)):
+        add_full(task=task, seed=seed)
+        add_full(task=task, seed=seed, learning_rate=1e-5)  # as good; the lower rate is the chosen one
+        add_fisher(add_run, tmp_path, task=task, seed=seed)
+    assert report.main([f"--runs={tmp_path / 'runs'}", "--claims"]) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    verdicts = {line[0]: line[1:4] for line in lines if len(line) == 5 and line[0][:1] in "CF"}
+    assert verdicts["C8"] == ["holds", "12 of 12", "12 of 12"]
+    assert verdicts["F1"][0] == "holds"
+    assert verdicts["F3"][:2] == ["holds", "2 of 2"]
+    assert verdicts["F5"][:2] == ["holds", "4 of 4"]
+
+
+def test_claims_name_what_cannot_be_read(add_full: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = add_full()
+    path = tmp_path / "runs" / record.run_id / DISTRIBUTIONS_FILE
+    path.write_text("{")
+    assert report.main([f"--runs={tmp_path / 'runs'}", "--claims"]) == 0
+    assert str(path) in capsys.readouterr().err
+
+
+# ---- outliers ------------------------------------------------------------------------------------------------------
+
+
+def test_planted_outliers_are_found() -> None:
+    values = toy_weights(blocks=4, hidden=400)
+    table = table_of(values, 4, 400)
+    for path in values:  # nothing lies beyond 3 deviations but what is planted
+        values[path] = np.clip(values[path], np.mean(values[path]) - 0.1, np.mean(values[path]) + 0.1)
+    for block, dimension, part in ((0, 7, "gamma"), (2, 7, "gamma"), (3, 7, "beta"), (1, 30, "beta")):
+        values[f"bert/encoder/layer_._{block}/output/LayerNorm/{part}"][dimension] = -3.0
+    frame = find_outliers(table, values.__getitem__)
+    assert set(frame["sublayer"]) == {"feedforward_layernorm"}
+    found = list(frame[["block", "part", "dimension", "blocks", "recurs"]].itertuples(index=False, name=None))
+    assert sorted(found) == [
+        (0, "gamma", 7, 2, True), (1, "beta", 30, 1, False), (2, "gamma", 7, 2, True), (3, "beta", 7, 1, True),
+    ]  # fmt: skip
+    vector = values["bert/encoder/layer_._0/output/LayerNorm/gamma"].astype(float)
+    assert frame["deviations"].iloc[0] == pytest.approx((-3 - vector.mean()) / vector.std())
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_outliers_of_a_model_folder(make_toy_bert: Callable[..., Path], tmp_path: Path, blocks: int) -> None:
+    folder = make_toy_bert(tmp_path / "bert", blocks=blocks, hidden=64)
+    tensors = load_file(folder / "model.safetensors")
+    for block, dimension in itertools.product(range(blocks), (20, 21, 22)):
+        tensors[f"bert.encoder.layer.{block}.output.LayerNorm.weight"][dimension] = 9.0 + dimension
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    figure, frame = figures.plot_outliers(str(folder))
+    check(figure)
+    assert all(drawn(panel) for panel in figure.axes)
+    mine = frame[(frame["sublayer"] == "feedforward_layernorm") & frame["recurs"]]
+    named = [text.get_text() for text in figure.axes[1].texts]
+    if blocks == 1:
+        assert mine.empty
+        assert named == []
+    else:
+        assert {20, 21, 22} <= set(mine["dimension"])
+        assert {"20", "21", "22"} <= set(named)
+    figure, frame = figures.plot_weights(model=str(folder))
+    check(figure)
+    assert set(frame["state"]) == {"pre-trained"}
+
+
+def test_names_are_spread() -> None:
+    assert spread([1.0, 5.0], 2, 0, 10) == [1.0, 5.0]
+    assert spread([1.0, 1.5, 2.0], 2, 0, 10) == [1.0, 3.0, 5.0]
+    assert spread([9.0, 9.5, 10.0], 2, 0, 10) == [6.0, 8.0, 10.0]
+    assert spread([], 2, 0, 10) == []
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_command_writes_the_same_file_twice(
+    add_run: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    add_run(0.5, mode="full", epochs_kept=2)
+    written = []
+    for name in ("a", "b"):
+        output, data = tmp_path / f"{name}.{ending}", tmp_path / f"{name}.csv"
+        flags = ["--figure=curves", f"--runs={tmp_path / 'runs'}", f"--output={output}", f"--data={data}"]
+        assert analyze.main(flags) == 0
+        assert capsys.readouterr().out == f"wrote {output}\nwrote {data}  (2 rows)\n"
+        written.append(output.read_bytes())
+        assert pd.read_csv(data)["epoch"].tolist() == [1, 2]
+    assert written[0] == written[1]
+    assert written[0].startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[ending])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, ["--figure is required", "weights"]),
+        ({"figure": "pie"}, ["--figure", "pie"]),
+        ({"figure": "rates", "runs": "/nowhere"}, ["/nowhere"]),
+        ({"figure": "rates", "task": "mrp"}, ["--task=mrp", "mrpc"]),
+        ({"figure": "rates", "task": "rte"}, ["--task=rte", "no runs"]),
+        ({"figure": "rates", "output": "a.gif"}, ["--output=a.gif", ".png, .pdf, .svg"]),
+        ({"figure": "rates", "output": "/nowhere/a.png"}, ["--output", "/nowhere"]),
+        ({"figure": "rates", "data": "a.txt"}, ["--data=a.txt", ".csv"]),
+        ({"figure": "rates", "model": "demo"}, ["--model", "rates"]),
+        ({"figure": "layers"}, ["single blocks", "table3.flags"]),
+        ({"figure": "outliers"}, ["--model"]),
+        ({"figure": "outliers", "model": "/nowhere"}, ["/nowhere"]),
+        ({"figure": "weights", "model": "demo", "task": "rte"}, ["--task", "--model"]),
+        ({"figure": "fisher"}, ["--mode=fisher", "fisher.flags"]),
+    ],
+)  # fmt: skip
+def test_wrong_requests(
+    add_run: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict[str, str], words: list[str]
+) -> None:
+    add_run(0.5, mode="full")
+    of_runs = {} if "model" in flags else {"runs": str(tmp_path / "runs")}
+    status = analyze.main([f"--{name}={value}" for name, value in (of_runs | flags).items()])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert captured.err.startswith("tfmt-analyze: ")
+    assert captured.err.count("\n") == 1
+    for word in words:
+        assert word in captured.err
+
+
+def test_drawing_leaves_matplotlib_as_it_was(add_run: Add, tmp_path: Path) -> None:
+    add_run(0.5, mode="full")
+    before = dict(mpl.rcParams)
+    figure, _ = figures.plot_rates(tmp_path / "runs")
+    figures.save_figure(figure, tmp_path / "rates.svg")
+    assert dict(mpl.rcParams) == before
+    code = "import sys, tfmt.figures, tfmt.analyze; "
+    code += "print([m for m in ('tensorflow', 'matplotlib.pyplot') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
