@@ -64,7 +64,8 @@ def test_light_modules_import_no_tensorflow():
     light = ["tfmt", "tfmt.spec", "tfmt.tasks", "tfmt.metrics", "tfmt.bert.vocabulary", "tfmt.bert.configs",
              "tfmt.bert.base_weights", "tfmt.selection.modes", "tfmt.study.records", "tfmt.study.runner",
              "tfmt.study.dry_run", "tfmt.study.load", "tfmt.study.predict", "tfmt.study.export", "tfmt.flags",
-             "tfmt.train", "tfmt.predict", "tfmt.export"]  # fmt: skip
+             "tfmt.train", "tfmt.predict", "tfmt.export", "tfmt.training.distribution", "tfmt.results.analyses",
+             "tfmt.figures", "tfmt.analyze", "tfmt.report"]  # fmt: skip
     code = f"import sys, os; import {', '.join(light)}; assert os.environ['TF_USE_LEGACY_KERAS'] == '1'; "
     code += "print([m for m in ('tensorflow', 'transformers', 'tf_keras', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,10 +4,14 @@ The bins are the same for every part, model and run, so that histograms can be a
 asinh(w / `SCALE`): 0.0008 wide around 0, where the weights of dense layers lie, and 1.6 % of the weight far out, where
 LayerNorms have outliers of many times the usual magnitude. Up to `LIMIT` no weight falls outside; what lies beyond
 counts in the last bin.
+
+Their edges are rounded to numbers whose first 19 bits as a float32 say all of them, so that these bits of a weight tell
+its bin: a model is measured after every epoch that is kept, and computing asinh would take five times as long.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import ClassVar
 
@@ -22,11 +26,25 @@ BINS = 1024
 # 25 standard deviations of BERT's initial weights (0.02): no dense layer starts with a weight beyond it.
 MAGNITUDE = 0.5
 _STEP = float(2 * np.arcsinh(LIMIT / SCALE) / BINS)
+_CUT = 13  # the bits of a float32 that do not tell its bin
+_CHUNK = 1 << 15  # weights at a time, so that they stay in the processor's cache
 
 
 def bin_edges() -> np.ndarray:
     """The edges of the bins, (BINS + 1,)."""
-    return SCALE * np.sinh(_STEP * (np.arange(BINS + 1) - BINS // 2))
+    upper = (SCALE * np.sinh(_STEP * np.arange(1, BINS // 2 + 1))).astype(np.float32)
+    upper = ((upper.view(np.uint32) >> _CUT) << _CUT).view(np.float32).astype(np.float64)
+    return np.concatenate([-upper[::-1], [0.0], upper])
+
+
+@functools.cache
+def _bin_of_bits() -> np.ndarray:
+    """The bin of every pattern of first bits."""
+    bits = np.arange(1 << (31 - _CUT), dtype=np.uint32)
+    with np.errstate(invalid="ignore"):
+        sizes = (bits << _CUT).view(np.float32).astype(np.float64)
+    up = np.clip(np.searchsorted(bin_edges(), sizes, side="right") - 1, BINS // 2, BINS - 1)
+    return np.concatenate([up, BINS - 1 - up])
 
 
 class Distribution(BaseModel):
@@ -85,18 +103,21 @@ def measure(arrays: Iterable[np.ndarray]) -> Distribution:
     count = beyond = 0
     sums = np.zeros(4)
     lowest, highest = np.inf, -np.inf
-    histogram = np.zeros(BINS, np.int64)
+    patterns = np.zeros(1 << (32 - _CUT), np.int64)
     for array in arrays:
-        values = np.asarray(array, np.float64).ravel()
-        if not np.isfinite(values).all():
+        flat = np.asarray(array, np.float32).ravel()
+        if not np.isfinite(flat).all():
             raise FloatingPointError("a weight is not finite")
-        squares = values * values
-        sums += [values.sum(), squares.sum(), (squares * values).sum(), (squares * squares).sum()]
-        count += values.size
-        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
-        beyond += int(np.count_nonzero(np.abs(values) > MAGNITUDE))
-        places = np.floor(np.arcsinh(values / SCALE) / _STEP).astype(np.int64) + BINS // 2
-        histogram += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+        count += flat.size
+        lowest, highest = min(lowest, float(flat.min())), max(highest, float(flat.max()))
+        beyond += int(np.count_nonzero(flat > MAGNITUDE) + np.count_nonzero(flat < -MAGNITUDE))
+        # Adding 0 makes -0 a 0.
+        patterns += np.bincount((flat + np.float32(0)).view(np.uint32) >> _CUT, minlength=len(patterns))
+        for start in range(0, flat.size, _CHUNK):
+            values = flat[start : start + _CHUNK].astype(np.float64)
+            squares = values * values
+            sums += [values.sum(), squares.sum(), (squares * values).sum(), (squares * squares).sum()]
+    histogram = np.bincount(_bin_of_bits(), weights=patterns, minlength=BINS).astype(np.int64)
     filled = np.flatnonzero(histogram)
     first, last = (int(filled[0]), int(filled[-1])) if count else (0, -1)
     return Distribution(
