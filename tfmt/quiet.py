@@ -30,6 +30,7 @@ def set_verbosity(verbosity: int) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # in a notebook without ipywidgets
 
 
 @contextmanager
@@ -88,3 +89,5 @@ def import_tensorflow(verbosity: int) -> None:
         # transformers' metrics, which nothing here calls, take a second to import scikit-learn where it is installed.
         installed._sklearn_available = False
         del tf_keras
+    if verbosity < 1:
+        tensorflow.get_logger().setLevel(logging.ERROR)  # in a notebook TensorFlow sets its own logger to INFO
