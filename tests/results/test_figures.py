@@ -384,6 +384,13 @@ def test_planted_outliers_are_found() -> None:
     assert frame["deviations"].iloc[0] == pytest.approx((-3 - vector.mean()) / vector.std())
 
 
+def test_a_model_without_outliers(toy_bert: Path) -> None:
+    figure, frame = figures.plot_outliers(str(toy_bert))  # of 16 weights none can lie far from the mean
+    check(figure)
+    assert len(frame) == 0
+    assert frame.columns.tolist()[-2:] == ["blocks", "recurs"]
+
+
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_outliers_of_a_model_folder(make_toy_bert: Callable[..., Path], tmp_path: Path, blocks: int) -> None:
     folder = make_toy_bert(tmp_path / "bert", blocks=blocks, hidden=64)

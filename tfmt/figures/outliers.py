@@ -48,6 +48,8 @@ def find_outliers(weights: Sequence[Weight], read: Callable[[str], np.ndarray]) 
                 for place in np.flatnonzero(np.abs(distance) > DEVIATIONS)
             ]
     frame = pd.DataFrame(rows, columns=["sublayer", "part", "block", "dimension", "value", "deviations"])
+    # Without a row pandas knows no types.
+    frame = frame.astype({"block": int, "dimension": int, "value": float, "deviations": float})
     frame["blocks"] = frame.groupby(["sublayer", "part", "dimension"])["block"].transform("count").astype(int)
     often = (frame["blocks"] > RECURRING_SHARE * blocks) & (frame["blocks"] >= 2)
     frame["recurs"] = often.groupby([frame["sublayer"], frame["dimension"]]).transform("any").astype(bool)
