@@ -118,6 +118,25 @@ def test_layers_leaves_a_gap_where_a_block_is_missing(add_run: Add, tmp_path: Pa
     assert frame[frame["block"] == 2]["lost"].tolist() == [1]
 
 
+def test_layers_over_cached_blocks_are_a_line_of_their_own(add_run: Add, tmp_path: Path) -> None:
+    add_run(0.5, mode="layernorm", layers="0")  # nothing lies below it
+    for block, score in ((1, 0.4), (2, 0.6)):
+        add_run(score, mode="layernorm", layers=str(block), frozen_prefix="cached")
+    figure, frame = figures.plot_layers(tmp_path / "runs")
+    check(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["LayerNorms of one block, cached prefix"]
+    assert frame["frozen_prefix"].tolist() == ["live", "cached", "cached"]
+    add_run(0.7, mode="layernorm", layers="2")
+    figure, frame = figures.plot_layers(tmp_path / "runs")
+    check(figure)
+    lines = [
+        line.get_ydata() for line in figure.axes[0].lines if len(line.get_xdata()) == 3 and line.get_marker() != "_"
+    ]
+    drawn_lines = [list(line) for line in lines if not np.isnan(line).all()]
+    assert [50, 40, 60] in drawn_lines
+    assert any(np.array_equal(line, [50, np.nan, 70], equal_nan=True) for line in drawn_lines)
+
+
 def test_rates(add_run: Add, tmp_path: Path) -> None:
     for mode, rate, seed in itertools.product(("full", "layernorm"), RATES, (0, 1)):
         add_run(0.5 + 0.1 * RATES.index(rate) + 0.02 * seed, mode=mode, learning_rate=rate, seed=seed)

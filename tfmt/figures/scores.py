@@ -47,8 +47,8 @@ def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
 
     Returns:
-      The figure, and `task`, `row`, `block` (missing for whole models), `mean` and `deviation` (fractions), `seeds`,
-      `learning_rate`, `lost` (runs of the chosen rate that diverged, failed or have no score).
+      The figure, and `task`, `row`, `block` (missing for whole models), `frozen_prefix`, `mean` and `deviation`
+      (fractions), `seeds`, `learning_rate`, `lost` (runs of the chosen rate that diverged, failed or have no score).
 
     Raises:
       RequestError: no runs of single blocks.
@@ -67,9 +67,10 @@ def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
         for row in sorted(group.rows, key=lambda row: (not is_block(row), row.order)):
             if (row, column) in group.cells:
                 cell = group.cells[row, column]
-                rows.append((column, row.title, int(row.layers) if is_block(row) else None, cell.mean, cell.deviation,
-                             len(cell.scores), cell.learning_rate, sum(cell.lost.values())))  # fmt: skip
-    names = ["task", "row", "block", "mean", "deviation", "seeds", "learning_rate", "lost"]
+                block = int(row.layers) if is_block(row) else None
+                rows.append((column, row.title, block, row.frozen_prefix, cell.mean, cell.deviation, len(cell.scores),
+                             cell.learning_rate, sum(cell.lost.values())))  # fmt: skip
+    names = ["task", "row", "block", "frozen_prefix", "mean", "deviation", "seeds", "learning_rate", "lost"]
     frame = pd.DataFrame(rows, columns=names).astype({"block": "Int64", "mean": float, "deviation": float})
     figure, panels = make_task_panels(columns)
     handles: dict[str, Any] = {}
@@ -84,13 +85,24 @@ def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
             if deviation:
                 low, high = (100 * (mean + sign * deviation) for sign in (-1, 1))
                 panel.axhspan(low, high, color=COLOURS[number], alpha=0.12, linewidth=0)
-        blocks = mine.dropna(subset="block").set_index("block")
-        places = np.arange(blocks.index.max() + 1)
-        blocks = blocks.reindex(places)  # a block without runs is a gap in the line
-        means, spread = (100 * blocks[name].to_numpy(float) for name in ("mean", "deviation"))
-        points = panel.errorbar(places, means, yerr=np.nan_to_num(spread), color=COLOURS[0], marker="o", capsize=2.5,
-                                linewidth=1)  # fmt: skip
-        handles["LayerNorms of one block"] = points
+        blocks = mine.dropna(subset="block")
+        places = np.arange(blocks["block"].max() + 1)
+        live = blocks["frozen_prefix"] == Row("layernorm").frozen_prefix
+        # Below the first block there is nothing to cache: its runs belong to both lines.
+        lines = {"": blocks[live], ", cached prefix": blocks[~live | (live & (blocks["block"] == 0))]}
+        several = not live.all()
+        if several and (lines[""]["block"] == 0).all():
+            del lines[""]
+        if not several:
+            del lines[", cached prefix"]
+        for ending, part in lines.items():
+            points = part.set_index("block").reindex(places)  # a block without runs is a gap in the line
+            means, spread = (100 * points[name].to_numpy(float) for name in ("mean", "deviation"))
+            style = look(len(_REFERENCES) + 1 if ending else 0) | {"linestyle": "--" if ending else "-"}
+            label = f"LayerNorms of one block{ending}"
+            handles[label] = panel.errorbar(
+                places, means, yerr=np.nan_to_num(spread), capsize=2.5, linewidth=1, **style
+            )
         panel.set(
             title=wrap_title(column_title(column), 3.2), xlabel="block (from 0)", ylabel=score_label(group, column)
         )
