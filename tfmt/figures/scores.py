@@ -85,31 +85,35 @@ def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
             if deviation:
                 low, high = (100 * (mean + sign * deviation) for sign in (-1, 1))
                 panel.axhspan(low, high, color=COLOURS[number], alpha=0.12, linewidth=0)
-        blocks = mine.dropna(subset="block")
-        places = np.arange(blocks["block"].max() + 1)
-        live = blocks["frozen_prefix"] == Row("layernorm").frozen_prefix
-        # Below the first block there is nothing to cache: its runs belong to both lines.
-        lines = {"": blocks[live], ", cached prefix": blocks[~live | (live & (blocks["block"] == 0))]}
-        several = not live.all()
-        if several and (lines[""]["block"] == 0).all():
-            del lines[""]
-        if not several:
-            del lines[", cached prefix"]
-        for ending, part in lines.items():
-            points = part.set_index("block").reindex(places)  # a block without runs is a gap in the line
-            means, spread = (100 * points[name].to_numpy(float) for name in ("mean", "deviation"))
-            style = look(len(_REFERENCES) + 1 if ending else 0) | {"linestyle": "--" if ending else "-"}
-            label = f"LayerNorms of one block{ending}"
-            handles[label] = panel.errorbar(
-                places, means, yerr=np.nan_to_num(spread), capsize=2.5, linewidth=1, **style
-            )
+        blocks = int(mine["block"].max()) + 1
+        handles |= _draw_blocks(panel, mine.dropna(subset="block"), blocks)
         panel.set(
             title=wrap_title(column_title(column), 3.2), xlabel="block (from 0)", ylabel=score_label(group, column)
         )
-        panel.set_xlim(-0.6, len(places) - 0.4)
-        tick_whole(panel.xaxis, 0, len(places) - 1)
+        panel.set_xlim(-0.6, blocks - 0.4)
+        tick_whole(panel.xaxis, 0, blocks - 1)
     add_legend(figure, handles)
     return figure, _finish(frame, shown)
+
+
+def _draw_blocks(panel: Axes, mine: pd.DataFrame, blocks: int) -> dict[str, Any]:
+    """The line over the blocks, and one for runs over cached blocks; {label: line}."""
+    live = mine["frozen_prefix"] == Row("layernorm").frozen_prefix
+    lines = {"": mine[live]}
+    if not live.all():
+        # Below the first block there is nothing to cache: its runs belong to both lines.
+        lines[", cached prefix"] = mine[~live | (mine["block"] == 0)]
+        if (mine.loc[live, "block"] == 0).all():
+            del lines[""]
+    drawn = {}
+    for ending, part in lines.items():
+        points = part.set_index("block").reindex(np.arange(blocks))  # a block without runs is a gap in the line
+        means, spread = (100 * points[name].to_numpy(float) for name in ("mean", "deviation"))
+        style = look(len(_REFERENCES) + 1 if ending else 0) | {"linestyle": "--" if ending else "-"}
+        drawn[f"LayerNorms of one block{ending}"] = panel.errorbar(
+            points.index, means, yerr=np.nan_to_num(spread), capsize=2.5, linewidth=1, **style
+        )
+    return drawn
 
 
 @styled
@@ -172,6 +176,7 @@ def plot_rates(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "bes
             title=wrap_title(column_title(column), 3.2), xlabel="peak learning rate", ylabel=score_label(group, column)
         )
         panel.set_xscale("log")
+        panel.margins(y=0.1)
         panel.set_xlim(rates[0] / 2, rates[-1] * 2)
         panel.xaxis.set_major_locator(FixedLocator(rates))
         panel.xaxis.set_minor_locator(NullLocator())
