@@ -1,7 +1,8 @@
 """tfmt's side of `make bench`: answers the requests that speed.py writes to it, one JSON object a line.
 
 `step` takes training steps on one batch of random tokens, `epoch` a share of an epoch's steps, `plain` the same with
-transformers' own forward pass on batches padded to 128 (the papers' way), `evaluate` predicts, `memory` tells the
+transformers' own forward pass on batches padded to 128 (the papers' way; asked of a process of its own, started with
+`plain`, that has none of tfmt's settings), `evaluate` predicts, `memory` tells the
 process's peak, `resident` its memory now.
 """
 
@@ -18,6 +19,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 import tfmt  # noqa: F401  (before TensorFlow: it chooses Keras 2)
+
+if "plain" in sys.argv[1:]:  # TensorFlow as it comes
+    os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what the libraries print is no answer
