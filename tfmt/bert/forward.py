@@ -153,7 +153,9 @@ def run_block(layer: Any, x: tf.Tensor, padding: tf.Tensor, config: Any, drop: A
     asking = tf.reshape(asking, [-1, hidden])
     output = layer.attention.dense_output
     attended = _normalise(drop(_dense(context, output.dense), rate) + asking, output.LayerNorm)
-    activation = gelu if config.hidden_act == "gelu" else get_tf_activation(config.hidden_act)
+    # Without dropout this is no training step, and TensorFlow joins its own GELU to the product before it.
+    by_hand = config.hidden_act == "gelu" and drop is not keep_all
+    activation = gelu if by_hand else get_tf_activation(config.hidden_act)
     middle = activation(_dense(attended, layer.intermediate.dense))
     output = layer.bert_output
     result = _normalise(drop(_dense(middle, output.dense), rate) + attended, output.LayerNorm)
