@@ -73,7 +73,7 @@ def _report(record: Record, folder: str) -> str:
     if result and result.epochs:
         for split, metrics in result.epochs[-1].metrics.items():
             shown = "  ".join(f"{k} {'undefined' if v is None else f'{100 * v:.2f}'}" for k, v in metrics.items())
-            lines.append(f"{split:<9} {shown}  (N = {result.examples[split]:,}, epoch {result.epochs[-1].epoch})")
+            lines.append(f"{split:<9} {shown}  (N = {result.scored[split]:,}, epoch {result.epochs[-1].epoch})")
         best = (
             "undefined" if result.score_best is None else f"{100 * result.score_best:.2f} in epoch {result.best_epoch}"
         )

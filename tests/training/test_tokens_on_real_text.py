@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score
 
 from tfmt import predict, train
 from tfmt.data.demo_text import read_rotten_tomatoes
+from tfmt.study.records import read_runs
 
 MARKS = {",": "COMMA", ".": "STOP"}
 
@@ -53,11 +54,12 @@ def run(tmp_path_factory):
 
 
 def test_every_word_counts(run):
-    _, _, record, sentences = run
+    folder, _, record, sentences = run
     words = sum(len(words) for words, _ in sentences)
     told = record["result"]["words"]["validation"]
     assert record["result"]["examples"]["validation"] == len(sentences)
     assert told["words"] == words
+    assert read_runs(folder / "runs").examples[0]["validation"] == words  # the N of tables
     assert 0 < told["cut_off"] < words
     assert record["proof"]["frozen_changed"] == 0
 

@@ -64,6 +64,11 @@ class Result(_Part):
     reasons: dict[str, str] = {}
     words: dict[str, dict[str, int]] = {}
 
+    @property
+    def scored(self) -> dict[str, int]:
+        """N of each split: its examples, or in token tasks its words."""
+        return self.examples | {split: told["words"] for split, told in self.words.items()}
+
 
 class Cost(_Part):
     """What the run took. Seconds and tokens add up over resumptions; `tokens` are real ones, `padded_tokens` all."""
@@ -263,7 +268,8 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
 
     Returns:
       A DataFrame: `run_id`, `status`, `error`, every field of the spec, `tuned`, `tuned_percent`, `score_name`,
-      `score_best`, `score_last` (fractions), `best_epoch`, `collapsed`, `examples` ({split: number}), `seconds`,
+      `score_best`, `score_last` (fractions), `best_epoch`, `collapsed`, `examples` ({split: N of
+      its score}), `seconds`,
       `frozen_changed`, `tfmt` (version), `arithmetic`, `packages` (versions of Python and of what computes),
       `model_sha256`, `data_sha256`.
     """
@@ -278,6 +284,7 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
         if record.result:
             fields = ("score_name", "score_best", "score_last", "best_epoch", "collapsed", "examples")
             row |= {name: getattr(record.result, name) for name in fields}
+            row["examples"] = record.result.scored
         if record.cost:
             row["seconds"] = record.cost.setup_seconds + record.cost.train_seconds + record.cost.eval_seconds
         if record.proof:
