@@ -56,7 +56,8 @@ def test_without_dropout_it_is_the_live_run(toy_bert, toy_glue, tmp_path, mode):
     for one, other in zip(live.result.epochs, cached.result.epochs, strict=True):
         assert one.metrics == other.metrics
     assert cached.proof.frozen_changed == 0
-    assert cached.proof.selected_changed == live.proof.selected_changed
+    # A key's bias has no gradient but rounding (softmax does not see it): which of its 16 weights move is chance.
+    assert abs(cached.proof.selected_changed - live.proof.selected_changed) <= 16
 
 
 def test_states_are_the_library_s_hidden_states(toy_bert, toy_glue, tmp_path):
