@@ -26,7 +26,8 @@ from tfmt.bert.vocabulary import list_weights
 from tfmt.errors import RequestError
 from tfmt.figures.outliers import find_outliers, spread
 from tfmt.figures.style import look
-from tfmt.study.records import DISTRIBUTIONS_FILE, RECORD_FILE, Fisher, Record, WeightDistributions
+from tfmt.selection.stored import FisherNotes
+from tfmt.study.records import DISTRIBUTIONS_FILE, RECORD_FILE, Record, WeightDistributions
 from tfmt.training.distribution import measure_sublayers
 
 Add = Callable[..., Record]
@@ -331,7 +332,7 @@ def add_fisher(
         block = "-" if weight.block is None else str(weight.block)
         totals.setdefault(weight.component, {})[block] = times * total * (weight.part != "bias")
         sizes[weight.component] = weight.size
-    fisher = Fisher(
+    fisher = FisherNotes(
         examples=examples, head_epochs=1, head_learning_rate=5e-3, head_train_loss=0.6, totals=totals, weights=sizes
     )
     path = tmp_path / "runs" / record.run_id / RECORD_FILE

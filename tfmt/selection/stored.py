@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from tfmt.bert.vocabulary import Weight
@@ -16,6 +17,23 @@ from tfmt.errors import RequestError
 
 FISHER_FILE = "fisher.safetensors"
 _TUNED_FILE = "tuned.safetensors"
+
+
+class FisherNotes(BaseModel):
+    """The Fisher information that a `fisher` run chose its mask by.
+
+    `examples` it was estimated on, with a head trained as told. `totals` is its sum over the weights of each component
+    in each block (`-` outside the blocks), {component: {block: sum}}, of which one has `weights` weights.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    examples: int
+    head_epochs: int
+    head_learning_rate: float
+    head_train_loss: float
+    totals: dict[str, dict[str, float]] = {}
+    weights: dict[str, int] = {}
 
 
 def read_fisher(folder: str | Path, weights: Sequence[Weight]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tfmt.errors import RequestError
+from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
 from tfmt.training.distribution import Distributions
 
@@ -113,21 +114,6 @@ class Origin(_Part):
     finished: str
 
 
-class Fisher(_Part):
-    """The Fisher information that a `fisher` run chose its mask by.
-
-    `examples` it was estimated on, with a head trained as told. `totals` is its sum over the weights of each component
-    in each block (`-` outside the blocks), {component: {block: sum}}, of which one has `weights` weights.
-    """
-
-    examples: int
-    head_epochs: int
-    head_learning_rate: float
-    head_train_loss: float
-    totals: dict[str, dict[str, float]] = {}
-    weights: dict[str, int] = {}
-
-
 class Record(_Part):
     """One run that ended. See the README for how to read it."""
 
@@ -141,7 +127,7 @@ class Record(_Part):
     cost: Cost | None
     proof: Proof | None
     change: dict[str, dict[str, float]] | None
-    fisher: Fisher | None = None
+    fisher: FisherNotes | None = None
     origin: Origin
 
     model_config: ClassVar[ConfigDict] = ConfigDict(

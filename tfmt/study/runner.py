@@ -32,7 +32,6 @@ from tfmt.study.records import (
     TUNED_FILE,
     Cost,
     Epoch,
-    Fisher,
     Origin,
     Parameters,
     Proof,
@@ -361,8 +360,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             frozen_sha256_before=state.frozen_sha256, frozen_sha256_after=outcome.frozen_sha256_after,
         )  # fmt: skip
         change = state.kept_change
-        if outcome.fisher is not None:
-            fisher = Fisher(**outcome.fisher.model_dump())
+        fisher = outcome.fisher
     return Record(
         schema_=SCHEMA, run_id=request.run_id, status=status, error=error, spec=spec,
         parameters=parameters, result=result, cost=cost, proof=proof, change=change,

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from pydantic import BaseModel
 
 from tfmt import protocol
 from tfmt.bert.forward import per_example_layernorms
@@ -33,7 +32,7 @@ from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError
 from tfmt.selection.modes import draw_without_replacement
 from tfmt.selection.selection import Selection
-from tfmt.selection.stored import FISHER_FILE
+from tfmt.selection.stored import FISHER_FILE, FisherNotes
 from tfmt.spec import RunSpec
 from tfmt.training.tuned import read_tensors, write_tensors
 from tfmt.training.workbench import Workbench
@@ -44,17 +43,6 @@ HEAD_LEARNING_RATE = protocol.PART_LEARNING_RATE
 FISHER_TOKENS = 4096
 # Keeps the draw of the examples apart from the draws of masks, whose streams are the numbers of their pools.
 _EXAMPLES_STREAM = 0xF15E
-
-
-class FisherNotes(BaseModel):
-    """How a run's Fisher information came about, and its sums over all of the model: {component: {block: sum}}."""
-
-    examples: int
-    head_epochs: int
-    head_learning_rate: float
-    head_train_loss: float
-    totals: dict[str, dict[str, float]] = {}
-    weights: dict[str, int] = {}
 
 
 class ComponentFisher(NamedTuple):
