@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 import tfmt
 from tfmt.bert.base_weights import BaseWeights, model_digest
 from tfmt.bert.configs import demo_folder, find_model, read_config
+from tfmt.bert.forward import run_block
 from tfmt.bert.tokenizer import load_tokenizer
 from tfmt.errors import RequestError
 
@@ -57,6 +58,34 @@ def test_gradients_are_those_of_transformers(minilm, theirs, batch):
     for name, gradient in expected.items():
         scale = float(tf.reduce_max(tf.abs(gradient))) + 1e-3  # keys have biases without effect
         np.testing.assert_allclose(ours[name], gradient, atol=2e-4 * scale, err_msg=name)
+
+
+def test_first_position_alone_is_the_first_of_all_under_dropout_and_padding(minilm):
+    generator = np.random.default_rng(0)
+    drawn = tf.constant(generator.random((3, 12, 9, 9)) > 0.2)
+
+    class Dropped:
+        """Drops given attention weights, and nothing else."""
+
+        def mask(self, shape, rate):
+            return drawn[:, :, : shape[2]]
+
+        def __call__(self, x, rate):
+            return x
+
+    layer, config = minilm.bert.encoder.layer[-1], minilm.config
+    x = tf.constant(generator.normal(size=(3, 9, config.hidden_size)), tf.float32)
+    padding = tf.constant(np.where(np.arange(9) < [[9], [4], [7]], 0, -1e4)[:, None, None], tf.float32)
+    variables = [layer.attention.self_attention.key.kernel, layer.attention.self_attention.value.bias, x]
+    found = []
+    for first_only in (False, True):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            first = run_block(layer, x, padding, config, Dropped(), first_only)[:, 0]
+            target = tf.reduce_sum(first * tf.range(config.hidden_size, dtype=tf.float32))
+        found.append([first, *tape.gradient(target, variables)])
+    for whole, alone in zip(*found, strict=True):
+        np.testing.assert_allclose(alone, whole, atol=1e-5 * float(tf.reduce_max(tf.abs(whole))))
 
 
 def test_token_head_and_special_requests(toy_bert):

@@ -1,9 +1,18 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfmt.data.batches import SplitPredictions, evaluation_batches, plan_epoch, training_batches
+from tfmt.data.batches import (
+    EvaluationBatch,
+    SplitPredictions,
+    compute_outputs,
+    evaluation_batches,
+    plan_epoch,
+    training_batches,
+)
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError
 from tfmt.tasks import custom_task, find_task
@@ -183,3 +192,30 @@ def test_every_word_gets_one_prediction(classes, missing):
         assert (labels[batch.inputs["attention_mask"] == 0] == -100).all()
         predictions.add(batch.indices, np.eye(len(classes))[np.maximum(labels, 0)])
     assert predictions.values().tolist() == [0, 1, missing, 1, 0, missing]
+
+
+def test_outputs_come_in_the_order_of_their_batches_and_little_is_read_ahead():
+    read = []
+
+    def batches():
+        for index in range(20):
+            read.append(index)
+            yield EvaluationBatch({"row": np.array([index])}, np.array([index]))
+
+    def compute(batch):
+        time.sleep(0.002 * (20 - batch.indices[0]))  # later ones take less
+        return batch.inputs["row"] ** 2
+
+    for index, (batch, outputs) in enumerate(compute_outputs(batches(), compute)):
+        assert (batch.indices[0], outputs[0]) == (index, index**2)
+        assert len(read) <= index + 3
+
+    def broken(batch):
+        if batch.indices[0] == 3:
+            raise ValueError("the third")
+        return compute(batch)
+
+    outputs = compute_outputs(batches(), broken)
+    assert [next(outputs)[1][0] for _ in range(3)] == [0, 1, 4]
+    with pytest.raises(ValueError, match="the third"):
+        next(outputs)

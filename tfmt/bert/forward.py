@@ -2,8 +2,8 @@
 
 The sublayers stay Hugging Face's; only how they are computed differs. Two things are not what the library does:
 
-* In sentence tasks the head reads the first position alone, so the last block computes queries, feed-forward and
-  LayerNorms for that position only. The logits are the same.
+* In sentence tasks the head reads the first position alone, so the last block computes that position only, and no
+  keys and values at all. The logits are the same.
 * A dropout mask is a pure function of (seed, optimizer step, place in the network, replica). Nothing about it has to
   be saved, so a resumed run draws the masks that an uninterrupted one draws.
 """
@@ -116,6 +116,56 @@ def embed(embeddings: Any, input_ids: tf.Tensor, token_type_ids: tf.Tensor, dtyp
     return _normalise(tf.cast(words + kinds + positions, dtype), embeddings.LayerNorm)
 
 
+def _attend_from_all(x: tf.Tensor, attention: Any, padding: tf.Tensor, config: Any, drop: Any) -> tf.Tensor:
+    """Self-attention of every position: (batch, length, hidden) -> (batch * length, hidden)."""
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    width = hidden // heads
+    batch, length = tf.shape(x)[0], tf.shape(x)[1]
+    rows = tf.reshape(x, [-1, hidden])
+
+    def split_heads(outputs: tf.Tensor) -> tf.Tensor:
+        return tf.transpose(tf.reshape(outputs, [batch, length, heads, width]), [0, 2, 1, 3])
+
+    # Scaling the kernel in place of its product is the same, on fewer numbers.
+    scale = tf.cast(width**-0.5, x.dtype)
+    asking = attention.query
+    query = split_heads(tf.nn.bias_add(tf.matmul(rows, asking.kernel * scale), asking.bias * scale))
+    key = split_heads(_dense(rows, attention.key))
+    value = split_heads(_dense(rows, attention.value))
+    rate = config.attention_probs_dropout_prob
+    kept = drop.mask(tf.stack([batch, heads, length, length]), rate)
+    context = attend(query, key, value, padding, kept, rate)
+    return tf.reshape(tf.transpose(context, [0, 2, 1, 3]), [-1, hidden])
+
+
+def _attend_from_first(x: tf.Tensor, attention: Any, padding: tf.Tensor, config: Any, drop: Any) -> tf.Tensor:
+    """Self-attention of the first position: (batch, length, hidden) -> (batch, hidden).
+
+    A query meets W x at every position; carried through W once, it meets x itself, and no position needs a key. So
+    with values: their weighted mean is W times the weighted mean of x.
+    """
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    width = hidden // heads
+    batch, length = tf.shape(x)[0], tf.shape(x)[1]
+
+    def by_head(dense: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.reshape(dense.kernel, [hidden, heads, width]), tf.reshape(dense.bias, [heads, width])
+
+    query = tf.reshape(_dense(x[:, 0], attention.query), [batch, heads, width]) * tf.cast(width**-0.5, x.dtype)
+    kernel, bias = by_head(attention.key)
+    # The bias adds the same to all positions, and so nothing; it stays because its gradient is part of the model's.
+    constant = tf.reduce_sum(query * bias, -1, keepdims=True)
+    scores = tf.matmul(tf.einsum("bhw,dhw->bhd", query, kernel), x, transpose_b=True) + constant + padding
+    weights = tf.nn.softmax(scores)
+    rate = config.attention_probs_dropout_prob
+    kept = drop.mask(tf.stack([batch, heads, 1, length]), rate)
+    if kept is not None:
+        weights = apply_mask(weights, kept[:, :, 0], rate)
+    kernel, bias = by_head(attention.value)
+    mean = tf.einsum("bhd,dhw->bhw", tf.matmul(weights, x), kernel)
+    return tf.reshape(mean + tf.reduce_sum(weights, -1, keepdims=True) * bias, [batch, hidden])
+
+
 def run_block(layer: Any, x: tf.Tensor, padding: tf.Tensor, config: Any, drop: Any, first_only: bool) -> tf.Tensor:
     """One block.
 
@@ -130,27 +180,16 @@ def run_block(layer: Any, x: tf.Tensor, padding: tf.Tensor, config: Any, drop: A
     Returns:
       (batch, length or 1, hidden).
     """
-    heads = config.num_attention_heads
-    hidden = config.hidden_size
     batch, length = tf.shape(x)[0], tf.shape(x)[1]
+    asking, asked = (x[:, :1], 1) if first_only else (x, length)
     attention = layer.attention.self_attention
-    asking = x[:, :1] if first_only else x
-    asked = 1 if first_only else length
-
-    def project(inputs: tf.Tensor, dense: Any, positions: Any) -> tf.Tensor:
-        outputs = _dense(tf.reshape(inputs, [-1, hidden]), dense)
-        return tf.transpose(tf.reshape(outputs, [batch, positions, heads, hidden // heads]), [0, 2, 1, 3])
-
-    query = project(asking, attention.query, asked) * tf.cast((hidden // heads) ** -0.5, x.dtype)
-    key = project(x, attention.key, length)
-    value = project(x, attention.value, length)
-    rate = config.attention_probs_dropout_prob
-    kept = drop.mask(tf.stack([batch, heads, asked, length]), rate)
-    context = attend(query, key, value, padding, kept, rate)
-    context = tf.reshape(tf.transpose(context, [0, 2, 1, 3]), [-1, hidden])
+    if first_only:
+        context = _attend_from_first(x, attention, padding[:, 0], config, drop)
+    else:
+        context = _attend_from_all(x, attention, padding, config, drop)
 
     rate = config.hidden_dropout_prob
-    asking = tf.reshape(asking, [-1, hidden])
+    asking = tf.reshape(asking, [-1, config.hidden_size])
     output = layer.attention.dense_output
     attended = _normalise(drop(_dense(context, output.dense), rate) + asking, output.LayerNorm)
     # Without dropout this is no training step, and TensorFlow joins its own GELU to the product before it.
@@ -159,7 +198,7 @@ def run_block(layer: Any, x: tf.Tensor, padding: tf.Tensor, config: Any, drop: A
     middle = activation(_dense(attended, layer.intermediate.dense))
     output = layer.bert_output
     result = _normalise(drop(_dense(middle, output.dense), rate) + attended, output.LayerNorm)
-    return tf.reshape(result, [batch, asked, hidden])
+    return tf.reshape(result, [batch, asked, config.hidden_size])
 
 
 def run_embeddings(main: Any, input_ids: tf.Tensor, token_type_ids: tf.Tensor, *, drop: Any, dtype: Any) -> tf.Tensor:

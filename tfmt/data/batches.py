@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -137,6 +139,28 @@ def evaluation_batches(
         indices = np.concatenate([taken, np.full(filling, -1, taken.dtype)])
         yield EvaluationBatch(assemble(split, rows_taken, length), indices)
         start += rows
+
+
+def compute_outputs(
+    batches: Iterable[EvaluationBatch], compute: Callable[[EvaluationBatch], np.ndarray]
+) -> Iterator[tuple[EvaluationBatch, np.ndarray]]:
+    """Each batch with what `compute` makes of it, in the order of the batches.
+
+    Two are computed at a time: while one waits for memory or for the host, the other multiplies.
+
+    Args:
+      batches: read a little ahead of what is given.
+      compute: called in two threads.
+    """
+    waiting: deque[tuple[EvaluationBatch, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(2) as pool:
+        for batch in batches:
+            waiting.append((batch, pool.submit(compute, batch)))
+            if len(waiting) > 2:
+                first, outputs = waiting.popleft()
+                yield first, outputs.result()
+        for first, outputs in waiting:
+            yield first, outputs.result()
 
 
 class SplitPredictions:

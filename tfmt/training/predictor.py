@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmt.bert.models import set_precision
-from tfmt.data.batches import SplitPredictions, evaluation_batches
+from tfmt.data.batches import EvaluationBatch, SplitPredictions, compute_outputs, evaluation_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.tasks import Task
 from tfmt.training.strategy import make_strategy
@@ -61,7 +61,7 @@ class Predictor:
         def predict(batch: dict[str, tf.Tensor]) -> tf.Tensor:
             return strategy.experimental_local_results(strategy.run(logits, args=(batch,)))[0]
 
-        self._predict = predict
+        self._predict = predict.get_concrete_function()
 
     def predict(self, split: TokenizedSplit, advance: Callable[[int], Any] = lambda count: None) -> Predictions:
         """The predictions for a tokenised split.
@@ -72,9 +72,14 @@ class Predictor:
         """
         predictions = SplitPredictions(self._task, split)
         probabilities = np.zeros(len(split)) if self._task.kind == "classification" else None
-        for batch in evaluation_batches(split, self._max_length, EVALUATION_TOKENS):
-            inputs = {name: tf.constant(array) for name, array in batch.inputs.items() if name != "labels"}
-            outputs = self._predict(inputs).numpy()
+
+        def compute(batch: EvaluationBatch) -> np.ndarray:
+            return self._predict(
+                {name: tf.constant(array) for name, array in batch.inputs.items() if name != "labels"}
+            ).numpy()
+
+        batches = evaluation_batches(split, self._max_length, EVALUATION_TOKENS)
+        for batch, outputs in compute_outputs(batches, compute):
             predictions.add(batch.indices, outputs)
             if probabilities is not None:
                 spread = outputs.astype(np.float64) - outputs.max(axis=-1, keepdims=True)

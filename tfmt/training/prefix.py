@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from tfmt.bert.vocabulary import Weight
-from tfmt.data.batches import EvaluationBatch
 from tfmt.data.cache import cache_folder
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RunError
@@ -70,34 +69,28 @@ class PrefixStates:
         except OSError as error:
             raise UnwritableError.of(folder, error) from None
 
-    def fill(self, name: str, batches: Iterator[EvaluationBatch], run: Callable[[dict], np.ndarray]) -> Iterator[int]:
-        """Computes a split's outputs.
+    def put(self, name: str, indices: np.ndarray, outputs: np.ndarray) -> None:
+        """Takes in the outputs of one batch.
 
         Args:
           name: the split.
-          batches: every example of it once.
-          run: gives the outputs of a batch's inputs, (rows, length or 1, hidden).
-
-        Yields:
-          How many examples a batch added.
+          indices: `EvaluationBatch.indices`, (rows,).
+          outputs: (rows, length or 1, hidden).
 
         Raises:
           RunError: an output is not finite.
         """
         split, states = self._splits[name], self._states[name]
-        for batch in batches:
-            outputs = run({key: array for key, array in batch.inputs.items() if key != "labels"})
-            if not np.isfinite(np.asarray(outputs, np.float32)).all():
-                raise RunError(f"the frozen blocks give numbers that are not finite on the {name} split")
-            for row, example in enumerate(batch.indices.tolist()):
-                if example < 0:  # fills the batch up
-                    continue
-                if self._first_only:
-                    states[example] = outputs[row, 0]
-                else:
-                    first, end = split.offsets[example], split.offsets[example + 1]
-                    states[first:end] = outputs[row, : end - first]
-            yield int((batch.indices >= 0).sum())
+        if not np.isfinite(np.asarray(outputs, np.float32)).all():
+            raise RunError(f"the frozen blocks give numbers that are not finite on the {name} split")
+        for row, example in enumerate(indices.tolist()):
+            if example < 0:  # fills the batch up
+                continue
+            if self._first_only:
+                states[example] = outputs[row, 0]
+            else:
+                first, end = split.offsets[example], split.offsets[example + 1]
+                states[first:end] = outputs[row, : end - first]
 
     def take(self, name: str, indices: np.ndarray, length: int) -> np.ndarray:
         """The outputs of some examples, (rows, length or 1, hidden), 0 where there is padding.

@@ -18,6 +18,7 @@ from tfmt.data.batches import (
     EpochPlan,
     EvaluationBatch,
     SplitPredictions,
+    compute_outputs,
     evaluation_batches,
     training_batches,
 )
@@ -31,8 +32,8 @@ from tfmt.training.adam import FusedAdam
 from tfmt.training.prefix import PrefixStates, count_prefix_blocks
 from tfmt.training.schedule import WarmupSchedule
 
-# Tokens with padding of one evaluation batch: large enough to fill the cores, small enough for any GPU.
-EVALUATION_TOKENS = 8192
+# Tokens with padding of one evaluation batch, of which two are computed at a time.
+EVALUATION_TOKENS = 2048
 
 
 class Workbench:
@@ -72,7 +73,6 @@ class Workbench:
         self.base = BaseWeights(folder, task.head)
         self.base_digests: dict[str, bytes] = {}  # of the base model's variables, for the proofs of all runs
         self._predicts: dict[int, Any] = {0: self._make_predict(0)}  # by the number of cached blocks
-        self._predicts[0].get_concrete_function()
         self._start = 0  # blocks whose output is cached, from block 0
         self._prefix: tuple[int, PrefixStates] | None = None
         self._train: Any = None
@@ -299,17 +299,24 @@ class Workbench:
             parts = strategy.experimental_local_results(strategy.run(replica_compute, args=(batch,)))
             return tf.concat(parts, axis=0)
 
-        return whole
+        return whole.get_concrete_function()  # traced before threads call it
 
     def predict(self, name: str) -> np.ndarray:
         """Predictions for every label of a split, in the split's order: classes, or scores for regression."""
         predictions = SplitPredictions(self.task, self.splits[name])
-        names = [key for key in self._signature(self._start) if key != "labels"]
-        for batch in self._evaluation_batches(name):
+
+        def compute(batch: EvaluationBatch) -> np.ndarray:
             inputs = self._with_states(name, batch.indices, batch.inputs)
-            outputs = self._predicts[self._start]({key: tf.constant(inputs[key]) for key in names})
-            predictions.add(batch.indices, outputs.numpy())
+            return self._run(self._predicts[self._start], inputs, self._start)
+
+        for batch, outputs in compute_outputs(self._evaluation_batches(name), compute):
+            predictions.add(batch.indices, outputs)
         return predictions.values()
+
+    def _run(self, compiled: Any, inputs: Batch, start: int) -> np.ndarray:
+        """What a function of `_over_replicas` makes of a batch."""
+        names = [name for name in self._signature(start) if name != "labels"]
+        return compiled({name: tf.constant(inputs[name]) for name in names}).numpy()
 
     def _evaluation_batches(self, name: str) -> Iterator[EvaluationBatch]:
         replicas = self.strategy.num_replicas_in_sync
@@ -339,15 +346,16 @@ class Workbench:
         states = PrefixStates(
             self.splits, first_only=first_only, hidden=config.hidden_size, dtype=dtype, limit=limit_gb * 1e9
         )
+
+        def compute(batch: EvaluationBatch) -> np.ndarray:
+            return self._run(run, batch.inputs, 0)
+
         examples = sum(map(len, self.splits.values()))
         with tqdm(total=examples, desc="frozen blocks", unit="example", leave=False, disable=quiet or None) as bar:
             for name in self.splits:
-
-                def compute(inputs: Batch) -> np.ndarray:
-                    return run({key: tf.constant(array) for key, array in inputs.items()}).numpy()
-
-                for count in states.fill(name, self._evaluation_batches(name), compute):
-                    bar.update(count)
+                for batch, outputs in compute_outputs(self._evaluation_batches(name), compute):
+                    states.put(name, batch.indices, outputs)
+                    bar.update(int((batch.indices >= 0).sum()))
         self._prefix = start, states
 
     def _with_states(self, name: str, indices: np.ndarray, batch: Batch) -> Batch:
