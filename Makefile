@@ -5,14 +5,12 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO_RUNS ?= runs/demo
 
-# PyTorch's side of `make interop`: an environment of its own, as transformers 5 has no TensorFlow models.
+# PyTorch's side of `make interop` and `make bench`: an environment of its own, as transformers 5 has no TensorFlow
+# models. For `make bench` it is optional: without it the comparisons are left out.
 INTEROP ?= .venv-interop
 INTEROP_PIP = $(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check
 INTEROP_RUNS ?= runs/interop
 
-# PyTorch's side of `make bench`. It is optional: without it the comparisons are left out.
-BENCH ?= .venv-bench
-BENCH_PIP = $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check
 # For example BENCH_FLAGS="--data_dir=glue" for MRPC, or BENCH_FLAGS=--quick
 BENCH_FLAGS ?=
 
@@ -49,26 +47,19 @@ test: install
 # PyTorch comes first and alone, so that nothing that asks for some version of it chooses another build.
 $(INTEROP)/installed: Makefile
 	@$(PYTHON) -m venv $(INTEROP)
-	@echo "installing PyTorch, transformers 5 and PEFT (a few minutes the first time)"
+	@echo "installing PyTorch, transformers 5, PEFT and Accelerate (a few minutes the first time)"
 	@$(INTEROP_PIP) torch==2.13.0
-	@$(INTEROP_PIP) "transformers>=5,<6" peft safetensors
+	@$(INTEROP_PIP) "transformers>=5,<6" peft accelerate safetensors
 	@touch $@
 
 interop: install $(INTEROP)/installed
 	$(BIN)/python tests/interop/check_tensorflow.py $(INTEROP_RUNS)
 	$(INTEROP)/bin/python tests/interop/check_torch.py $(INTEROP_RUNS)
 
-$(BENCH)/installed: Makefile
-	@$(PYTHON) -m venv $(BENCH)
-	@echo "installing PyTorch, transformers 5, PEFT and Accelerate (a few minutes the first time)"
-	@$(BENCH_PIP) torch==2.13.0
-	@$(BENCH_PIP) "transformers>=5,<6" peft accelerate
-	@touch $@
-
-bench-env: $(BENCH)/installed
+bench-env: $(INTEROP)/installed
 
 bench: install
-	$(BIN)/python tests/benchmarks/speed.py --torch=$(BENCH)/bin/python $(BENCH_FLAGS)
+	$(BIN)/python tests/benchmarks/speed.py --torch=$(INTEROP)/bin/python $(BENCH_FLAGS)
 
 lint: install
 	$(BIN)/ruff check .
@@ -76,4 +67,4 @@ lint: install
 	$(BIN)/mypy tfmt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(BENCH)
+	rm -rf $(VENV) $(INTEROP)

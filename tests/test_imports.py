@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tfmt"
 # A module imports from its own room and from rooms to its left.
-ORDER = ["errors", "files", "quiet", "protocol", "spec", "tasks", "metrics", "bert", "data", "selection", "training",
-         "study", "results", "figures", "flags"]  # fmt: skip
+ORDER = ["errors", "files", "tensors", "quiet", "protocol", "spec", "tasks", "metrics", "bert", "data", "selection",
+         "training", "study", "results", "figures", "flags"]  # fmt: skip
 COMMANDS = {"train", "sweep", "report", "analyze", "predict", "export"}
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from tfmt import quiet
-from tfmt.errors import RequestError
-from tfmt.flags import run_command
+from tfmt.flags import define_tuned_run, require, run_command
 
 _SUMMARY = (
     "Writes the model that a run tuned as a folder that other libraries load; its README.md says how.\n"
@@ -19,7 +18,7 @@ _SUMMARY = (
 
 
 def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("run", None, "Folder of the run, made with --keep=tuned.", flag_values=values)
+    define_tuned_run(values)
     flags.DEFINE_string("output", None, "Folder to make; must be empty if it is there.", flag_values=values)
     flags.DEFINE_enum(
         "format",
@@ -28,15 +27,10 @@ def _define(values: flags.FlagValues) -> None:
         "What to write; transformers, as most read it.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "model", "", "Where the base model lies now; empty means where the run found it.", flag_values=values
-    )
 
 
 def _main(values: flags.FlagValues) -> None:
-    for name in ("run", "output"):
-        if not values[name].value:
-            raise RequestError(f"--{name} is required: {values[name].help}")
+    require(values, "run", "output")
     from tfmt.study.export import export_run
 
     if values.format == "keras":

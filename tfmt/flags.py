@@ -70,6 +70,21 @@ def define_run_flags(values: flags.FlagValues, names: Sequence[str] = tuple(RunS
             flags.DEFINE_list(name, list(default or ()), text, flag_values=values)
 
 
+def define_tuned_run(values: flags.FlagValues) -> None:
+    """Defines --run and --model, of commands that take a tuned model up."""
+    flags.DEFINE_string("run", None, "Folder of the run, made with --keep=tuned.", flag_values=values)
+    flags.DEFINE_string(
+        "model", "", "Where the base model lies now; empty means where the run found it.", flag_values=values
+    )
+
+
+def require(values: flags.FlagValues, *names: str) -> None:
+    """Raises `RequestError` for the first of these flags that has no value."""
+    for name in names:
+        if not values[name].value:
+            raise RequestError(f"--{name} is required: {values[name].help}")
+
+
 def read_spec(values: flags.FlagValues) -> RunSpec:
     """The spec that the flags ask for.
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from tfmt import quiet
-from tfmt.errors import RequestError
-from tfmt.flags import run_command
+from tfmt.flags import define_tuned_run, require, run_command
 
 if TYPE_CHECKING:
     from tfmt.study.predict import Written
@@ -23,7 +22,7 @@ _SUMMARY = (
 
 
 def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("run", None, "Folder of the run, made with --keep=tuned.", flag_values=values)
+    define_tuned_run(values)
     flags.DEFINE_enum(
         "split", None, ["test", "validation"], "Split of the run's task to predict for.", flag_values=values
     )
@@ -36,16 +35,11 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "data_dir", "", "Where the task's files lie now; empty means where the run found them.", flag_values=values
     )
-    flags.DEFINE_string(
-        "model", "", "Where the base model lies now; empty means where the run found it.", flag_values=values
-    )
     flags.DEFINE_string("encoding", "", "Encoding of your files; empty means the run's.", flag_values=values)
 
 
 def _main(values: flags.FlagValues) -> None:
-    for name in ("run", "output"):
-        if not values[name].value:
-            raise RequestError(f"--{name} is required: {values[name].help}")
+    require(values, "run", "output")
     from tfmt.study.predict import prepare_prediction
 
     prediction = prepare_prediction(

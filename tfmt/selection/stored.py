@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError, safe_open
 
 from tfmt.bert.vocabulary import Weight
 from tfmt.errors import RequestError
+from tfmt.tensors import read_tensors
 
 FISHER_FILE = "fisher.safetensors"
 _TUNED_FILE = "tuned.safetensors"
@@ -46,7 +45,7 @@ def read_fisher(folder: str | Path, weights: Sequence[Weight]) -> dict[str, np.n
     Raises:
       RequestError: there is none, the file is broken, or it is of a model of other sizes.
     """
-    tensors, _ = _read(Path(folder) / FISHER_FILE, "only a run with --mode=fisher and --mask_fraction leaves it")
+    tensors, _ = read_tensors(Path(folder) / FISHER_FILE, "only a run with --mode=fisher and --mask_fraction leaves it")
     found = {weight.path: tensors[weight.torch_name] for weight in weights if weight.torch_name in tensors}
     for weight in weights:
         if weight.path in found and found[weight.path].shape != weight.shape:
@@ -91,7 +90,7 @@ def _read_masks(folder: Path, candidates: Sequence[Weight], model_sha256: str | 
     path = folder / FISHER_FILE
     if not path.exists() and (folder / _TUNED_FILE).exists():
         path = folder / _TUNED_FILE
-    tensors, about = _read(path, "give the folder of a run with --mode=fisher that has chosen its mask")
+    tensors, about = read_tensors(path, "give the folder of a run with --mode=fisher that has chosen its mask")
     if model_sha256 is not None and about.get("model_sha256") != model_sha256:
         raise RequestError(f"--fisher_from: {folder} tuned another base model; give runs on the model of this one")
     names = {f"{weight.torch_name}.indices": weight for weight in candidates}
@@ -112,14 +111,3 @@ def _read_masks(folder: Path, candidates: Sequence[Weight], model_sha256: str | 
     if not masks:
         raise RequestError(f"--fisher_from: {folder} holds no masks of single weights; give runs with --mode=fisher")
     return masks
-
-
-def _read(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="np") as file:
-            about = json.loads((file.metadata() or {})["tfmt"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except FileNotFoundError:
-        raise RequestError(f"{path}: missing; {remedy}") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise RequestError(f"{path}: not a file that tfmt wrote, or broken ({error}); run it again") from None

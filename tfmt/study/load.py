@@ -54,7 +54,8 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
     Raises:
       RequestError: the run kept no weights, or the base model is not the one that the run tuned.
     """
-    from tfmt.training.tuned import from_torch_names, read_tensors
+    from tfmt.tensors import read_tensors
+    from tfmt.training.tuned import from_torch_names
 
     folder = Path(run)
     record = read_record(folder)

@@ -289,7 +289,8 @@ def record_failure(request: Request, message: str) -> None:
 
 
 def _store_tuned(request: Request, bench: Workbench, values: dict[str, Any], before_write: Callable[[], None]) -> None:
-    from tfmt.training.tuned import to_torch_names, write_tensors
+    from tfmt.tensors import write_tensors
+    from tfmt.training.tuned import to_torch_names
 
     assert bench.selection is not None
     tensors = to_torch_names(bench.selection.weights, values, bench.selection.masks)

@@ -22,11 +22,11 @@ from tfmt.errors import RunError
 from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
+from tfmt.tensors import read_tensors, write_tensors
 from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.fisher import prepare_fisher, store_fisher
 from tfmt.training.progress import Progress
 from tfmt.training.proof import count_changed, digest_unselected, join_digests, mean_change
-from tfmt.training.tuned import read_tensors, write_tensors
 from tfmt.training.workbench import Workbench
 
 STATE_FILE = "state.safetensors"

@@ -34,7 +34,7 @@ from tfmt.selection.modes import draw_without_replacement
 from tfmt.selection.selection import Selection
 from tfmt.selection.stored import FISHER_FILE, FisherNotes
 from tfmt.spec import RunSpec
-from tfmt.training.tuned import read_tensors, write_tensors
+from tfmt.tensors import read_tensors, write_tensors
 from tfmt.training.workbench import Workbench
 
 HEAD_EPOCHS = 1
