@@ -181,11 +181,12 @@ def run_block(layer: Any, x: tf.Tensor, padding: tf.Tensor, config: Any, drop: A
       (batch, length or 1, hidden).
     """
     batch, length = tf.shape(x)[0], tf.shape(x)[1]
-    asking, asked = (x[:, :1], 1) if first_only else (x, length)
     attention = layer.attention.self_attention
     if first_only:
+        asking, asked = x[:, :1], 1
         context = _attend_from_first(x, attention, padding[:, 0], config, drop)
     else:
+        asking, asked = x, length
         context = _attend_from_all(x, attention, padding, config, drop)
 
     rate = config.hidden_dropout_prob
