@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -35,6 +37,32 @@ def trained(still, toy_glue, tmp_path):
         return record, load_file(request.folder / "tuned.safetensors")
 
     return train
+
+
+RESIDENT = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import tensorflow as tf
+from tfmt.training import strategy
+
+def resident(kind):
+    return int(re.search(rf"{kind}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+factor = np.random.default_rng(0).normal(size=(200, 200)).astype(np.float32)
+before, product = resident("RssFile"), tf.matmul(factor, factor).numpy()
+own = resident("RssAnon")
+strategy.drop_library_pages()
+assert resident("RssFile") < before / 4, (before, resident("RssFile"))
+assert abs(resident("RssAnon") - own) < 8192, "memory that no file holds is not touched"
+np.testing.assert_array_equal(tf.matmul(factor, factor), product)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells what a process maps, and takes it back")
+def test_libraries_are_dropped_from_memory_and_come_back():
+    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def assert_close(one, two, atol):

@@ -100,10 +100,17 @@ def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, padding: tf.Tenso
     @tf.custom_gradient
     def weigh(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor) -> Any:
         weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True) + padding)
-        used = weights if kept is None else weights * tf.cast(kept, weights.dtype)
-        context = tf.matmul(used, value)
+
+        def used_weights() -> tf.Tensor:
+            return weights if kept is None else weights * tf.cast(kept, weights.dtype)
+
+        context = tf.matmul(used_weights(), value)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            # Computed again, as they are the largest of what a long text would keep until here. Without the wait
+            # TensorFlow sees that the two are the same, and keeps the first.
+            with tf.control_dependencies([upstream]):
+                used = used_weights()
             # A row's sum of used * gradient is the product of its context and the context's gradient, which is short.
             mean = tf.reduce_sum(upstream * context, -1, keepdims=True)
             scores = used * tf.matmul(upstream, value, transpose_b=True) - weights * mean

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -46,6 +47,28 @@ def keep_memory() -> None:
     mallopt(arena_max, 1)
 
 
+def drop_library_pages() -> None:
+    """Gives back the pages of loaded libraries that only their start-up read.
+
+    TensorFlow registers its operations from all over its libraries, and Linux maps the surroundings of what is read:
+    390 MB of the 650 that a process holds after the imports. What is needed later is mapped again, from the system's
+    cache of the file. Only mappings that nobody can write and that hold nothing but the file's content are dropped.
+    """
+    try:
+        mappings = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # only Linux tells
+        return
+    madvise, dont_need = ctypes.CDLL(None).madvise, 4
+    span = ""
+    for line in mappings.splitlines():
+        first, second, *rest = line.split()
+        if first == "Anonymous:" and second == "0" and span:
+            start, end = (int(address, 16) for address in span.split("-"))
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), dont_need)
+        elif not first.endswith(":"):
+            span = first if second in ("r--p", "r-xp") and rest and ".so" in Path(rest[-1]).suffixes else ""
+
+
 def make_strategy(replicas: int) -> Any:
     """A MirroredStrategy over every GPU (memory growth on), else over CPU devices.
 
@@ -64,6 +87,7 @@ def make_strategy(replicas: int) -> Any:
             tf.config.experimental.set_memory_growth(gpu, True)
         return _mirrored(tuple(f"/gpu:{index}" for index in range(count)))
     keep_memory()
+    drop_library_pages()
     count = replicas or 1
     cpu = tf.config.list_physical_devices("CPU")[0]
     have = tf.config.get_logical_device_configuration(cpu)
