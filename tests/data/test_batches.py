@@ -40,7 +40,6 @@ def check_rows(split, batch, examples):
     """Every row of a batch is its example, followed by padding alone."""
     length = batch["input_ids"].shape[1]
     assert length <= MAX_LENGTH
-    assert length % 8 == 0 or length == MAX_LENGTH
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert batch[name].dtype == np.int32
         assert batch[name].shape == (len(examples), length)
@@ -68,6 +67,8 @@ def test_training_batches(lengths, batch_size, batching, seed, epoch):
     assert len(set(taken.tolist())) == len(taken) == plan.steps * batch_size  # Nothing twice.
     for batch in batches:
         check_rows(split, batch, batch["labels"].tolist())
+        length = batch["input_ids"].shape[1]
+        assert length % 8 == 0 or length == MAX_LENGTH
     assert plan.padded_tokens == sum(batch["input_ids"].size for batch in batches)
     assert plan.real_tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
     if batching == "fixed":
@@ -131,12 +132,13 @@ def test_the_order_is_what_it_was():
 def test_evaluation_covers_every_example_once(lengths, tokens, multiple_of):
     split = make_split(lengths)
     seen = []
-    for batch in evaluation_batches(split, MAX_LENGTH, tokens, multiple_of):
+    for batch in evaluation_batches(split, tokens, multiple_of):
         rows, length = batch.inputs["input_ids"].shape
         assert rows % multiple_of == 0
         assert rows * length <= max(tokens, multiple_of * length)
         check_rows(split, batch.inputs, batch.inputs["labels"].tolist())
         real = batch.indices[batch.indices >= 0]
+        assert length == split.lengths[real].max()
         assert batch.inputs["labels"][: len(real)].tolist() == real.tolist()
         seen += real.tolist()
     assert sorted(seen) == list(range(len(lengths)))
@@ -149,7 +151,7 @@ def test_predictions_return_in_order():
     split = make_split([5, 20, 9, 9, 3, 12, 17])
     predictions = SplitPredictions(task, split)
     answers = np.array([2, 0, 1, 1, 0, 2, 1])
-    for batch in evaluation_batches(split, MAX_LENGTH, 40, 2):
+    for batch in evaluation_batches(split, 40, 2):
         with pytest.raises(ValueError, match="no prediction yet"):
             predictions.values()
         predictions.add(batch.indices, np.eye(3)[answers[batch.inputs["labels"]]])
@@ -160,7 +162,7 @@ def test_scores_return_in_order():
     scores = np.array([0.5, 4.5, 2.25], np.float32)
     split = make_split([5, 20, 9])
     predictions = SplitPredictions(find_task("stsb"), split)
-    for batch in evaluation_batches(split, MAX_LENGTH, 40, 2):
+    for batch in evaluation_batches(split, 40, 2):
         predictions.add(batch.indices, scores[batch.inputs["labels"]][:, None])
     assert predictions.values().tolist() == scores.tolist()
     assert predictions.values().dtype == np.float32
@@ -169,7 +171,7 @@ def test_scores_return_in_order():
 def test_a_split_without_labels():
     split = make_split([5, 20, 9])
     unlabelled = TokenizedSplit(split.ids, split.offsets, split.first_lengths, None, 0)
-    assert all("labels" not in batch.inputs for batch in evaluation_batches(unlabelled, MAX_LENGTH))
+    assert all("labels" not in batch.inputs for batch in evaluation_batches(unlabelled))
 
 
 @pytest.mark.parametrize(("classes", "missing"), [(("NN", "VB"), -1), (("B-X", "I-X", "O"), 2)])
@@ -187,7 +189,7 @@ def test_every_word_gets_one_prediction(classes, missing):
     )
     assert split.words_cut_off == 2
     predictions = SplitPredictions(task, split)
-    for batch in evaluation_batches(split, MAX_LENGTH, 8):
+    for batch in evaluation_batches(split, 8):
         labels = batch.inputs["labels"]
         assert (labels[batch.inputs["attention_mask"] == 0] == -100).all()
         predictions.add(batch.indices, np.eye(len(classes))[np.maximum(labels, 0)])

@@ -79,7 +79,7 @@ def case(request, toy_bert):
 def test_layernorms_against_the_library_whatever_the_batch_size(case, tokens):
     kind, model, split, expected = case
     indices = np.arange(len(split))
-    found = layernorm_fisher(model, kind, split, indices, max_length=32, tokens_per_batch=tokens)
+    found = layernorm_fisher(model, kind, split, indices, tokens_per_batch=tokens)
     assert set(found) == {w.path for w in weights_of(model) if w.part in ("gamma", "beta")}
     for path, values in found.items():
         np.testing.assert_allclose(values, expected[path], rtol=2e-4, atol=1e-5 * expected[path].max(), err_msg=path)
@@ -87,7 +87,7 @@ def test_layernorms_against_the_library_whatever_the_batch_size(case, tokens):
 
 def test_components_against_the_library(case):
     kind, model, split, expected = case
-    frame = pd.DataFrame(component_fisher(model, kind, split, np.arange(len(split)), max_length=32))
+    frame = pd.DataFrame(component_fisher(model, kind, split, np.arange(len(split))))
     assert frame.columns.tolist() == ["component", "block", "total", "weights", "mean"]
     assert frame.weights.sum() == sum(weight.size for weight in weights_of(model))
     for weight, row in zip(weights_of(model), frame.itertuples(), strict=True):
@@ -102,7 +102,7 @@ def test_classifier_bias_by_hand(toy_bert):
     model = load_bert(str(toy_bert), 2, head="sentence", name="by_hand")
     model.all_weights["classifier/kernel"].assign(np.zeros((16, 2)))
     split = dataclasses.replace(toy_split("classification"), labels=np.array([0, 1, 1, 0, 1, 0, 0], np.int32))
-    rows = {row.component: row for row in component_fisher(model, "classification", split, np.arange(7), max_length=16)}
+    rows = {row.component: row for row in component_fisher(model, "classification", split, np.arange(7))}
     assert rows["classifier.bias"].total == pytest.approx(2 * 0.25)
     assert rows["classifier.bias"].mean == pytest.approx(0.25)
     assert rows["output.LayerNorm.gamma"].total == 0  # nothing reaches the encoder through such a head

@@ -18,7 +18,7 @@ from tfmt.tasks import Task
 Batching = Literal["grouped", "random", "fixed"]
 Batch = dict[str, np.ndarray]
 
-# Batches are padded to a multiple of this: few different shapes, and lengths that suit the hardware.
+# Training pads to a multiple of this: texts of one padded length share batches in a random order.
 LENGTH_MULTIPLE = 8
 
 
@@ -113,25 +113,25 @@ class EvaluationBatch(NamedTuple):
 
 
 def evaluation_batches(
-    split: TokenizedSplit, max_length: int, tokens_per_batch: int = 4096, multiple_of: int = 1
+    split: TokenizedSplit, tokens_per_batch: int = 4096, multiple_of: int = 1, examples: np.ndarray | None = None
 ) -> Iterator[EvaluationBatch]:
     """Every example exactly once, the longest first, with about as many tokens in each batch.
 
     Args:
       split: the tokenised split.
-      max_length: the most tokens of an example.
       tokens_per_batch: how many tokens with padding a batch holds at most (one row of each replica at least).
       multiple_of: rows of every batch are a multiple of this (the number of replicas); the last batch is filled up
         with repeated rows, whose index is -1.
+      examples: indices of the examples; all of the split if None.
 
     Yields:
-      `EvaluationBatch`es whose length is a multiple of 8, at most `max_length`.
+      `EvaluationBatch`es as long as their longest example.
     """
-    lengths = split.lengths
-    order = np.argsort(-lengths, kind="stable")
+    examples = np.arange(len(split)) if examples is None else examples
+    order = examples[np.argsort(-split.lengths[examples], kind="stable")]
     start = 0
     while start < len(order):
-        length = int(_padded(lengths[order[start]], max_length))
+        length = int(split.lengths[order[start]])
         rows = max(tokens_per_batch // length // multiple_of, 1) * multiple_of
         taken = order[start : start + rows]
         filling = -len(taken) % multiple_of
@@ -172,7 +172,7 @@ class SplitPredictions:
 
     Example:
       >>> predictions = SplitPredictions(task, split)
-      >>> for batch in evaluation_batches(split, max_length=128):
+      >>> for batch in evaluation_batches(split):
       ...     predictions.add(batch.indices, model(batch.inputs).logits.numpy())
       >>> score(task, examples.labels, predictions.values(), examples.sentence_lengths)
     """

@@ -87,7 +87,7 @@ class Prediction:
         spec = self.tuned.record.spec
         tokenizer = load_tokenizer(self.tuned.base)
         digest = tokenizer_digest(tokenizer)
-        predictor = Predictor(self.task, lambda: build_tuned(self.tuned), spec.max_length, spec.precision)
+        predictor = Predictor(self.task, lambda: build_tuned(self.tuned), spec.precision)
         for source in self.sources:
             examples = cut_off = 0
             values: list[np.ndarray] = []

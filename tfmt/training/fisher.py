@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ import tensorflow as tf
 from tfmt import protocol
 from tfmt.bert.forward import per_example_layernorms
 from tfmt.bert.models import weights_of
-from tfmt.data.batches import LENGTH_MULTIPLE, Batch, assemble, plan_epoch, training_batches
+from tfmt.data.batches import evaluation_batches, plan_epoch, training_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError
 from tfmt.selection.modes import draw_without_replacement
@@ -77,7 +77,6 @@ def layernorm_fisher(
     split: TokenizedSplit,
     indices: np.ndarray,
     *,
-    max_length: int,
     tokens_per_batch: int = FISHER_TOKENS,
     step: Callable[..., Any] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -91,7 +90,6 @@ def layernorm_fisher(
       kind: the task's kind: `classification`, `regression` or `tokens`.
       split: tokenised text with labels.
       indices: which examples.
-      max_length: the most tokens of an example.
       tokens_per_batch: tokens with padding of one batch.
       step: what `make_layernorm_step(model, kind)` gave, to trace it once for many calls.
 
@@ -100,8 +98,8 @@ def layernorm_fisher(
     """
     step = step or make_layernorm_step(model, kind)
     totals: dict[str, np.ndarray] = {}
-    for batch in _batches(split, indices, max_length, tokens_per_batch):
-        gradients = step({name: tf.constant(array) for name, array in batch.items()})
+    for batch in evaluation_batches(split, tokens_per_batch, examples=indices):
+        gradients = step({name: tf.constant(array) for name, array in batch.inputs.items()})
         for path, gradient in gradients.items():
             squares = np.square(gradient.numpy().astype(np.float64)).sum(axis=0)
             totals[path] = totals[path] + squares if path in totals else squares
@@ -134,7 +132,6 @@ def component_fisher(
     split: TokenizedSplit,
     indices: np.ndarray,
     *,
-    max_length: int,
     step: Callable[..., Any] | None = None,
 ) -> list[ComponentFisher]:
     """Fisher information of all weights of a model, example by example, summed by component and block (P2).
@@ -144,7 +141,6 @@ def component_fisher(
       kind: the task's kind: `classification`, `regression` or `tokens`.
       split: tokenised text with labels.
       indices: which examples.
-      max_length: the most tokens of an example.
       step: what `make_component_step(model, kind)` gave, to trace it once for many calls.
 
     Returns:
@@ -154,9 +150,8 @@ def component_fisher(
     step = step or make_component_step(model, kind)
     weights = weights_of(model)
     totals = np.zeros(len(weights))
-    for index in indices:
-        (batch,) = _batches(split, np.array([index]), max_length, 1)
-        totals += step({name: tf.constant(array) for name, array in batch.items()}).numpy()
+    for batch in evaluation_batches(split, 1, examples=indices):  # each example by itself
+        totals += step({name: tf.constant(array) for name, array in batch.inputs.items()}).numpy()
     means = totals / len(indices)
     return [
         ComponentFisher(w.component, "-" if w.block is None else str(w.block), total, w.size, total / w.size)
@@ -214,9 +209,7 @@ def prepare_fisher(bench: Workbench, spec: RunSpec, folder: Path) -> tuple[dict[
     drawn = draw_examples(len(train), spec.fisher_examples, spec.seed)
     if bench.fisher_step is None:
         bench.fisher_step = make_layernorm_step(bench.model, bench.task.kind)
-    values = layernorm_fisher(
-        bench.model, bench.task.kind, train, drawn, max_length=spec.max_length, step=bench.fisher_step
-    )
+    values = layernorm_fisher(bench.model, bench.task.kind, train, drawn, step=bench.fisher_step)
     if not all(np.isfinite(value).all() for value in values.values()):
         raise FloatingPointError("the Fisher information is not finite; use --precision=float32")
     totals, sizes = _sum_components(bench, spec, drawn)
@@ -238,10 +231,7 @@ def _sum_components(
     if key not in bench.component_sums:
         if bench.component_step is None:
             bench.component_step = make_component_step(bench.model, bench.task.kind)
-        rows = component_fisher(
-            bench.model, bench.task.kind, bench.splits["train"], drawn, max_length=spec.max_length,
-            step=bench.component_step,
-        )  # fmt: skip
+        rows = component_fisher(bench.model, bench.task.kind, bench.splits["train"], drawn, step=bench.component_step)
         totals: dict[str, dict[str, float]] = {}
         for row in rows:
             totals.setdefault(row.component, {})[row.block] = row.total
@@ -322,16 +312,3 @@ def _signature(model: Any, kind: str, examples: int | None) -> dict[str, tf.Tens
     tokens = model._head_name == "tokens"
     labels = tf.TensorSpec([examples, None] if tokens else [examples], tf.float32 if kind == "regression" else tf.int32)
     return {"input_ids": whole, "attention_mask": whole, "token_type_ids": whole, "labels": labels}
-
-
-def _batches(split: TokenizedSplit, indices: np.ndarray, max_length: int, tokens: int) -> Iterator[Batch]:
-    """Each of the examples once, the longest first, with about as many tokens in each batch."""
-    lengths = split.lengths[indices]
-    order = indices[np.argsort(-lengths, kind="stable")]
-    start = 0
-    while start < len(order):
-        longest = int(split.lengths[order[start]])
-        length = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, max_length)
-        rows = max(tokens // length, 1)
-        yield assemble(split, order[start : start + rows], length)
-        start += rows

@@ -36,13 +36,12 @@ class Predictor:
     Args:
       task: the task it was tuned for.
       build: makes the model; called in the strategy's scope.
-      max_length: the most tokens of an example, as in training.
       precision: the type to compute in, as in training.
     """
 
-    def __init__(self, task: Task, build: Callable[[], Any], max_length: int, precision: str) -> None:
+    def __init__(self, task: Task, build: Callable[[], Any], precision: str) -> None:
         tf.config.experimental.enable_op_determinism()
-        self._task, self._max_length = task, max_length
+        self._task = task
         strategy = make_strategy(1)
         set_precision(precision)
         try:
@@ -78,7 +77,7 @@ class Predictor:
                 {name: tf.constant(array) for name, array in batch.inputs.items() if name != "labels"}
             ).numpy()
 
-        batches = evaluation_batches(split, self._max_length, EVALUATION_TOKENS)
+        batches = evaluation_batches(split, EVALUATION_TOKENS)
         for batch, outputs in compute_outputs(batches, compute):
             predictions.add(batch.indices, outputs)
             if probabilities is not None:

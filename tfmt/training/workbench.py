@@ -61,7 +61,6 @@ class Workbench:
             )
         self.task, self.splits, self.labels, self.strategy = task, splits, labels, strategy
         self.jit = spec.jit_compile == "on"
-        self._spec = spec
         set_precision(spec.precision)
         try:
             with strategy.scope():
@@ -320,7 +319,7 @@ class Workbench:
 
     def _evaluation_batches(self, name: str) -> Iterator[EvaluationBatch]:
         replicas = self.strategy.num_replicas_in_sync
-        return evaluation_batches(self.splits[name], self._spec.max_length, EVALUATION_TOKENS, replicas)
+        return evaluation_batches(self.splits[name], EVALUATION_TOKENS, replicas)
 
     # ---- frozen blocks computed once -------------------------------------------------------------------------------
 
