@@ -33,7 +33,7 @@ _HELP = {
     "schedule": "What follows the warm-up: linear decay to 0 (P1 does not say), or constant.",
     "adam_epsilon": "Adam's epsilon; 1e-6 as in P1.",
     "seed": "Decides the head, the order, dropout and every drawn mask.",
-    "batching": "grouped joins texts of like length (fastest), random pads to the longest, fixed to max_length.",
+    "batching": "grouped joins texts of like length (fastest), random is as they come, fixed pads all to max_length.",
     "train_limit": "Train on the first so many examples of a seeded shuffle; 0 means all.",
     "validation_limit": "Evaluate on the first so many examples of each development split; 0 means all.",
     "replicas": "Devices: 0 is every GPU or else one CPU; k without GPUs makes k logical CPU devices.",

@@ -80,7 +80,7 @@ class Bench:
         self.torch_python, self.data, self.folder = torch, str(data), folder
         self.repetitions, self.share = (3, 0.04) if quick else (5, 0.15)
         # Of fewer texts more is padding: their batches span more lengths.
-        self.evaluated = 0.2 if quick else 1.0
+        self.evaluated_share = 0.2 if quick else 1.0
         self.rows: list[dict[str, Any]] = []
         self.tfmt = Side(sys.executable, "speed_tfmt.py")
         self.torch = Side(torch, "speed_torch.py") if torch else None
@@ -118,7 +118,7 @@ class Bench:
                 rates.append(blas_rate())
             ours = {name: sum(part[name] for part in parts) for name in parts[0]}
             second = ours["seconds"] / ours["tokens"]
-            evaluation = self.tfmt.ask("evaluate", share=self.evaluated)
+            evaluation = self.tfmt.ask("evaluate", share=self.evaluated_share)
             if self.torch:
                 theirs = self.torch.ask("epoch", **torch, share=self.share, epoch=epoch)
                 found["torch"].append(theirs["seconds"] / theirs["tokens"] / second)

@@ -128,11 +128,13 @@ def test_the_order_is_what_it_was():
 
 
 @settings(deadline=None, max_examples=60)
-@given(lengths_of, st.integers(8, 200), st.integers(1, 3))
-def test_evaluation_covers_every_example_once(lengths, tokens, multiple_of):
+@given(lengths_of, st.integers(8, 200), st.integers(1, 3), st.data())
+def test_evaluation_covers_every_example_once(lengths, tokens, multiple_of, data):
     split = make_split(lengths)
+    some = st.lists(st.integers(0, len(lengths) - 1), unique=True).map(lambda indices: np.array(indices, np.int64))
+    examples = data.draw(st.none() | some)
     seen = []
-    for batch in evaluation_batches(split, tokens, multiple_of):
+    for batch in evaluation_batches(split, tokens, multiple_of, examples):
         rows, length = batch.inputs["input_ids"].shape
         assert rows % multiple_of == 0
         assert rows * length <= max(tokens, multiple_of * length)
@@ -141,7 +143,7 @@ def test_evaluation_covers_every_example_once(lengths, tokens, multiple_of):
         assert length == split.lengths[real].max()
         assert batch.inputs["labels"][: len(real)].tolist() == real.tolist()
         seen += real.tolist()
-    assert sorted(seen) == list(range(len(lengths)))
+    assert sorted(seen) == sorted(range(len(lengths)) if examples is None else examples.tolist())
     measured = [split.lengths[i] for i in seen]
     assert measured == sorted(measured, reverse=True)
 

@@ -13,6 +13,7 @@ from tfmt.errors import RequestError
 from tfmt.spec import RunSpec
 from tfmt.study.runner import execute, make_bench, prepare
 from tfmt.training import fine_tune
+from tfmt.training.strategy import unchanged_spans
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def resident(kind):
 factor = np.random.default_rng(0).normal(size=(200, 200)).astype(np.float32)
 before, product = resident("RssFile"), tf.matmul(factor, factor).numpy()
 own = resident("RssAnon")
-strategy.drop_library_pages()
+strategy.make_strategy(1)
 assert resident("RssFile") < before / 4, (before, resident("RssFile"))
 assert abs(resident("RssAnon") - own) < 8192, "memory that no file holds is not touched"
 np.testing.assert_array_equal(tf.matmul(factor, factor), product)
@@ -63,6 +64,36 @@ np.testing.assert_array_equal(tf.matmul(factor, factor), product)
 def test_libraries_are_dropped_from_memory_and_come_back():
     done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+SMAPS = """\
+7f0000000000-7f0000001000 {} 00000000 08:01 42    {}
+Size:                  4 kB
+Anonymous:             {} kB
+AnonHugePages:         0 kB
+Swap:                  {} kB
+SwapPss:               0 kB
+7fff00000000-7fff00001000 r-xp 00000000 00:00 0    [vdso]
+Anonymous:             0 kB
+Swap:                  0 kB
+"""
+
+
+@pytest.mark.parametrize(
+    ("rights", "name", "memory", "swapped", "dropped"),
+    [
+        ("r-xp", "/usr/lib/libtensorflow_cc.so.2", 0, 0, True),
+        ("r--p", "/site packages/_api.cpython-311-x86_64-linux-gnu.so", 0, 0, True),
+        ("r--p", "/usr/lib/libtensorflow_cc.so.2", 4, 0, False),  # addresses that the loader wrote
+        ("r--p", "/usr/lib/libtensorflow_cc.so.2", 0, 4, False),  # the same, in the swap
+        ("rw-p", "/usr/lib/libtensorflow_cc.so.2", 0, 0, False),
+        ("r--p", "/home/me/model.safetensors", 0, 0, False),
+        ("r--p", "", 0, 0, False),
+    ],
+)
+def test_only_what_the_file_still_holds_is_dropped(rights, name, memory, swapped, dropped):
+    spans = [(0x7F0000000000, 0x7F0000001000)] if dropped else []
+    assert unchanged_spans(SMAPS.format(rights, name, memory, swapped)) == spans
 
 
 def assert_close(one, two, atol):

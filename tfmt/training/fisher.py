@@ -110,7 +110,7 @@ def make_layernorm_step(model: Any, kind: str) -> Callable[..., Any]:
     """A function from a batch with labels to {path of a LayerNorm weight: (batch, hidden), gradients of log p}."""
     layers = _layernorms(model)
 
-    @tf.function(input_signature=[_signature(model, kind, None)])
+    @tf.function(input_signature=[_signature(model, kind, None)], autograph=False)
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         examples = tf.shape(batch["input_ids"])[0]
         own = {path: (_repeat(layer.gamma, examples), _repeat(layer.beta, examples)) for path, layer in layers.items()}
@@ -164,7 +164,7 @@ def make_component_step(model: Any, kind: str) -> Callable[..., Any]:
     # Outside a replica a mirrored variable is read, and so watched, through the first replica's part of it.
     variables = [getattr(model.all_weights[w.path], "_primary", model.all_weights[w.path]) for w in weights_of(model)]
 
-    @tf.function(input_signature=[_signature(model, kind, 1)])
+    @tf.function(input_signature=[_signature(model, kind, 1)], autograph=False)
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for variable in variables:

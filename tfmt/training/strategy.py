@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,26 +48,39 @@ def keep_memory() -> None:
     mallopt(arena_max, 1)
 
 
+@functools.cache
 def drop_library_pages() -> None:
     """Gives back the pages of loaded libraries that only their start-up read.
 
     TensorFlow registers its operations from all over its libraries, and Linux maps the surroundings of what is read:
     390 MB of the 650 that a process holds after the imports. What is needed later is mapped again, from the system's
-    cache of the file. Only mappings that nobody can write and that hold nothing but the file's content are dropped.
+    cache of the file.
     """
     try:
-        mappings = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
+        smaps = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
     except OSError:  # only Linux tells
         return
     madvise, dont_need = ctypes.CDLL(None).madvise, 4
-    span = ""
-    for line in mappings.splitlines():
-        first, second, *rest = line.split()
-        if first == "Anonymous:" and second == "0" and span:
-            start, end = (int(address, 16) for address in span.split("-"))
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), dont_need)
-        elif not first.endswith(":"):
-            span = first if second in ("r--p", "r-xp") and rest and ".so" in Path(rest[-1]).suffixes else ""
+    for start, end in unchanged_spans(smaps):
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), dont_need)
+
+
+def unchanged_spans(smaps: str) -> list[tuple[int, int]]:
+    """First address and end of every part of a library in memory that holds nothing but what its file does.
+
+    The loader writes addresses into some parts before it makes them read-only; dropping such a page, be it in memory
+    or in the swap, would end the process.
+
+    Args:
+      smaps: the text of Linux's /proc/self/smaps.
+    """
+    spans = []
+    for entry in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", smaps, flags=re.MULTILINE):
+        library = re.match(r"([0-9a-f]+)-([0-9a-f]+) r-[x-]p .*\.so(\.\d+)*\n", entry)
+        own = re.findall(r"^(?:Anonymous|Swap): +(\d+) kB$", entry, re.MULTILINE)
+        if library and own == ["0", "0"]:
+            spans.append((int(library[1], 16), int(library[2], 16)))
+    return spans
 
 
 def make_strategy(replicas: int) -> Any:
