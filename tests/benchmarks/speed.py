@@ -29,6 +29,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROWS = 16
+GOALS = ("1", "4", "5", "6", "8")
 SLICES = 4  # of an epoch's share, between which NumPy's rate is measured
 ABSENT = "not measured: make bench-env"
 
@@ -359,30 +360,40 @@ def main() -> None:
     )
     parser.add_argument("--data_dir", default="", help="folder with GLUE's MRPC; empty for the packaged sentences")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions on a smaller share of an epoch")
-    parser.add_argument("--goals", default="1,4,5,6,8", help="which to measure (1 brings 2, 3 and 7)")
+    parser.add_argument("--goals", default=",".join(GOALS), help="which to measure (1 brings 2, 3 and 7)")
     parser.add_argument("--output", default="runs/bench/speed.json", help="where the numbers go")
     arguments = parser.parse_args()
+    goals = arguments.goals.split(",")
+    if not set(goals) <= set(GOALS):
+        parser.error(f"--goals={arguments.goals}: give some of {','.join(GOALS)}")
+    path = Path(arguments.output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output={path}: {error.strerror}; give another file")
     torch = arguments.torch if arguments.torch and Path(arguments.torch).exists() else ""
     if not torch:
         print("speed.py: no PyTorch; `make bench-env` makes an environment for the comparisons", file=sys.stderr)
     from tfmt.bert.configs import demo_folder
+    from tfmt.errors import RequestError
 
     started = time.strftime("%Y-%m-%d %H:%M")
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "train.npz"
-        text = store_text(arguments.data_dir, data)
+        try:
+            text = store_text(arguments.data_dir, data)
+        except RequestError as error:
+            parser.error(str(error))
         bench = Bench(torch, data, str(demo_folder()), quick=arguments.quick)
         machine = describe_machine(bench)
         task = [f"--data_dir={arguments.data_dir}", "--task=mrpc"] if arguments.data_dir else ["--task=rotten_tomatoes"]
-        measures = {"1": bench.epochs, "4": bench.steps, "5": bench.memory, "6": lambda: bench.starts(task),
-                    "8": bench.growth}  # fmt: skip
-        for goal in arguments.goals.split(","):
-            measures[goal]()
+        measures = (bench.epochs, bench.steps, bench.memory, lambda: bench.starts(task), bench.growth)
+        for goal, measure in zip(GOALS, measures, strict=True):
+            if goal in goals:
+                measure()
         bench.rows.sort(key=lambda row: row["goal"] or "4")
         print_table(bench.rows)
         print(f"\n{started}; {text}; {machine}")
-        path = Path(arguments.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"date": started, "text": text, "machine": machine, "goals": bench.rows}, indent=1))
         for side in (bench.tfmt, bench.torch):
             if side:
