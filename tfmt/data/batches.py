@@ -21,6 +21,9 @@ Batch = dict[str, np.ndarray]
 # Training pads to a multiple of this: texts of one padded length share batches in a random order.
 LENGTH_MULTIPLE = 8
 
+# Tokens with padding of one evaluation batch, of which two are computed at a time.
+EVALUATION_TOKENS = 2048
+
 
 @dataclasses.dataclass(frozen=True)
 class EpochPlan:
@@ -113,7 +116,10 @@ class EvaluationBatch(NamedTuple):
 
 
 def evaluation_batches(
-    split: TokenizedSplit, tokens_per_batch: int = 4096, multiple_of: int = 1, examples: np.ndarray | None = None
+    split: TokenizedSplit,
+    tokens_per_batch: int = EVALUATION_TOKENS,
+    multiple_of: int = 1,
+    examples: np.ndarray | None = None,
 ) -> Iterator[EvaluationBatch]:
     """Every example exactly once, the longest first, with about as many tokens in each batch.
 

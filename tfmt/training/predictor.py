@@ -14,7 +14,6 @@ from tfmt.data.batches import EvaluationBatch, SplitPredictions, compute_outputs
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.tasks import Task
 from tfmt.training.strategy import make_strategy
-from tfmt.training.workbench import EVALUATION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class Predictor:
                 {name: tf.constant(array) for name, array in batch.inputs.items() if name != "labels"}
             ).numpy()
 
-        batches = evaluation_batches(split, EVALUATION_TOKENS)
-        for batch, outputs in compute_outputs(batches, compute):
+        for batch, outputs in compute_outputs(evaluation_batches(split), compute):
             predictions.add(batch.indices, outputs)
             if probabilities is not None:
                 spread = outputs.astype(np.float64) - outputs.max(axis=-1, keepdims=True)

@@ -32,9 +32,6 @@ from tfmt.training.adam import FusedAdam
 from tfmt.training.prefix import PrefixStates, count_prefix_blocks
 from tfmt.training.schedule import WarmupSchedule
 
-# Tokens with padding of one evaluation batch, of which two are computed at a time.
-EVALUATION_TOKENS = 2048
-
 
 class Workbench:
     """What runs of one model, task and precision share: strategy, variables, data, traced functions.
@@ -319,7 +316,7 @@ class Workbench:
 
     def _evaluation_batches(self, name: str) -> Iterator[EvaluationBatch]:
         replicas = self.strategy.num_replicas_in_sync
-        return evaluation_batches(self.splits[name], EVALUATION_TOKENS, replicas)
+        return evaluation_batches(self.splits[name], multiple_of=replicas)
 
     # ---- frozen blocks computed once -------------------------------------------------------------------------------
 
