@@ -7,6 +7,8 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
+from tfmt.version import __version__ as __version__
+
 # Hugging Face's TF models are built on Keras 2. This has to be set before anything imports TensorFlow.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 # oneDNN multiplies batches of small matrices, as attention does, three times as fast as TensorFlow's own kernel on CPUs
@@ -14,16 +16,14 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 if platform.machine() in {"x86_64", "AMD64"}:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
     from tfmt.bert.models import load_bert
     from tfmt.errors import RequestError, RunError
+    from tfmt.runs.records import read_runs
     from tfmt.selection.gradient_mask import GradientMask
     from tfmt.selection.selection import Selection, select
     from tfmt.spec import RunSpec
-    from tfmt.study.load import load_tuned
-    from tfmt.study.records import read_runs
+    from tfmt.tuned.load import load_tuned
 
 _PUBLIC = {
     "GradientMask": "tfmt.selection.gradient_mask",
@@ -32,8 +32,8 @@ _PUBLIC = {
     "RunSpec": "tfmt.spec",
     "Selection": "tfmt.selection.selection",
     "load_bert": "tfmt.bert.models",
-    "load_tuned": "tfmt.study.load",
-    "read_runs": "tfmt.study.records",
+    "load_tuned": "tfmt.tuned.load",
+    "read_runs": "tfmt.runs.records",
     "select": "tfmt.selection.selection",
 }
 __all__ = [

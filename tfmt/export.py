@@ -31,7 +31,7 @@ def _define(values: flags.FlagValues) -> None:
 
 def _main(values: flags.FlagValues) -> None:
     require(values, "run", "output")
-    from tfmt.study.export import export_run
+    from tfmt.tuned.export import export_run
 
     if values.format == "keras":
         quiet.import_tensorflow(values.verbosity)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees all of one or none of it."""
+"""Where tfmt keeps files of its own, and writing so that a reader sees all of a file or none of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tfmt.errors import RequestError, RunError
+
+
+def cache_folder() -> Path:
+    """Where tfmt keeps what it can make again: `$TFMT_CACHE`, else `~/.cache/tfmt`."""
+    return Path(os.environ.get("TFMT_CACHE") or "~/.cache/tfmt").expanduser()
 
 
 class UnwritableError(RunError):

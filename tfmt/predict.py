@@ -12,7 +12,7 @@ from tfmt import quiet
 from tfmt.flags import define_tuned_run, require, run_command
 
 if TYPE_CHECKING:
-    from tfmt.study.predict import Written
+    from tfmt.tuned.predict import Written
 
 _SUMMARY = (
     "Predicts with the model that a run tuned, from the run's folder and its base model.\n"
@@ -40,7 +40,7 @@ def _define(values: flags.FlagValues) -> None:
 
 def _main(values: flags.FlagValues) -> None:
     require(values, "run", "output")
-    from tfmt.study.predict import prepare_prediction
+    from tfmt.tuned.predict import prepare_prediction
 
     prediction = prepare_prediction(
         values.run,

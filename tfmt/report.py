@@ -30,11 +30,11 @@ def _define(values: flags.FlagValues) -> None:
 def _main(values: flags.FlagValues) -> int:
     if values.table is None and not values.claims:
         raise RequestError("give --table=1, 2, 3, 4, fisher or runs, or --claims")
+    from tfmt.claims.claims import evaluate_claims, tabulate_claims
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
-    from tfmt.results.claims import evaluate_claims, tabulate_claims
     from tfmt.results.formats import format_tables
     from tfmt.results.tables import build_tables
-    from tfmt.study.records import find_distributions, find_records, tabulate
+    from tfmt.runs.records import find_distributions, find_records, tabulate
 
     records, broken = find_records(values.runs)
     distributions, unreadable = find_distributions(values.runs) if values.claims else ({}, [])

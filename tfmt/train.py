@@ -14,7 +14,7 @@ from tfmt.flags import define_run_flags, read_spec, run_command
 from tfmt.spec import RunSpec
 
 if TYPE_CHECKING:
-    from tfmt.study.records import Record
+    from tfmt.runs.records import Record
 
 _SUMMARY = (
     "Fine-tunes the chosen part of a pre-trained BERT and nothing else, and writes a record that proves it.\n"
@@ -38,7 +38,7 @@ def _main(values: flags.FlagValues) -> int:
 
         print(describe(spec, values.output_dir))
         return 0
-    from tfmt.study.runner import execute, finished, make_bench, open_folder, prepare
+    from tfmt.runs.runner import execute, finished, make_bench, open_folder, prepare
 
     request = prepare(spec, values.output_dir)
     record = finished(request)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tfmt.data import tokens
-from tfmt.data.cache import cache_folder, load_arrays, store_arrays
+from tfmt.data.cache import load_arrays, store_arrays
 from tfmt.data.examples import Examples
 from tfmt.data.tokens import tokenize
+from tfmt.files import cache_folder
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the film play ##ing ##ed is a good bad " + '" . ,'
 PAIRS = Examples(

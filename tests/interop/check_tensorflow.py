@@ -13,9 +13,9 @@ import numpy as np
 
 from tfmt import quiet
 from tfmt.data.demo_text import read_rotten_tomatoes
+from tfmt.runs.runner import execute, finished, make_bench, prepare
 from tfmt.spec import RunSpec
-from tfmt.study.export import ADAPTER_MODES, export_run
-from tfmt.study.runner import execute, finished, make_bench, prepare
+from tfmt.tuned.export import ADAPTER_MODES, export_run
 
 SENTENCES = 100
 TOLERANCE = 1e-5
@@ -47,7 +47,7 @@ def main(folder):
     import transformers
 
     from tfmt.bert.tokenizer import load_tokenizer
-    from tfmt.study.load import load_tuned
+    from tfmt.tuned.load import load_tuned
 
     splits, _ = read_rotten_tomatoes()
     sentences = list(splits["validation"].texts[0][:SENTENCES])

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tfmt.runs.records import RECORD_FILE, Record, read_runs
 from tfmt.spec import ARITHMETIC, RunSpec
-from tfmt.study.records import RECORD_FILE, Record, read_runs
 
 SCORE_NAMES = {"cola": "matthews_correlation", "mrpc": "f1", "stsb": "pearson_spearman", "conll2003_ner": "f1"}
 TUNED_PERCENT = {"full": 100.0, "frozen": 0.0, "layernorm": 0.0336713, "random": 0.0336713, "bitfit": 0.094}

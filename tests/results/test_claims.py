@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from tfmt.claims.claims import Verdict, evaluate_claims, tabulate_claims
+from tfmt.claims.comparisons import Gap, compare, student_interval
+from tfmt.claims.rules import RULES
 from tfmt.errors import RequestError
 from tfmt.results.analyses import tabulate_change
-from tfmt.results.claims import Verdict, evaluate_claims, tabulate_claims
-from tfmt.results.comparisons import Gap, compare, student_interval
 from tfmt.results.formats import FORMATS, format_tables
-from tfmt.results.rules import RULES
 from tfmt.spec import ARITHMETIC
 
 Add = Callable[..., Any]

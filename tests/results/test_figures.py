@@ -26,8 +26,8 @@ from tfmt.bert.vocabulary import list_weights
 from tfmt.errors import RequestError
 from tfmt.figures.outliers import find_outliers, spread
 from tfmt.figures.style import look
+from tfmt.runs.records import DISTRIBUTIONS_FILE, RECORD_FILE, Record, WeightDistributions
 from tfmt.selection.stored import FisherNotes
-from tfmt.study.records import DISTRIBUTIONS_FILE, RECORD_FILE, Record, WeightDistributions
 from tfmt.training.distribution import measure_sublayers
 
 Add = Callable[..., Record]

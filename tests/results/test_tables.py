@@ -16,8 +16,8 @@ from tfmt import protocol
 from tfmt.errors import RequestError
 from tfmt.results.formats import Table, format_tables
 from tfmt.results.tables import build_tables, format_percent, format_rate
+from tfmt.runs.records import RECORD_FILE
 from tfmt.spec import ARITHMETIC
-from tfmt.study.records import RECORD_FILE
 
 AddRun = Callable[..., Any]
 Runs = Callable[[], pd.DataFrame]
@@ -400,7 +400,7 @@ def test_three_thousand_records_take_seconds(add_run: AddRun, runs: Runs, tmp_pa
 
 def test_neither_tensorflow_nor_transformers_is_imported() -> None:
     code = (
-        "import sys, tfmt.results.claims, tfmt.results.tables, tfmt.study.grid;"
+        "import sys, tfmt.claims.claims, tfmt.results.tables, tfmt.study.grid;"
         "slow = {'tensorflow', 'tf_keras', 'transformers', 'pandas', 'scipy'} & set(sys.modules);"
         "sys.exit(str(slow) if slow else 0)"
     )

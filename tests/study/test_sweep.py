@@ -17,11 +17,11 @@ from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tfmt import files, sweep
+from tfmt.runs.records import find_records
+from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
 from tfmt.study import sweep as study_sweep
 from tfmt.study import worker
-from tfmt.study.records import find_records
-from tfmt.study.runner import execute, make_bench, prepare
 from tfmt.study.sweep import Item, choose
 from tfmt.study.times import Times, format_seconds
 from tfmt.study.worker import Place, share_places

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tfmt.errors import RequestError
+from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
-from tfmt.study.runner import execute, make_bench, prepare
 from tfmt.training import fine_tune
 from tfmt.training.strategy import unchanged_spans
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfmt import train
-from tfmt.study.records import read_runs
+from tfmt.runs.records import read_runs
 
 
 def write_lines(path, lines):

@@ -15,11 +15,11 @@ from tfmt.bert.models import build_bert, load_bert, weights_of
 from tfmt.data.batches import assemble
 from tfmt.data.tokens import IGNORED, TokenizedSplit
 from tfmt.errors import RequestError
+from tfmt.runs.records import read_record
+from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.selection.stored import unite_masks
 from tfmt.spec import RunSpec
 from tfmt.study.dry_run import describe
-from tfmt.study.records import read_record
-from tfmt.study.runner import execute, make_bench, prepare
 from tfmt.training.fisher import component_fisher, draw_examples, layernorm_fisher
 
 KINDS = {"classification": ("sentence", 3), "regression": ("sentence", 1), "tokens": ("tokens", 4)}

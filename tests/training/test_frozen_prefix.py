@@ -9,9 +9,9 @@ import transformers
 from tfmt import train
 from tfmt.errors import RequestError
 from tfmt.files import UnwritableError
+from tfmt.runs.records import read_record
+from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
-from tfmt.study.records import read_record
-from tfmt.study.runner import execute, make_bench, prepare
 from tfmt.training import fine_tune, prefix, workbench
 from tfmt.training.prefix import PrefixStates, count_prefix_blocks
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from tfmt.runs.runner import execute, finished, make_bench, prepare
 from tfmt.spec import RunSpec
-from tfmt.study.runner import execute, finished, make_bench, prepare
 from tfmt.training import fine_tune, fisher
 
 MODES = {

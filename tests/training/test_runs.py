@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tfmt.runs.records import DISTRIBUTIONS_FILE, find_distributions, read_record, read_runs
+from tfmt.runs.runner import execute, finished, make_bench, prepare
 from tfmt.spec import RunSpec
-from tfmt.study.records import DISTRIBUTIONS_FILE, find_distributions, read_record, read_runs
-from tfmt.study.runner import execute, finished, make_bench, prepare
 from tfmt.training import fine_tune
 from tfmt.training.distribution import bin_edges
 

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score
 
 from tfmt import predict, train
 from tfmt.data.demo_text import read_rotten_tomatoes
-from tfmt.study.records import read_runs
+from tfmt.runs.records import read_runs
 
 MARKS = {",": "COMMA", ".": "STOP"}
 

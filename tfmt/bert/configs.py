@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmt.errors import RequestError
+from tfmt.files import cache_folder
 
 WEIGHTS_FILE = "model.safetensors"
 _HUB_FILES = (
@@ -154,11 +155,6 @@ def weights_path(folder: Path) -> Path:
             f"save the model again with save_pretrained(..., safe_serialization=True)"
         )
     raise RequestError(f"{path}: missing; a model folder needs config.json, {WEIGHTS_FILE} and vocab.txt")
-
-
-def cache_folder() -> Path:
-    """Where tfmt keeps what it can make again: `$TFMT_CACHE`, else `~/.cache/tfmt`."""
-    return Path(os.environ.get("TFMT_CACHE") or Path.home() / ".cache" / "tfmt")
 
 
 def file_digest(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfmt.errors import RunError
-from tfmt.files import whole_file
-
-
-def cache_folder() -> Path:
-    """`$TFMT_CACHE`, or `~/.cache/tfmt`."""
-    return Path(os.environ.get("TFMT_CACHE") or "~/.cache/tfmt").expanduser()
+from tfmt.files import cache_folder, whole_file
 
 
 def load_arrays(key: str) -> dict[str, np.ndarray] | None:

@@ -12,8 +12,8 @@ from tfmt.bert.base_weights import BaseWeights
 from tfmt.bert.configs import find_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
-from tfmt.study.load import read_tuned
-from tfmt.study.records import RECORD_FILE
+from tfmt.runs.records import RECORD_FILE
+from tfmt.tuned.load import read_tuned
 
 
 def read_weights(model: Any) -> tuple[tuple[Weight, ...], Callable[[str], np.ndarray], str]:

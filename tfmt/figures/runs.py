@@ -11,8 +11,8 @@ import pandas as pd
 from tfmt.errors import RequestError
 from tfmt.results.groups import Group, describe_settings, differing_settings, group_runs
 from tfmt.results.rows import Row, annotate, keep_runs
+from tfmt.runs.records import Record, find_records, tabulate
 from tfmt.spec import TASK_NAMES
-from tfmt.study.records import Record, find_records, tabulate
 
 
 @dataclass(frozen=True)

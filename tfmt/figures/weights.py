@@ -19,7 +19,7 @@ from tfmt.figures.runs import read_table
 from tfmt.figures.style import COLOURS, PALE, add_legend, make_panels, styled, wrap_title
 from tfmt.results.analyses import describe, full_runs, tabulate_change
 from tfmt.results.groups import column_title
-from tfmt.study.records import find_distributions
+from tfmt.runs.records import find_distributions
 from tfmt.training.distribution import MAGNITUDE, Distribution, Distributions, bin_edges, join, measure_sublayers
 
 _TITLES = {

@@ -1,1 +1,1 @@
-"""From records to the papers' tables, and to claims that check themselves."""
+"""From records to the rows, cells and tables of the papers."""

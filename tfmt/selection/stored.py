@@ -15,7 +15,7 @@ from tfmt.errors import RequestError
 from tfmt.tensors import read_tensors
 
 FISHER_FILE = "fisher.safetensors"
-_TUNED_FILE = "tuned.safetensors"
+TUNED_FILE = "tuned.safetensors"
 
 
 class FisherNotes(BaseModel):
@@ -88,8 +88,8 @@ def digest_masks(masks: Mapping[str, np.ndarray]) -> str:
 def _read_masks(folder: Path, candidates: Sequence[Weight], model_sha256: str | None) -> dict[str, np.ndarray]:
     # A fisher run's own file holds its masks whatever --keep says; other masked runs have them beside their weights.
     path = folder / FISHER_FILE
-    if not path.exists() and (folder / _TUNED_FILE).exists():
-        path = folder / _TUNED_FILE
+    if not path.exists() and (folder / TUNED_FILE).exists():
+        path = folder / TUNED_FILE
     tensors, about = read_tensors(path, "give the folder of a run with --mode=fisher that has chosen its mask")
     if model_sha256 is not None and about.get("model_sha256") != model_sha256:
         raise RequestError(f"--fisher_from: {folder} tuned another base model; give runs on the model of this one")

@@ -1,1 +1,1 @@
-"""Many runs: their specs, folders and records."""
+"""Many runs: the grid of their specs, the processes that execute them, and what a person sees of it."""

@@ -9,11 +9,11 @@ from tfmt.bert.configs import find_model, find_shape
 from tfmt.bert.vocabulary import SUBLAYERS, Weight, list_weights
 from tfmt.data.sources import read_dataset_for
 from tfmt.errors import RequestError
+from tfmt.runs.runner import count_used, read_union, union_size
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
 from tfmt.selection.stored import digest_masks
 from tfmt.selection.summary import format_summary
 from tfmt.spec import RunSpec, parse_layers
-from tfmt.study.runner import count_used, read_union, union_size
 from tfmt.tasks import find_task
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from tfmt.errors import RequestError, RunError
 from tfmt.files import UnwritableError
+from tfmt.runs.lease import is_held
+from tfmt.runs.records import RECORD_FILE, Record, find_records, read_record
+from tfmt.runs.runner import Request, bench_key, prepare, record_failure
 from tfmt.spec import RunSpec, digest_json
 from tfmt.study.board import Board
 from tfmt.study.grid import Grid, HeldOutUnion
-from tfmt.study.lease import is_held
-from tfmt.study.records import RECORD_FILE, Record, find_records, read_record
-from tfmt.study.runner import Request, bench_key, prepare, record_failure
 from tfmt.study.times import Times, format_seconds
 from tfmt.study.worker import Ended, Executor, Place, share_places, work
 

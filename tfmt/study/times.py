@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfmt.errors import RequestError
+from tfmt.runs.records import Record
 from tfmt.spec import RunSpec
-from tfmt.study.records import Record
 from tfmt.tasks import find_task
 
 

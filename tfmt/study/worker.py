@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from tfmt import quiet
 from tfmt.errors import RequestError, RunError
 from tfmt.files import UnwritableError
+from tfmt.runs.lease import TakenError
+from tfmt.runs.records import Record, read_record
+from tfmt.runs.runner import Request, bench_key, execute, make_bench, prepare, record_failure
 from tfmt.spec import RunSpec
-from tfmt.study.lease import TakenError
-from tfmt.study.records import Record, read_record
-from tfmt.study.runner import Request, bench_key, execute, make_bench, prepare, record_failure
 
 if TYPE_CHECKING:
     from tfmt.training.workbench import Workbench

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 
 from tfmt.bert.vocabulary import Weight
-from tfmt.data.cache import cache_folder
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RunError
-from tfmt.files import UnwritableError
+from tfmt.files import UnwritableError, cache_folder
 
 
 def count_prefix_blocks(weights: tuple[Weight, ...], selected: Collection[str], blocks: int) -> int:
@@ -58,7 +56,7 @@ class PrefixStates:
 
     @staticmethod
     def _in_file(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-        folder = Path(cache_folder())
+        folder = cache_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:

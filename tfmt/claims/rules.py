@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tfmt import protocol
-from tfmt.results import analyses, measures
-from tfmt.results.comparisons import Found
+from tfmt.claims import measures, weights
+from tfmt.claims.comparisons import Found
 from tfmt.results.rows import GLUE_TASKS, P2_TASKS, SMALL_GLUE_TASKS, TOKEN_TASKS
 
 
@@ -156,11 +156,11 @@ RULES: tuple[Rule, ...] = (
         decided_by=(
             "full runs at their chosen rate, Sarle's bimodality coefficient of the middle 98 % of the weights: for both"
             " LayerNorms, gamma and beta together, at or above 5/9 and a larger mode of at least"
-            f" {analyses.MUCH_HIGHER:g} times the magnitude; for attention and feed-forward at or below 5/9"
+            f" {weights.MUCH_HIGHER:g} times the magnitude; for attention and feed-forward at or below 5/9"
         ),
         holds_from=1.0,
         fails_below=0.5,
-        measure=analyses.modes_of_weights,
+        measure=weights.modes_of_weights,
         needs="weights",
         make="tfmt-sweep --flagfile=figures.flags",
     ),
@@ -215,7 +215,7 @@ RULES: tuple[Rule, ...] = (
         ),
         holds_from=0.75,
         fails_below=0.5,
-        measure=analyses.change_of_components,
+        measure=weights.change_of_components,
         needs="change",
         tasks=P2_TASKS,
         modes=("full",),
@@ -241,7 +241,7 @@ RULES: tuple[Rule, ...] = (
         ),
         holds_from=0.75,
         fails_below=0.5,
-        measure=analyses.fisher_of_components,
+        measure=weights.fisher_of_components,
         needs="fisher",
         make="tfmt-sweep --flagfile=fisher.flags",
     ),
@@ -269,7 +269,7 @@ RULES: tuple[Rule, ...] = (
         ),
         holds_from=1.0,
         fails_below=0.5,
-        measure=analyses.fisher_by_block_and_part,
+        measure=weights.fisher_by_block_and_part,
         needs="fisher",
         make="tfmt-sweep --flagfile=fisher.flags",
     ),

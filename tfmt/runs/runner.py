@@ -12,24 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import tfmt
 from tfmt.bert.base_weights import BaseWeights, model_digest
 from tfmt.bert.configs import find_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError
 from tfmt.files import UnwritableError, write_whole
-from tfmt.selection.modes import plan_mode
-from tfmt.selection.stored import digest_masks, unite_masks
-from tfmt.spec import ARITHMETIC, RunSpec
-from tfmt.study import origin
-from tfmt.study.lease import Lease
-from tfmt.study.records import (
+from tfmt.runs import origin
+from tfmt.runs.lease import Lease
+from tfmt.runs.records import (
     DISTRIBUTIONS_FILE,
     RECORD_FILE,
     SCHEMA,
     SPEC_FILE,
-    TUNED_FILE,
     Cost,
     Epoch,
     Origin,
@@ -40,8 +35,12 @@ from tfmt.study.records import (
     WeightDistributions,
     read_record,
 )
+from tfmt.selection.modes import plan_mode
+from tfmt.selection.stored import TUNED_FILE, digest_masks, unite_masks
+from tfmt.spec import ARITHMETIC, RunSpec
 from tfmt.tasks import Task
 from tfmt.training.distribution import measure_sublayers
+from tfmt.version import __version__
 
 if TYPE_CHECKING:
     from tfmt.training.fine_tune import Outcome
@@ -289,8 +288,8 @@ def record_failure(request: Request, message: str) -> None:
 
 
 def _store_tuned(request: Request, bench: Workbench, values: dict[str, Any], before_write: Callable[[], None]) -> None:
+    from tfmt.bert.torch_names import to_torch_names
     from tfmt.tensors import write_tensors
-    from tfmt.training.tuned import to_torch_names
 
     assert bench.selection is not None
     tensors = to_torch_names(bench.selection.weights, values, bench.selection.masks)
@@ -373,7 +372,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
 def _origin(request: Request, started: str) -> Origin:
     commit, dirty = origin.git_state()
     return Origin(
-        tfmt=tfmt.__version__, arithmetic=ARITHMETIC, packages=origin.package_versions(),
+        tfmt=__version__, arithmetic=ARITHMETIC, packages=origin.package_versions(),
         python=origin.python_version(), git_commit=commit, git_dirty=dirty,
         model_sha256=request.digests["model"], data_sha256=request.digests["data"],
         data_notes=request.dataset.notes, started=started, finished=origin.now(),

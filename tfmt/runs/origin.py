@@ -9,8 +9,6 @@ import platform
 import subprocess
 from pathlib import Path
 
-import tfmt
-
 _PACKAGES = ("tensorflow", "tf_keras", "transformers", "tokenizers", "numpy", "safetensors", "scikit-learn", "scipy")
 
 
@@ -29,7 +27,7 @@ def package_versions() -> dict[str, str]:
 @functools.cache
 def git_state() -> tuple[str | None, bool | None]:
     """(commit, whether files differ from it) of tfmt's own checkout; (None, None) when installed otherwise."""
-    folder = Path(tfmt.__file__).resolve().parents[1]
+    folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists():
         return None, None
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from tfmt.results.comparisons import Found, Gap, all_or_gaps, compare, difference, seed_scores, thirds
+from tfmt.claims.comparisons import Found, Gap, all_or_gaps, compare, difference, seed_scores, thirds
 from tfmt.results.groups import Group, column_title
 from tfmt.results.rows import Row
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from tfmt.claims.comparisons import LEAST_SEEDS, Comparison, Gap
+from tfmt.claims.rules import RULES, Rule
 from tfmt.results import analyses
-from tfmt.results.comparisons import LEAST_SEEDS, Comparison, Gap
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import (
     PAPER_EPOCHS,
@@ -21,7 +22,6 @@ from tfmt.results.groups import (
     settings_to_tell,
 )
 from tfmt.results.rows import annotate, is_token_task, keep_runs, none_if_missing
-from tfmt.results.rules import RULES, Rule
 from tfmt.results.tables import format_rate
 from tfmt.spec import TASK_NAMES, RunSpec
 

@@ -12,7 +12,8 @@ from tfmt.bert.base_weights import BaseWeights, model_digest
 from tfmt.bert.configs import find_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
-from tfmt.study.records import TUNED_FILE, Record, read_record
+from tfmt.runs.records import Record, read_record
+from tfmt.selection.stored import TUNED_FILE
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
     Raises:
       RequestError: the run kept no weights, or the base model is not the one that the run tuned.
     """
+    from tfmt.bert.torch_names import from_torch_names
     from tfmt.tensors import read_tensors
-    from tfmt.training.tuned import from_torch_names
 
     folder = Path(run)
     record = read_record(folder)

@@ -8,10 +8,10 @@ import pytest
 from safetensors import safe_open
 
 from tfmt import export
+from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
-from tfmt.study import export as writers
-from tfmt.study.load import load_tuned
-from tfmt.study.runner import execute, make_bench, prepare
+from tfmt.tuned import export as writers
+from tfmt.tuned.load import load_tuned
 
 
 @pytest.fixture(scope="module")

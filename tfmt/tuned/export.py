@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from tfmt.bert.configs import WEIGHTS_FILE, read_config
 from tfmt.errors import RequestError
 from tfmt.files import whole_folder
-from tfmt.study.load import TunedWeights, build_tuned, read_tuned
+from tfmt.tuned.load import TunedWeights, build_tuned, read_tuned
 
 FORMATS = ("transformers", "peft", "keras")
 # Modes that tune whole LayerNorms and nothing else beside the head: what PEFT's LN tuning can say.
@@ -75,7 +75,7 @@ def export_run(run: str | Path, output: str | Path, *, format: str = "transforme
 
 
 def _write_transformers(tuned: TunedWeights, folder: Path) -> None:
-    from tfmt.training.tuned import to_torch_names
+    from tfmt.bert.torch_names import to_torch_names
 
     _save_tensors(folder / WEIGHTS_FILE, to_torch_names(tuned.weights, tuned.read(), {}), tuned)
     _write_json(folder / "config.json", _config(tuned))

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 RECORD_FILE = "record.json"
 SPEC_FILE = "spec.json"
-TUNED_FILE = "tuned.safetensors"
 DISTRIBUTIONS_FILE = "distributions.json"
 
 

@@ -19,9 +19,9 @@ from tfmt.errors import RequestError
 from tfmt.files import whole_file
 from tfmt.metrics import Scores, score
 from tfmt.spec import RunSpec
-from tfmt.study.layouts import file_name, make_layout, output_path
-from tfmt.study.load import TunedWeights, build_tuned, read_tuned
 from tfmt.tasks import Task, custom_task, find_task
+from tfmt.tuned.layouts import file_name, make_layout, output_path
+from tfmt.tuned.load import TunedWeights, build_tuned, read_tuned
 
 Parts = Iterator[tuple[list[Row] | None, Examples]]
 

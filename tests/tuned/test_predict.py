@@ -9,14 +9,14 @@ import pytest
 from tfmt import predict
 from tfmt.data.examples import Examples
 from tfmt.data.rows import read_rows
+from tfmt.runs.records import read_record
+from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
-from tfmt.study import predict as room
-from tfmt.study.layouts import ServerLayout, TableLayout, WordLayout, file_name
-from tfmt.study.load import load_tuned
-from tfmt.study.records import read_record
-from tfmt.study.runner import execute, make_bench, prepare
 from tfmt.tasks import TASKS, custom_task
 from tfmt.training.predictor import Predictions
+from tfmt.tuned import predict as room
+from tfmt.tuned.layouts import ServerLayout, TableLayout, WordLayout, file_name
+from tfmt.tuned.load import load_tuned
 
 WORDS = ["good", "bad", "film", "plot", "the", "dull", "bright", "actor"]
 

@@ -7,9 +7,9 @@ import pytest
 import tfmt
 from tfmt.errors import RequestError
 from tfmt.metrics import score
+from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
-from tfmt.study.load import load_tuned
-from tfmt.study.runner import execute, make_bench, prepare
+from tfmt.tuned.load import load_tuned
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from tfmt.study import lease
-from tfmt.study.lease import Lease, TakenError, is_held
+from tfmt.runs import lease
+from tfmt.runs.lease import Lease, TakenError, is_held
 
 
 def leave(folder, number=1, *, host=None, pid=None, age=0.0):

@@ -1,0 +1,1 @@
+"""The claims of the papers, checked against runs by rules fixed here."""

@@ -1,0 +1,1 @@
+"""One run and its folder: from a spec to its record, and who may write there."""
