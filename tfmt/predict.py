@@ -10,6 +10,7 @@ from absl import flags
 
 from tfmt import quiet
 from tfmt.flags import define_tuned_run, require, run_command
+from tfmt.memory import keep_memory
 
 if TYPE_CHECKING:
     from tfmt.tuned.predict import Written
@@ -51,6 +52,7 @@ def _main(values: flags.FlagValues) -> None:
         model=values.model,
         encoding=values.encoding,
     )
+    keep_memory()
     quiet.import_tensorflow(values.verbosity)
     for written in prediction.write():
         print(_report(written))

@@ -129,7 +129,7 @@ class RunSpec(BaseModel):
     train_limit: int = 0
     validation_limit: int = 0
     replicas: int = 0
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     jit_compile: Literal["auto", "on", "off"] = "auto"
     frozen_prefix: Literal["live", "cached"] = "live"
     cache_limit_gb: float = 4.0

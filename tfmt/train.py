@@ -11,6 +11,7 @@ from absl import flags
 
 from tfmt import quiet
 from tfmt.flags import define_run_flags, read_spec, run_command
+from tfmt.memory import keep_memory
 from tfmt.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def _main(values: flags.FlagValues) -> int:
     record = finished(request)
     if record is None:
         open_folder(request)
+        keep_memory()
         quiet.import_tensorflow(values.verbosity)
         bench = make_bench(request)
         print(_announce(request.spec, str(request.folder)), file=sys.stderr)

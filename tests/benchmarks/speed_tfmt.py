@@ -35,7 +35,7 @@ from tfmt.data.batches import plan_epoch, training_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.spec import RunSpec
 from tfmt.tasks import find_task
-from tfmt.training.strategy import make_strategy
+from tfmt.training.devices import make_devices
 from tfmt.training.workbench import Workbench
 
 MAX_LENGTH = 128
@@ -58,8 +58,7 @@ def make_bench(model: str, mode: str, rows: int, splits: dict, layers: str = "al
         model=model, task="mrpc", mode=mode, layers=layers, seed=0, batch_size=rows, learning_rate=1e-5,
         max_length=MAX_LENGTH,
     )  # fmt: skip
-    tf.config.experimental.enable_op_determinism()
-    bench = Workbench(spec, find_task("mrpc"), splits, {}, make_strategy(1))
+    bench = Workbench(spec, find_task("mrpc"), splits, {}, make_devices(1))
     bench.set_up(spec, 1_000_000)
     return bench
 

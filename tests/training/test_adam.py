@@ -6,13 +6,13 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfmt.training.adam import FusedAdam
-from tfmt.training.strategy import make_strategy
+from tfmt.training.devices import make_devices
 
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("replicas", [None, 1])
 def test_same_steps_as_keras(sparse, replicas):
-    strategy = make_strategy(1) if replicas else tf.distribute.get_strategy()
+    strategy = make_devices(1).strategy if replicas else tf.distribute.get_strategy()
     generator = np.random.default_rng(0)
     start = generator.normal(size=(7, 3)).astype(np.float32)
     ends = []

@@ -1,20 +1,20 @@
 """Replicas, precisions, XLA and batchings change rounding and nothing else."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from safetensors.numpy import load_file
 
-from tfmt.errors import RequestError
+from tfmt.errors import RequestError, RunError
+from tfmt.runs.records import read_record
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
+from tfmt.training import devices as devices_room
 from tfmt.training import fine_tune
-from tfmt.training.strategy import unchanged_spans
+from tfmt.training.devices import Devices, make_devices, peak_rss_mb
 
 
 @pytest.fixture(scope="module")
@@ -39,63 +39,6 @@ def trained(still, toy_glue, tmp_path):
         return record, load_file(request.folder / "tuned.safetensors")
 
     return train
-
-
-RESIDENT = """
-import re
-from pathlib import Path
-import numpy as np
-import tensorflow as tf
-from tfmt.training import strategy
-
-def resident(kind):
-    return int(re.search(rf"{kind}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-
-factor = np.random.default_rng(0).normal(size=(200, 200)).astype(np.float32)
-before, product = resident("RssFile"), tf.matmul(factor, factor).numpy()
-own = resident("RssAnon")
-strategy.make_strategy(1)
-assert resident("RssFile") < before / 4, (before, resident("RssFile"))
-assert abs(resident("RssAnon") - own) < 8192, "memory that no file holds is not touched"
-np.testing.assert_array_equal(tf.matmul(factor, factor), product)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells what a process maps, and takes it back")
-def test_libraries_are_dropped_from_memory_and_come_back():
-    on_cpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", RESIDENT], env=on_cpu, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-SMAPS = """\
-7f0000000000-7f0000001000 {} 00000000 08:01 42    {}
-Size:                  4 kB
-Anonymous:             {} kB
-AnonHugePages:         0 kB
-Swap:                  {} kB
-SwapPss:               0 kB
-7fff00000000-7fff00001000 r-xp 00000000 00:00 0    [vdso]
-Anonymous:             0 kB
-Swap:                  0 kB
-"""
-
-
-@pytest.mark.parametrize(
-    ("rights", "name", "memory", "swapped", "dropped"),
-    [
-        ("r-xp", "/usr/lib/libtensorflow_cc.so.2", 0, 0, True),
-        ("r--p", "/site packages/_api.cpython-311-x86_64-linux-gnu.so", 0, 0, True),
-        ("r--p", "/usr/lib/libtensorflow_cc.so.2", 4, 0, False),  # addresses that the loader wrote
-        ("r--p", "/usr/lib/libtensorflow_cc.so.2", 0, 4, False),  # the same, in the swap
-        ("rw-p", "/usr/lib/libtensorflow_cc.so.2", 0, 0, False),
-        ("r--p", "/home/me/model.safetensors", 0, 0, False),
-        ("r--p", "", 0, 0, False),
-    ],
-)
-def test_only_what_the_file_still_holds_is_dropped(rights, name, memory, swapped, dropped):
-    spans = [(0x7F0000000000, 0x7F0000001000)] if dropped else []
-    assert unchanged_spans(SMAPS.format(rights, name, memory, swapped)) == spans
 
 
 def assert_close(one, two, atol):
@@ -163,3 +106,128 @@ def test_half_precision_trains_and_resumes(trained, still, toy_glue, tmp_path, m
     assert [epoch.train_loss for epoch in resumed.result.epochs] == [epoch.train_loss for epoch in record.result.epochs]
     again = load_file(request.folder / "tuned.safetensors")
     assert all(np.array_equal(weights[name], again[name]) for name in weights)
+
+
+def off_by_a_half(bench, path, device):
+    """Moves one weight of one device's copy of a variable."""
+    part = bench.strategy.experimental_local_results(bench.model.all_weights[path])[device]
+    value = part.numpy()
+    value.reshape(-1)[0] += 0.5
+    part.assign(value)
+
+
+@pytest.mark.parametrize(("path", "told"), [
+    ("bert/encoder/layer_._1/intermediate/dense/kernel", "1 weights outside the selection changed"),
+    ("bert/encoder/layer_._0/output/LayerNorm/gamma", "the devices hold different values of bert/encoder/layer_._0"),
+])  # fmt: skip
+def test_the_proof_reads_every_device(still, toy_glue, tmp_path, path, told):
+    settings = {"model": str(still), "data_dir": str(toy_glue), "task": "mrpc", "mode": "layernorm", "max_length": 32,
+                "epochs": 1, "learning_rate": 1e-2, "replicas": 2}  # fmt: skip
+    request = prepare(RunSpec.make(**settings), tmp_path)
+    bench = make_bench(request)
+    predict = bench.predict
+
+    def predict_and_break(name):
+        off_by_a_half(bench, path, device=1)
+        return predict(name)
+
+    bench.predict = predict_and_break
+    with pytest.raises(RunError, match=told):
+        execute(request, bench, started=0.0, quiet=True)
+    record = read_record(request.folder)
+    assert record.status == "failed"
+    frozen = "intermediate" in path
+    assert record.proof.frozen_changed == frozen
+    assert (record.proof.frozen_sha256_after != record.proof.frozen_sha256_before) == frozen
+    assert not (request.folder / "tuned.safetensors").exists()
+    with pytest.raises(RunError, match="make a new one"):  # another run would start from what was left there
+        execute(prepare(RunSpec.make(**settings, seed=1), tmp_path), bench, started=0.0, quiet=True)
+
+
+@pytest.mark.parametrize("mode", ["layernorm", "outliers", "full"])
+def test_a_weight_that_is_lost_after_the_last_step_is_no_completed_run(still, toy_glue, tmp_path, mode):
+    settings = {"model": str(still), "data_dir": str(toy_glue), "task": "mrpc", "mode": mode, "max_length": 32,
+                "epochs": 1, "mask_size": 3 if mode == "outliers" else None}  # fmt: skip
+    request = prepare(RunSpec.make(**settings), tmp_path)
+    bench = make_bench(request)
+    train_step, left = bench.train_step, iter(range(2, -1, -1))
+
+    def train_and_lose(batch):
+        loss = train_step(batch)
+        if not next(left):  # the update of the last step, whose loss was finite
+            path, indices = list(bench.selected().items())[-3]
+            value = bench.model.all_weights[path].numpy()
+            value.reshape(-1)[0 if indices is None else indices[0]] = np.nan
+            bench.model.all_weights[path].assign(value)
+        return loss
+
+    bench.train_step = train_and_lose
+    record = execute(request, bench, started=0.0, quiet=True)
+    assert record.status == "diverged"
+    assert "is not finite at the end of epoch 1" in record.error
+    assert record.result.epochs == []
+
+
+def test_each_run_has_its_own_peak_of_memory():
+    devices = make_devices(1)
+    devices.forget_peaks()
+    before = peak_rss_mb()
+    block = np.ones(50_000_000, np.float32)  # 200 MB
+    assert peak_rss_mb() > before + 150
+    del block
+    devices.forget_peaks()
+    assert peak_rss_mb() < before + 100
+    assert devices.peak_gpu_mb() is None
+
+
+class Gpus:
+    """Stands for a machine with GPUs, as far as choosing devices goes."""
+
+    def __init__(self, monkeypatch, count, started):
+        gpus = [f"gpu {index}" for index in range(count)]
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus if kind == "GPU" else [])
+
+        def set_memory_growth(gpu, on):
+            if started:
+                raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+        monkeypatch.setattr(tf.config.experimental, "set_memory_growth", set_memory_growth)
+        monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda devices, *sums: (devices, *sums))
+        devices_room._mirrored.cache_clear()
+        monkeypatch.setattr(devices_room, "_COLLECTIVE", [])
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_gpus_are_taken_also_when_tensorflow_has_used_them(monkeypatch, started):
+    Gpus(monkeypatch, 2, started)
+    assert make_devices(0) == Devices((("/gpu:0", "/gpu:1"),), "GPU")
+    strategy = make_devices(1).strategy
+    assert strategy[0] == ("/gpu:0",)
+    assert isinstance(
+        strategy[1], tf.distribute.ReductionToOneDevice
+    )  # no collectives, which two strategies would share
+    with pytest.raises(RequestError, match=r"has 2 GPU\(s\)"):
+        make_devices(3)
+    devices_room._mirrored.cache_clear()
+
+
+def test_a_process_has_one_set_of_several_gpus(monkeypatch):
+    Gpus(monkeypatch, 4, started=False)
+    make_devices(2)
+    make_devices(2)
+    with pytest.raises(RequestError, match="new process"):
+        make_devices(4)
+    devices_room._mirrored.cache_clear()
+
+
+def test_float32_is_float32(trained):
+    tf.config.experimental.enable_tensor_float_32_execution(True)  # TensorFlow's default
+    exact, _ = trained("exact")
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+    rounded, _ = trained("rounded", precision="tf32")
+    assert tf.config.experimental.tensor_float_32_execution_enabled()
+    assert exact.run_id != rounded.run_id
+    if not tf.config.list_physical_devices("GPU"):  # a CPU computes the same
+        assert rounded.result.epochs[0].train_loss == exact.result.epochs[0].train_loss
+    trained("exact again", seed=1)
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()

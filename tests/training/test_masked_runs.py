@@ -97,7 +97,7 @@ def test_a_mask_that_spreads_otherwise_needs_no_new_step(bench, settings, tmp_pa
     for seed in range(8):
         bench.set_up(prepared(settings, tmp_path, "fisher_control", seed).spec, 6)
         sizes = tuple(len(indices) for indices in bench.selection.masks.values())
-        seen.setdefault(bench.selection.paths, []).append((sizes, bench._train))
+        seen.setdefault(bench.selection.paths, []).append((sizes, bench.step.function))
     spread = max(seen.values(), key=len)
     assert len({sizes for sizes, _ in spread}) > 1
     assert any(before is after and first != second for (first, before), (second, after) in itertools.pairwise(spread))

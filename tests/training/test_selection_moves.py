@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import tfmt
-from tfmt.training.strategy import make_strategy
+from tfmt.training.devices import make_devices
 
 OPTIONS = {
     "full": {}, "frozen": {}, "attention": {}, "feedforward": {}, "layernorm": {}, "layernorm_attention": {},
@@ -26,7 +26,7 @@ def text():
     ("random", "0", True), ("attention", "1", True), ("outliers", "all", True),
 ])  # fmt: skip
 def test_exactly_the_selection_moves(toy_bert, text, mode, layers, scope):
-    strategy = make_strategy(1) if scope else tf.distribute.get_strategy()
+    strategy = make_devices(1).strategy if scope else tf.distribute.get_strategy()
     with strategy.scope():
         model = tfmt.load_bert(str(toy_bert), seed=0)
         options = dict(OPTIONS[mode])

@@ -315,5 +315,6 @@ def assign_weights(model: Any, values: Mapping[str, np.ndarray]) -> None:
 
 
 def set_precision(precision: str) -> None:
-    """Sets the Keras policy that models made from now on compute in: float32, bfloat16 or float16."""
-    keras.mixed_precision.set_global_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    """Sets the Keras policy that models made from now on compute in: float32 (tf32, too), bfloat16 or float16."""
+    whole = precision in ("float32", "tf32")
+    keras.mixed_precision.set_global_policy("float32" if whole else f"mixed_{precision}")

@@ -71,7 +71,11 @@ class Result(_Part):
 
 
 class Cost(_Part):
-    """What the run took. Seconds and tokens add up over resumptions; `tokens` are real ones, `padded_tokens` all."""
+    """What the run took. Seconds and tokens add up over resumptions; `tokens` are real ones, `padded_tokens` all.
+
+    `peak_rss_mb` is the process's largest memory during the run (what it held before included), `peak_gpu_mb` the
+    largest that TensorFlow held on one GPU.
+    """
 
     setup_seconds: float
     train_seconds: float
@@ -80,6 +84,7 @@ class Cost(_Part):
     tokens: int
     padded_tokens: int
     peak_rss_mb: float
+    peak_gpu_mb: float | None = None
     optimizer_bytes: int
     replicas: int
     threads: int

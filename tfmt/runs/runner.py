@@ -188,11 +188,9 @@ def finished(request: Request) -> Record | None:
 
 def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     """A workbench for a run and all that share its model, task and precision."""
-    import tensorflow as tf
-
     from tfmt.bert.tokenizer import keeps_case, load_tokenizer, tokenizer_digest
     from tfmt.data.tokens import tokenize
-    from tfmt.training.strategy import make_strategy, set_threads
+    from tfmt.training.devices import make_devices
     from tfmt.training.workbench import Workbench
 
     spec = request.spec
@@ -208,9 +206,7 @@ def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     used = request.dataset.limit(spec.train_limit, spec.validation_limit).splits
     splits = {name: tokenize(examples, tokenizer, spec.max_length, digest, name) for name, examples in used.items()}
     labels = {name: examples.labels for name, examples in used.items() if examples.labels is not None}
-    set_threads(threads)
-    tf.config.experimental.enable_op_determinism()
-    return Workbench(spec, request.task, splits, labels, make_strategy(spec.replicas))
+    return Workbench(spec, request.task, splits, labels, make_devices(spec.replicas, spec.precision, threads=threads))
 
 
 def execute(request: Request, bench: Workbench, *, started: float, quiet: bool = False,
@@ -256,17 +252,14 @@ def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
         message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         _finish(request, _record(request, None, bench, "failed", message, begun, 0.0), before_write)
         raise RunError(f"{request.run_id}: {message}") from error
-    status, message_ = outcome.status, outcome.error
-    if outcome.frozen_changed:
-        status, message_ = "failed", f"{outcome.frozen_changed} weights outside the selection changed"
-    record = _record(request, outcome, bench, status, message_, begun, run.ready - started)
-    if request.spec.keep == "tuned" and status == "completed":
+    record = _record(request, outcome, bench, outcome.status, outcome.error, begun, run.ready - started)
+    if request.spec.keep == "tuned" and record.status == "completed":
         _store_tuned(request, bench, run.kept_values(), before_write)
     if outcome.state.kept_distributions is not None:
         _store_distributions(request, bench, outcome.state.kept_distributions, before_write)
     _finish(request, record, before_write)
-    if status == "failed":
-        raise RunError(f"{request.run_id}: {message_}")
+    if record.status == "failed":
+        raise RunError(f"{request.run_id}: {record.error}")
     return record
 
 
@@ -318,7 +311,7 @@ def _finish(request: Request, record: Record, before_write: Callable[[], None]) 
 def _record(request: Request, outcome: Outcome | None, bench: Workbench, status: str, error: str | None,
             started: str, setup_seconds: float) -> Record:  # fmt: skip
     from tfmt.metrics import headline
-    from tfmt.training.strategy import device_names, threads_in_use
+    from tfmt.training.devices import threads_in_use
 
     selection, spec = bench.selection, request.spec
     parameters = result = cost = proof = change = fisher = None
@@ -351,9 +344,9 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
         cost = Cost(
             setup_seconds=setup_seconds, train_seconds=state.train_seconds, eval_seconds=state.eval_seconds,
             steps=state.steps, tokens=state.tokens, padded_tokens=state.padded_tokens,
-            peak_rss_mb=outcome.peak_rss_mb, optimizer_bytes=outcome.optimizer_bytes,
-            replicas=bench.strategy.num_replicas_in_sync, threads=threads_in_use(),
-            devices=device_names(bench.strategy), jit_compile=bench.jit, resumed=state.resumed,
+            peak_rss_mb=outcome.peak_rss_mb, peak_gpu_mb=outcome.peak_gpu_mb,
+            optimizer_bytes=outcome.optimizer_bytes, replicas=bench.devices.replicas, threads=threads_in_use(),
+            devices=bench.devices.names, jit_compile=bench.jit, resumed=state.resumed,
         )  # fmt: skip
         proof = Proof(
             selected_changed=outcome.selected_changed, frozen_changed=outcome.frozen_changed,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tfmt import quiet
 from tfmt.errors import RequestError, RunError
 from tfmt.files import UnwritableError
+from tfmt.memory import keep_memory
 from tfmt.runs.lease import TakenError
 from tfmt.runs.records import Record, read_record
 from tfmt.runs.runner import Request, bench_key, execute, make_bench, prepare, record_failure
@@ -138,6 +139,7 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     quiet.set_verbosity(verbosity)
+    keep_memory()
     executor = Executor(output_dir, place.settle(), verbosity)
     while True:
         try:

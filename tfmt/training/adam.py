@@ -15,6 +15,10 @@ class FusedAdam(keras.optimizers.Adam):
     variable: for a whole BERT that costs as much as the backward pass. Results agree with Keras's within rounding.
     """
 
+    def _deduplicate_sparse_grad(self, grads: Any) -> Any:
+        """Leaves rows that come twice as they are: `update_step` adds them up when it makes the gradient dense."""
+        return grads
+
     def update_step(self, gradient: Any, variable: Any) -> None:
         """Moves one variable and its two slots."""
         dtype = variable.dtype

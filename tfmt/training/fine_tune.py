@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,16 +21,16 @@ from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
 from tfmt.tensors import read_tensors, write_tensors
+from tfmt.training.devices import peak_rss_mb
 from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.fisher import prepare_fisher, store_fisher
 from tfmt.training.progress import Progress
-from tfmt.training.proof import count_changed, digest_unselected, join_digests, mean_change
+from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
 from tfmt.training.workbench import Workbench
 
 STATE_FILE = "state.safetensors"
 KEPT_FILE = "kept.safetensors"
 CHECKPOINT_SECONDS = 300.0
-_LOSSES_AHEAD = 64  # steps that a GPU may run before their losses are read
 
 
 class EpochResult(BaseModel):
@@ -78,6 +76,7 @@ class Outcome(BaseModel):
     frozen_changed: int
     frozen_sha256_after: str
     peak_rss_mb: float
+    peak_gpu_mb: float | None
     optimizer_bytes: int
     fisher: FisherNotes | None = None
 
@@ -108,7 +107,6 @@ class FineTuning:
         self.per_epoch = len(self.train) // spec.batch_size  # the remainder is dropped
         self.state = RunState()
         self.ready = 0.0  # when the first step could be taken
-        self._on_gpu = "GPU" in bench.strategy.extended.worker_devices[0]
 
     def run(self) -> Outcome:
         """Trains to the end.
@@ -117,6 +115,7 @@ class FineTuning:
           RunError: the disk is full, or a weight outside the selection moved.
         """
         bench, spec = self.bench, self.spec
+        bench.devices.forget_peaks()
         self._set_up(spec.epochs * self.per_epoch)
         bench.fill_prefix(spec.cache_limit_gb, quiet=self.quiet)
         # The order of a resume: selection, weights and optimizer state, place in the data, then events.
@@ -131,12 +130,9 @@ class FineTuning:
         with Progress(total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet) as progress:
             self._write_events()
             while self.state.epoch < spec.epochs and error is None:
-                error = self._train_epoch(progress)
+                error = self._train_epoch(progress) or self._find_lost_weight()
                 if error is None:
-                    try:
-                        self._end_epoch(progress)
-                    except FloatingPointError as lost:  # the last step's update: its loss was still finite
-                        error = f"{lost} at the end of epoch {self.state.epoch}"
+                    self._end_epoch(progress)
         return self._prove(error)
 
     def _set_up(self, steps: int) -> None:
@@ -161,8 +157,7 @@ class FineTuning:
             state.steps += 1
             state.tokens += int(batch["attention_mask"].sum())
             state.padded_tokens += batch["attention_mask"].size
-            # On a CPU the loss is there when the step returns; a GPU is only asked now and then.
-            if self._on_gpu and len(waiting) < _LOSSES_AHEAD:
+            if len(waiting) < self.bench.devices.losses_ahead:
                 continue
             error = self._read_losses(waiting)
             if error:
@@ -179,6 +174,17 @@ class FineTuning:
         state.train_seconds += elapsed
         state.epoch_seconds += elapsed
         return error
+
+    def _find_lost_weight(self) -> str | None:
+        """What is wrong with a selected weight that the last step's update, whose loss was finite, made infinite."""
+        variables = self.bench.model.all_weights
+        for path, indices in self.bench.selected().items():
+            if bool(tf.reduce_all(tf.math.is_finite(variables[path]))):
+                continue
+            values = variables[path].numpy().reshape(-1)
+            if not np.isfinite(values if indices is None else values[indices]).all():
+                return f"{path} is not finite at the end of epoch {self.state.epoch + 1}"
+        return None
 
     def _read_losses(self, waiting: list[Any]) -> str | None:
         """Adds the losses, in the order of the steps and so the same in every run; the first that is not finite."""
@@ -296,30 +302,33 @@ class FineTuning:
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def _prove(self, error: str | None) -> Outcome:
-        """Compares every weight with the base model's file."""
+        """Compares every weight on every device with the base model's file."""
         with self._writer.as_default():
             status = STATUS_SUCCESS if error is None else STATUS_FAILURE
             tf.summary.experimental.write_raw_pb(session_end_pb(status).SerializeToString(), step=self.state.epoch)
         self._writer.close()
         bench = self.bench
-        variables = bench.model.all_weights
-
-        def read(path: str) -> np.ndarray:
-            return variables[path].numpy()
-
-        selected = bench.selected()
-        frozen = digest_unselected(bench.selection.weights, selected, read)
-        inside, outside = count_changed(selected, bench.base_value, read, self._frozen, frozen)
+        found = examine(
+            bench.selection.weights, bench.selected(), bench.base_value, self._frozen, bench.copies()
+        )  # fmt: skip
+        ended = "completed" if error is None else "diverged"
+        if found.frozen_changed:
+            bench.spoiled = f"{found.frozen_changed} weights outside the selection changed"
+        elif found.disagreeing:
+            bench.spoiled = f"the devices hold different values of {found.disagreeing}"
+        if bench.spoiled:
+            ended, error = "failed", bench.spoiled
         return Outcome(
-            status="completed" if error is None else "diverged",
+            status=ended,
             error=error,
             state=self.state,
-            selected_changed=inside,
-            frozen_changed=outside,
-            frozen_sha256_after=join_digests(frozen),
+            selected_changed=found.selected_changed,
+            frozen_changed=found.frozen_changed,
+            frozen_sha256_after=found.frozen_sha256,
             peak_rss_mb=peak_rss_mb(),
+            peak_gpu_mb=bench.devices.peak_gpu_mb(),
             fisher=self.fisher_notes,
-            optimizer_bytes=sum(v.numpy().nbytes for v in bench.optimizer_variables),
+            optimizer_bytes=sum(math.prod(v.shape) * v.dtype.size for v in bench.optimizer_variables),
         )
 
 
@@ -328,9 +337,3 @@ def shown_settings(spec: RunSpec) -> dict[str, str | float]:
     names = ("task", "mode", "layers", "mask_size", "mask_fraction", "learning_rate", "seed", "epochs", "batch_size")
     values = {name: getattr(spec, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def peak_rss_mb() -> float:
-    """Largest memory of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -13,7 +13,7 @@ from tfmt.bert.models import set_precision
 from tfmt.data.batches import EvaluationBatch, SplitPredictions, compute_outputs, evaluation_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.tasks import Task
-from tfmt.training.strategy import make_strategy
+from tfmt.training.devices import make_devices
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Predictor:
     """
 
     def __init__(self, task: Task, build: Callable[[], Any], precision: str) -> None:
-        tf.config.experimental.enable_op_determinism()
         self._task = task
-        strategy = make_strategy(1)
+        self._devices = make_devices(1, precision)
+        strategy = self._devices.strategy
         set_precision(precision)
         try:
             with strategy.scope():
@@ -76,7 +76,7 @@ class Predictor:
                 {name: tf.constant(array) for name, array in batch.inputs.items() if name != "labels"}
             ).numpy()
 
-        for batch, outputs in compute_outputs(evaluation_batches(split), compute):
+        for batch, outputs in compute_outputs(evaluation_batches(split, self._devices.evaluation_tokens), compute):
             predictions.add(batch.indices, outputs)
             if probabilities is not None:
                 spread = outputs.astype(np.float64) - outputs.max(axis=-1, keepdims=True)

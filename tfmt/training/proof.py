@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,6 +72,50 @@ def count_changed(
             chosen = selected.get(path)
             outside += int(np.count_nonzero(changed if chosen is None else np.delete(changed, chosen)))
     return inside, outside
+
+
+class Evidence(NamedTuple):
+    """What the weights of a run say at its end.
+
+    Attributes:
+      selected_changed: selected weights that differ from before in any bit.
+      frozen_changed: weights outside the selection that do, on any device.
+      frozen_sha256: of what lies outside the selection; of a device that changed it, if one did.
+      disagreeing: a variable of which the devices hold different values; empty if there is none.
+    """
+
+    selected_changed: int
+    frozen_changed: int
+    frozen_sha256: str
+    disagreeing: str
+
+
+def examine(
+    weights: Sequence[Weight], selected: Selected, before: Reader, digests_before: Mapping[str, bytes],
+    copies: Sequence[Reader],
+) -> Evidence:  # fmt: skip
+    """Compares every weight on every device with what it was.
+
+    Args:
+      weights: the model's table.
+      selected: as in `digest_unselected`.
+      before: gives the values before training by path.
+      digests_before: from `digest_unselected`.
+      copies: a reader for each device's copy of the model, from which the next run would start there.
+    """
+    frozen, disagreeing, sha256 = 0, "", ""
+    inside = 0
+    for number, read in enumerate(copies):
+        digests = digest_unselected(weights, selected, read)
+        changed, leaked = count_changed(selected, before, read, digests_before, digests)
+        if number == 0:
+            inside, sha256 = changed, join_digests(digests)
+        elif not disagreeing:
+            disagreeing = next((path for path in selected if _differ(copies[0](path), read(path)).any()), "")
+        if leaked and not frozen:
+            sha256 = join_digests(digests)
+        frozen += leaked
+    return Evidence(inside, frozen, sha256, disagreeing)
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

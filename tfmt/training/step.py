@@ -1,0 +1,176 @@
+"""One traced optimizer step, with all that its trace holds on to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from tfmt.selection.gradient_mask import GradientMask
+from tfmt.spec import RunSpec
+from tfmt.tasks import Task
+from tfmt.training.adam import FusedAdam
+from tfmt.training.schedule import WarmupSchedule
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step that runs of one signature share.
+
+    Attributes:
+      optimizer: the outermost optimizer.
+      mask: the GradientMask in it; None where whole variables train.
+      schedule: its learning rate.
+      fresh: values of `state` before the first step; None stands for zeros, of which there are gigabytes.
+      function: takes a batch and gives the mean loss over it.
+      start: blocks whose cached output the batch holds in place of the text.
+    """
+
+    optimizer: Any
+    mask: GradientMask | None
+    schedule: WarmupSchedule
+    fresh: tuple[np.ndarray | None, ...]
+    function: Any
+    start: int
+
+    @property
+    def state(self) -> list[Any]:
+        """All variables of the optimizer, the loss scale included."""
+        return _state_of(self.optimizer)
+
+    def renew(self, schedule: Mapping[str, Any], masks: Mapping[str, np.ndarray]) -> None:
+        """Puts the step into the state in which a run of this schedule and these masks starts."""
+        self.schedule.assign(**schedule)
+        if self.mask is not None:
+            self.mask.assign_masks(masks)
+        for variable, value in zip(self.state, self.fresh, strict=True):
+            variable.assign(np.zeros(variable.shape, variable.dtype.as_numpy_dtype) if value is None else value)
+
+
+def _state_of(optimizer: Any) -> list[Any]:
+    variables = list(optimizer.variables)
+    if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+        variables += [optimizer._loss_scale.current_loss_scale, optimizer._loss_scale.counter]
+    return variables
+
+
+def _value_or_zeros(variable: Any) -> np.ndarray | None:
+    value = variable.numpy()
+    return value if np.any(value) else None
+
+
+def trace_step(
+    model: Any,
+    task: Task,
+    strategy: Any,
+    variables: Sequence[Any],
+    masks: Mapping[str, np.ndarray],
+    spec: RunSpec,
+    schedule: Mapping[str, Any],
+    *,
+    start: int = 0,
+    jit: bool = False,
+) -> Step:
+    """Makes optimizer and step for some variables of a model.
+
+    Args:
+      model: a TFBert model of tfmt.
+      task: what the labels mean.
+      strategy: the MirroredStrategy that the model lies in.
+      variables: those that train, whole or in part.
+      masks: {path: indices} of those of which single weights train; empty where all train whole.
+      spec: gives Adam's epsilon, the precision and the batch size.
+      schedule: arguments of `WarmupSchedule`.
+      start: see `Step`.
+      jit: whether XLA compiles the step.
+    """
+    with strategy.scope():
+        rate = WarmupSchedule(**schedule)
+        # GradientMask joins Keras's own Adam over all masked variables, which is as quick for their few weights. On
+        # GPUs Keras would have XLA compile each variable's update apart.
+        kind = keras.optimizers.Adam if masks else FusedAdam
+        optimizer = kind(rate, epsilon=spec.adam_epsilon, jit_compile=False)
+        mask = optimizer = GradientMask(optimizer, masks) if masks else optimizer
+        if spec.precision == "float16":
+            optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
+        optimizer.build(list(variables))
+    model.optimizer = optimizer  # dropout counts its steps
+    function = _trace(model, task, strategy, variables, optimizer, spec.batch_size, start, jit)
+    fresh = tuple(map(_value_or_zeros, _state_of(optimizer)))
+    return Step(optimizer, mask if masks else None, rate, fresh, function, start)
+
+
+def _trace(
+    model: Any, task: Task, strategy: Any, variables: Sequence[Any], optimizer: Any, batch_size: int, start: int,
+    jit: bool,
+) -> Any:  # fmt: skip
+    replicas = strategy.num_replicas_in_sync
+    share = batch_size // replicas
+    scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
+
+    def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        labels = batch["labels"]
+        # The mean over the global batch: the sum over all replicas of these parts.
+        labelled = tf.reduce_sum(tf.cast(labels >= 0, tf.int32)) if labels.shape.rank == 2 else batch_size
+        count = tf.cast(labelled, tf.float32)
+        context = tf.distribute.get_replica_context()
+        first = context.replica_id_in_sync_group * share
+        part = {name: tensor[first : first + share] for name, tensor in batch.items()}
+        # Watching the selection alone keeps everything below it out of the backward pass.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in variables:
+                tape.watch(variable)
+            loss = loss_sum(task.kind, part["labels"], compute_logits(model, part, start, training=True)) / count
+            target = optimizer.get_scaled_loss(loss) if scaled else loss
+        gradients = tape.gradient(target, variables)
+        if scaled:
+            gradients = optimizer.get_unscaled_gradients(gradients)
+        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
+        # Summed on the devices: reducing it outside of them would bring it to the host, and wait for it, each time.
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, loss) if replicas > 1 else loss
+
+    run = tf.function(replica_step, jit_compile=True, autograph=False) if jit else replica_step
+
+    @tf.function(input_signature=[input_signature(model, task, start)], autograph=False)  # no loop of Python in it
+    def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        return strategy.experimental_local_results(strategy.run(run, args=(batch,)))[0]
+
+    step.get_concrete_function()  # tracing is set-up, not training
+    return step
+
+
+def input_signature(model: Any, task: Task, start: int, *, labels: bool = True) -> dict[str, tf.TensorSpec]:
+    """What a step takes; above `start` cached blocks their output takes the place of the text."""
+    whole = tf.TensorSpec([None, None], tf.int32)
+    if start:
+        states = tf.TensorSpec([None, None, model.config.hidden_size], model.compute_dtype)
+        inputs = {"states": states, "attention_mask": whole}
+    else:
+        inputs = {"input_ids": whole, "attention_mask": whole, "token_type_ids": whole}
+    if labels:
+        inputs["labels"] = tf.TensorSpec([None, None] if task.head == "tokens" else [None],
+                                         tf.float32 if task.kind == "regression" else tf.int32)  # fmt: skip
+    return inputs
+
+
+def compute_logits(model: Any, part: Mapping[str, tf.Tensor], start: int, *, training: bool) -> tf.Tensor:
+    """Logits of a replica's part of a batch, in float32."""
+    inputs = {name: tensor for name, tensor in part.items() if name != "labels"}
+    if start:
+        logits = model.run_suffix(inputs["states"], inputs["attention_mask"], start, training)
+    else:
+        logits = model(inputs, training=training).logits
+    return tf.cast(logits, tf.float32)
+
+
+def loss_sum(kind: str, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Sum over a batch of the cross-entropy, or of the squared error for regression; labels below 0 do not count."""
+    if kind == "regression":
+        return tf.reduce_sum(tf.math.squared_difference(logits[:, 0], labels))
+    counted = labels >= 0
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(counted, labels, 0), logits)
+    return tf.reduce_sum(tf.where(counted, losses, 0.0))
