@@ -14,13 +14,17 @@ INTEROP_RUNS ?= runs/interop
 # For example BENCH_FLAGS="--data_dir=glue" for MRPC, or BENCH_FLAGS=--quick
 BENCH_FLAGS ?=
 
-.PHONY: help install demo test interop bench bench-env lint clean
+# For example GPU_FLAGS="--device=cpu --steps=4" to try the check itself, or GPU_FLAGS=--model=bert-base-uncased
+GPU_FLAGS ?=
+
+.PHONY: help install demo test interop bench bench-env gpu-check lint clean
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
 	@echo "make test     set up and run the tests"
 	@echo "make interop  compare exported models with PyTorch's transformers and PEFT, in an environment of their own"
 	@echo "make bench    measure tfmt's speed, against PyTorch if \`make bench-env\` made an environment for it"
+	@echo "make gpu-check  try on a GPU what could only be read: determinism, masks, devices, memory, kernels"
 	@echo "make lint     set up and run ruff and mypy"
 	@echo "make clean    remove the environments"
 
@@ -60,6 +64,9 @@ bench-env: $(INTEROP)/installed
 
 bench: install
 	$(BIN)/python tests/benchmarks/speed.py --torch=$(INTEROP)/bin/python $(BENCH_FLAGS)
+
+gpu-check: install
+	@$(BIN)/python tests/benchmarks/gpu_check.py $(GPU_FLAGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,13 +2,11 @@
 
 `step` takes training steps on one batch of random tokens, `epoch` a share of an epoch's steps, `plain` the same with
 transformers' own forward pass on batches padded to 128 (the papers' way; asked of a process of its own, started with
-`plain`, that has none of tfmt's settings), `evaluate` predicts, `memory` tells the
-process's peak, `resident` its memory now.
+`plain`, that has none of tfmt's settings), `evaluate` predicts, `memory` tells the process's memory.
 """
 
 import json
 import os
-import resource
 import sys
 import time
 from importlib.metadata import version
@@ -33,6 +31,7 @@ import transformers
 from tfmt.bert.configs import find_model
 from tfmt.data.batches import plan_epoch, training_batches
 from tfmt.data.tokens import TokenizedSplit
+from tfmt.memory import keep_memory
 from tfmt.spec import RunSpec
 from tfmt.tasks import find_task
 from tfmt.training.devices import make_devices
@@ -134,11 +133,6 @@ class Plain:
         return {"seconds": time.perf_counter() - start, "steps": steps, "tokens": tokens}
 
 
-def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 class Side:
     """Answers requests; what one has built stays for the next."""
 
@@ -178,14 +172,15 @@ class Side:
         plain = self.keep("plain", (model, data, rows), lambda: Plain(model, rows, load_split(data)))
         return plain.train(share, epoch)
 
-    def memory(self) -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-    def resident(self) -> float:
-        return resident_mb()
+    def memory(self) -> dict:
+        """MB: the most there was, what there is, and what of that no file holds (Linux)."""
+        told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return {name: int(told[name].split()[0]) / 2**10 for name in ("VmHWM", "VmRSS", "RssAnon")}
 
 
 def main() -> None:
+    if "plain" not in sys.argv[1:]:
+        keep_memory()  # as the command does
     side = Side()
     for line in sys.stdin:
         request = json.loads(line)
