@@ -96,25 +96,6 @@ def test_apply_mask():
     assert_same(with_gradients(lambda x: kernels.apply_mask(x, kept, 0.3), x), plain, tf.float64)
 
 
-def test_a_mask_depends_on_its_key_alone_and_has_any_shape():
-    def mask(place, shape=(5, 7)):
-        return kernels.mask_kept(tf.constant(shape), tf.constant([3, place], tf.int64), 0.4).numpy()
-
-    assert np.array_equal(mask(1), mask(1))
-    assert not np.array_equal(mask(1), mask(2))
-    assert [mask(1, (n,)).shape for n in (1, 2, 3, 4, 5)] == [(n,) for n in (1, 2, 3, 4, 5)]
-
-
-def test_compiled_by_xla_a_mask_is_the_same():
-    key = tf.constant([3, 1], tf.int64)
-
-    def mask(x):
-        return kernels.mask_kept(tf.shape(x), key, 0.1)
-
-    x = tf.zeros([3, 37])
-    assert np.array_equal(tf.function(mask, jit_compile=True)(x), mask(x))
-
-
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.003])
 def test_dropout_keeps_the_rate(rate):
     masks = 200
@@ -124,11 +105,3 @@ def test_dropout_keeps_the_rate(rate):
     spread = np.sqrt(rate * (1 - rate) / 20_000 + (rate * 256 % 1) * (1 - rate * 256 % 1) / 256**2)
     assert dropped.mean() == pytest.approx(rate, abs=4 * spread / np.sqrt(masks))
     assert dropped.std() == pytest.approx(spread, rel=0.25)
-
-
-def test_masks_of_places_rows_and_neighbours_are_independent():
-    drop = forward.Dropout(tf.constant(3), tf.constant(7))
-    one, two = (drop.mask(tf.constant([400, 512]), 0.3).numpy().astype(float) for _ in range(2))
-    bound = 4 / np.sqrt(one.size)
-    for a, b in [(one, two), (one[1:], one[:-1]), *((one[:, k:], one[:, :-k]) for k in (1, 2, 4, 8))]:
-        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < bound

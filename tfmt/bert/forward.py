@@ -4,8 +4,9 @@ The sublayers stay Hugging Face's; only how they are computed differs. Two thing
 
 * In sentence tasks the head reads the first position alone, so the last block computes that position only, and no
   keys and values at all. The logits are the same.
-* A dropout mask is a pure function of (seed, optimizer step, place in the network, replica). Nothing about it has to
-  be saved, so a resumed run draws the masks that an uninterrupted one draws.
+* A dropout mask is a pure function of (seed, step, place in the network, row of the global batch, position in the
+  padded batch). Nothing about it has to be saved, so a resumed run draws the masks that an uninterrupted one draws,
+  and any number of devices draws those of one.
 """
 
 from __future__ import annotations
@@ -24,33 +25,65 @@ from tfmt.bert.kernels import apply_mask, attend, gelu, layer_norm, mask_kept
 _PADDING_SCORE = -10000.0
 
 
+# Step and first row of the forward pass that is being computed; None where nobody says it.
+_MOMENT: ContextVar[tuple[Any, Any] | None] = ContextVar("moment", default=None)
+
+
+@contextmanager
+def dropout_at(step: Any, first_row: Any) -> Iterator[None]:
+    """Says for which step and rows forward passes draw their dropout; without it a model counts its own passes.
+
+    Args:
+      step: scalar integer tensor or variable.
+      first_row: scalar integer, where in the global batch the rows begin that this replica computes.
+    """
+    token = _MOMENT.set((step, first_row))
+    try:
+        yield
+    finally:
+        _MOMENT.reset(token)
+
+
 class Dropout:
-    """Dropout masks that depend on (seed, step, place, replica) alone.
+    """Dropout masks that depend on (seed, step, place, row of the global batch, position) alone.
 
     Args:
       seed: scalar int64 tensor or variable, the run's seed.
-      step: scalar int64 tensor, the number of optimizer steps taken.
+      step: scalar integer tensor or variable.
+      first_row: scalar integer, where in the global batch these rows begin.
 
     The masks of one forward pass are numbered in the order in which they are traced.
     """
 
-    def __init__(self, seed: Any, step: Any) -> None:
-        context = tf.distribute.get_replica_context()
-        replica = tf.cast(context.replica_id_in_sync_group if context else 0, tf.int64)
-        self._seed = tf.cast(seed, tf.int64)
-        self._moment = tf.cast(step, tf.int64) * 4096 + replica
+    def __init__(self, seed: Any, step: Any, first_row: Any = 0) -> None:
+        self._seed, self._step, self._first_row = (tf.cast(value, tf.int64) for value in (seed, step, first_row))
         self._place = 0
 
+    @classmethod
+    def of_pass(cls, seed: Any, passes: Any, rows: tf.Tensor) -> Dropout:
+        """The dropout of a forward pass in training.
+
+        Args:
+          seed: scalar int64 tensor or variable.
+          passes: the variable that counts the model's own passes, where `dropout_at` does not say the step.
+          rows: how many rows this replica computes.
+        """
+        moment = _MOMENT.get()
+        if moment is None:
+            context = tf.distribute.get_replica_context()
+            moment = passes.assign_add(1), (context.replica_id_in_sync_group if context else 0) * rows
+        return cls(seed, *moment)
+
     def mask(self, shape: tf.Tensor, rate: float) -> tf.Tensor | None:
-        """Which values of a tensor of this shape are kept; None for all."""
+        """Which values of a tensor of this shape, (rows, ...), are kept; None for all."""
         if not rate:
             return None
-        key = tf.stack([self._seed * 65536 + self._place, self._moment])
+        stream = self._seed * 65536 + self._place
         self._place += 1
-        return mask_kept(shape, key, rate)
+        return mask_kept(shape, rate, stream=stream, step=self._step, first_row=self._first_row)
 
     def __call__(self, x: tf.Tensor, rate: float) -> tf.Tensor:
-        """`x` with a share `rate` of its values set to 0 and the others divided by 1 - rate."""
+        """`x`, (rows, ...), with a share `rate` of its values set to 0 and the others divided by 1 - rate."""
         kept = self.mask(tf.shape(x), rate)
         return x if kept is None else apply_mask(x, kept, rate)
 
@@ -189,16 +222,19 @@ def run_block(layer: Any, x: tf.Tensor, padding: tf.Tensor, config: Any, drop: A
         asking, asked = x, length
         context = _attend_from_all(x, attention, padding, config, drop)
 
-    rate = config.hidden_dropout_prob
+    def dense_dropped(rows: tf.Tensor, dense: Any) -> tf.Tensor:
+        by_example = tf.reshape(_dense(rows, dense), [batch, asked, config.hidden_size])
+        return tf.reshape(drop(by_example, config.hidden_dropout_prob), [-1, config.hidden_size])
+
     asking = tf.reshape(asking, [-1, config.hidden_size])
     output = layer.attention.dense_output
-    attended = _normalise(drop(_dense(context, output.dense), rate) + asking, output.LayerNorm)
+    attended = _normalise(dense_dropped(context, output.dense) + asking, output.LayerNorm)
     # Without dropout this is no training step, and TensorFlow joins its own GELU to the product before it.
     by_hand = config.hidden_act == "gelu" and drop is not keep_all
     activation = gelu if by_hand else get_tf_activation(config.hidden_act)
     middle = activation(_dense(attended, layer.intermediate.dense))
     output = layer.bert_output
-    result = _normalise(drop(_dense(middle, output.dense), rate) + attended, output.LayerNorm)
+    result = _normalise(dense_dropped(middle, output.dense) + attended, output.LayerNorm)
     return tf.reshape(result, [batch, asked, config.hidden_size])
 
 

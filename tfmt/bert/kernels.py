@@ -11,29 +11,49 @@ from typing import Any
 
 import tensorflow as tf
 
+_PHILOX = 1  # TensorFlow's number for the generator
+_COUNTER_BYTES = 16  # what Philox draws for one value of its counter
 
-def mask_kept(shape: Any, key: tf.Tensor, rate: float) -> tf.Tensor:
+
+def mask_kept(shape: Any, rate: float, *, stream: tf.Tensor, step: tf.Tensor, first_row: tf.Tensor) -> tf.Tensor:
     """Draws which values dropout keeps, each dropped with probability `rate`.
 
+    A row of the mask is decided by `stream`, `step` and its number in the global batch alone, so that devices which
+    hold parts of a batch draw together what one device draws for all of it.
+
     Drawing is most of what dropout costs, so a value gets eight bits, and the rate of one mask is the multiple of 1/256
-    below or above `rate`: which one is drawn too, with the odds that make the mean rate exact. For a rate of 0.1 a mask
-    drops 9.8 or 10.2 %.
+    below or above `rate`: which one is drawn too, for all rows of a step alike, with the odds that make the mean rate
+    exact. For a rate of 0.1 a mask drops 9.8 or 10.2 %.
 
     Args:
-      shape: of the mask, an integer tensor.
-      key: two int64, which alone decide the mask.
+      shape: of the mask, an integer tensor: (rows, ...).
       rate: between 0 and 1.
+      stream: scalar int64, different for each seed and place in the network.
+      step: scalar int64.
+      first_row: scalar int64, the number of the mask's first row in the global batch.
 
     Returns:
       A boolean tensor.
     """
-    values = tf.reduce_prod(shape)
-    words = tf.random.stateless_uniform([(values + 3) // 4 + 1], key, None, None, tf.uint32, alg="philox")
+    rows, size = shape[0], tf.reduce_prod(shape[1:])
+    counters = (size + _COUNTER_BYTES - 1) // _COUNTER_BYTES  # a row begins with a counter of its own
+    start = first_row * tf.cast(counters, tf.int64)
+    words = _draw_words(tf.stack([rows, counters * (_COUNTER_BYTES // 4)]), stream * 2, start, step)
     below, odds = divmod(rate * 256, 1)
-    higher = words[-1] < tf.constant(int(odds * 2**32), tf.uint32)
+    higher = _draw_words([1], stream * 2 + 1, tf.zeros([], tf.int64), step)[0] < tf.constant(
+        int(odds * 2**32), tf.uint32
+    )
     limit = tf.cast(tf.minimum(int(below) + tf.cast(higher, tf.int32), 255), tf.uint8)
-    drawn = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:values]
-    return tf.reshape(drawn >= limit, shape)
+    drawn = tf.reshape(tf.bitcast(words, tf.uint8), tf.stack([rows, counters * _COUNTER_BYTES]))
+    return tf.reshape(drawn[:, :size] >= limit, shape)  # where a row fills its counters the slice is no copy
+
+
+def _draw_words(shape: Any, key: tf.Tensor, start: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """Random uint32 of Philox's stream `key`, from counter (start, step) on, four to a counter."""
+    counter = tf.cast(tf.stack([start, step]), tf.uint64)
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape, key=tf.cast(key, tf.uint64)[None], counter=counter, alg=_PHILOX, dtype=tf.uint32
+    )
 
 
 def apply_mask(x: tf.Tensor, kept: tf.Tensor, rate: float) -> tf.Tensor:

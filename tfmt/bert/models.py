@@ -47,16 +47,12 @@ class _Selectable:
         trained = {id(variable) for variable in self.trainable_weights}
         return [v for v in super().weights if id(v) not in trained]  # type: ignore[misc]
 
-    def _dropout(self, training: Any) -> Any:
-        """The dropout of this forward pass."""
+    def _dropout(self, training: Any, inputs: Any) -> Any:
+        """The dropout of this forward pass over `inputs`, (batch, ...)."""
         if not training:
             return forward.keep_all
-        optimizer = getattr(self, "optimizer", None)
-        if optimizer is not None:
-            step = optimizer.iterations
-        else:  # A training loop without compile(): nothing counts its steps, so draw a moment.
-            step = tf.random.uniform([], maxval=2**40, dtype=tf.int64)
-        return forward.Dropout(seed_of(self), step)
+        state = self._dropout_state  # type: ignore[attr-defined]
+        return forward.Dropout.of_pass(state.seed, state.passes, tf.shape(inputs)[0])
 
     def run_prefix(self, inputs: Mapping[str, Any], blocks: int) -> tf.Tensor:
         """What the lowest blocks make of a text, without dropout: what `run_suffix` goes on from.
@@ -73,7 +69,7 @@ class _Selectable:
 
     def run_suffix(self, states: tf.Tensor, attention_mask: tf.Tensor, blocks: int, training: Any) -> tf.Tensor:
         """Logits, from what `run_prefix` returned for that many blocks."""
-        drop = self._dropout(training)
+        drop = self._dropout(training, states)
         above = range(blocks, self.config.num_hidden_layers)  # type: ignore[attr-defined]
         return self._head_logits(self._run({"attention_mask": attention_mask}, states, above, drop), drop)
 
@@ -119,8 +115,9 @@ class _Selectable:
         inputs = self._plain_inputs(input_ids, named)
         if inputs is None:
             return super().call(input_ids, **named, training=training)  # type: ignore[misc]
-        drop = self._dropout(training)
-        embedded = self._embed(tf.convert_to_tensor(inputs["input_ids"]), inputs, drop)
+        input_ids = tf.convert_to_tensor(inputs["input_ids"])
+        drop = self._dropout(training, input_ids)
+        embedded = self._embed(input_ids, inputs, drop)
         states = self._run(inputs, embedded, range(self.config.num_hidden_layers), drop)  # type: ignore[attr-defined]
         logits = self._head_logits(states, drop)
         labels = inputs.get("labels")
@@ -188,25 +185,30 @@ def adopt(model: Any) -> Any:
     )
 
 
-class _Untracked:
-    """Keeps a variable where Keras does not take it for a weight of the model."""
+class _DropoutState:
+    """What decides a model's dropout masks, where Keras does not take it for weights of the model.
 
-    def __init__(self, variable: Any) -> None:
-        self.variable = variable
+    Attributes:
+      seed: int64.
+      passes: int64, forward passes in training that the model counted itself; each replica has its own.
+    """
+
+    def __init__(self) -> None:
+        self.seed = tf.Variable(0, dtype=tf.int64, trainable=False, name="dropout_seed")
+        self.passes = tf.Variable(
+            0, dtype=tf.int64, trainable=False, name="dropout_passes",
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )  # fmt: skip
 
 
 def set_seed(model: Any, seed: int) -> None:
-    """Sets the seed of a model's dropout masks."""
-    holder = getattr(model, "_dropout_seed", None)
-    if holder is None:
-        model._dropout_seed = _Untracked(tf.Variable(seed, dtype=tf.int64, trainable=False, name="dropout_seed"))
-    else:
-        holder.variable.assign(seed)
-
-
-def seed_of(model: Any) -> Any:
-    """The variable that holds the seed of a model's dropout masks."""
-    return model._dropout_seed.variable
+    """Sets the seed of a model's dropout masks and begins their sequence anew."""
+    if getattr(model, "_dropout_state", None) is None:
+        with model.distribute_strategy.scope():
+            model._dropout_state = _DropoutState()
+    model._dropout_state.seed.assign(seed)
+    model._dropout_state.passes.assign(0)
 
 
 def weights_of(model: Any) -> tuple[Weight, ...]:

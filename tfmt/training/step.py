@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from tfmt.bert.forward import dropout_at
 from tfmt.selection.gradient_mask import GradientMask
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
@@ -124,7 +125,9 @@ def _trace(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for variable in variables:
                 tape.watch(variable)
-            loss = loss_sum(task.kind, part["labels"], compute_logits(model, part, start, training=True)) / count
+            with dropout_at(optimizer.iterations, first):
+                logits = compute_logits(model, part, start, training=True)
+            loss = loss_sum(task.kind, part["labels"], logits) / count
             target = optimizer.get_scaled_loss(loss) if scaled else loss
         gradients = tape.gradient(target, variables)
         if scaled:
