@@ -1,4 +1,4 @@
-"""TensorFlow as every test sees it: quiet, legacy Keras, and two logical CPU devices.
+"""TensorFlow as every test sees it: quiet, legacy Keras, and four logical CPU devices.
 
 The devices have to exist before anything initialises TensorFlow. One of them is what a test without a strategy uses;
 `MirroredStrategy(["CPU:0", "CPU:1"])` runs two replicas without a GPU.
@@ -23,7 +23,7 @@ def pytest_configure() -> None:
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 
 TOY_WORDS = [
