@@ -99,7 +99,6 @@ def trace_step(
         if spec.precision == "float16":
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
         optimizer.build(list(variables))
-    model.optimizer = optimizer  # dropout counts its steps
     function = _trace(model, task, strategy, variables, optimizer, spec.batch_size, start, jit)
     fresh = tuple(map(_value_or_zeros, _state_of(optimizer)))
     return Step(optimizer, mask if masks else None, rate, fresh, function, start)

@@ -136,14 +136,12 @@ class Workbench:
             self._steps = {known: step for known, step in self._steps.items() if _trains_head_alone(known)}
             while len(self._steps) > 1:
                 self._steps.pop(next(iter(self._steps)))
-            self.model.optimizer = None
             variables = self.model.all_weights
             step = trace_step(
                 self.model, self.task, self.strategy, [variables[path] for path in paths], masks, spec, schedule,
                 start=start, jit=self.jit,
             )  # fmt: skip
         self._steps[signature] = step
-        self.model.optimizer = step.optimizer
 
     @property
     def step(self) -> Step:
