@@ -15,12 +15,28 @@ def drawn(shape, seed, dtype=tf.float64, scale=1.0):
 
 
 def with_gradients(function, *inputs):
-    """Outputs and gradients of a weighted sum of them, in float64."""
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        outputs = function(*inputs)
-        total = tf.reduce_sum(tf.cast(outputs, tf.float64) * drawn(outputs.shape, 9))
-    return [np.asarray(tf.cast(t, tf.float64)) for t in (outputs, *tape.gradient(total, inputs))]
+    """Outputs and gradients of a weighted sum of them, in float64; eager, traced, and with the function traced apart.
+
+    The last two differ in how TensorFlow differentiates: a tape sees each operation, or one function whose graph it
+    differentiates.
+    """
+
+    def differentiate(function, *inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = function(*inputs)
+            total = tf.reduce_sum(tf.cast(outputs, tf.float64) * drawn(outputs.shape, 9))
+        return outputs, *tape.gradient(total, inputs)
+
+    def traced(*inputs):
+        return differentiate(function, *inputs)
+
+    ways = [traced(*inputs), tf.function(traced)(*inputs), differentiate(tf.function(function), *inputs)]
+    eager, *others = ([np.asarray(tf.cast(tensor, tf.float64)) for tensor in way] for way in ways)
+    for other in others:
+        for one, same in zip(eager, other, strict=True):
+            np.testing.assert_allclose(same, one, atol=TOLERANCE[inputs[0].dtype] * max(np.abs(one).max(), 1))
+    return eager
 
 
 def assert_same(ours, plain, dtype):

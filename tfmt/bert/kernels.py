@@ -7,6 +7,8 @@ derives from the formulas.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import tensorflow as tf
@@ -62,15 +64,69 @@ def apply_mask(x: tf.Tensor, kept: tf.Tensor, rate: float) -> tf.Tensor:
     return x * tf.where(kept, tf.constant(1 / (1 - rate), x.dtype), tf.zeros([], x.dtype))
 
 
-@tf.custom_gradient
-def gelu(x: tf.Tensor) -> Any:
+def _by_hand(gradient: Callable[..., tuple[tf.Tensor, ...]]) -> Callable[..., tf.Tensor]:
+    """Enters a gradient into TensorFlow's table, once for all graphs.
+
+    `tf.custom_gradient` enters one for each use in a graph, under a new name that is never taken out, and with it the
+    graph, the model's weights and the slots of its optimizer.
+
+    Args:
+      gradient: from the result's gradient, the inputs and what is kept to the gradients of the first inputs; the others
+        have none.
+
+    Returns:
+      A function of (result, inputs, kept): the result, as a function of the inputs that has this gradient. What is kept
+      is computed for the gradient alone, and not at all where none is taken.
+    """
+    name = f"tfmt{gradient.__name__}"
+
+    @tf.RegisterGradient(name)
+    def of_operation(operation: Any, upstream: tf.Tensor, *_: Any) -> list[tf.Tensor | None]:
+        tensors = [*operation.inputs[1:], *getattr(operation, "tfmt_kept", ())]
+        found = gradient(upstream, *tensors)
+        return [None, *found, *[None] * (len(operation.inputs) - 1 - len(found))]
+
+    def attach(result: tf.Tensor, inputs: Sequence[tf.Tensor], kept: Sequence[tf.Tensor]) -> tf.Tensor:
+        eager = tf.executing_eagerly()
+        graph = None if eager else tf.compat.v1.get_default_graph()
+        # Two kinds of differentiation: of a graph, which looks at this operation, and by a tape, which is told.
+        with nullcontext() if graph is None else graph.gradient_override_map({"IdentityN": name}):
+            outputs = tf.identity_n([result, *inputs])
+        if graph is not None:
+            outputs[0].op.tfmt_kept = tuple(kept)
+        tf.__internal__.record_gradient(name, [result, *inputs, *kept], [], outputs[:1])
+        return outputs[0]
+
+    return attach
+
+
+@_by_hand
+def _gelu_gradient(upstream: tf.Tensor, x: tf.Tensor, slope: tf.Tensor) -> tuple[tf.Tensor]:
+    return (upstream * slope,)
+
+
+def gelu(x: tf.Tensor) -> tf.Tensor:
     """x times the normal distribution function of x, exactly (by erf), in the type of `x`."""
+    x = tf.convert_to_tensor(x)
     scaled = x * math.sqrt(0.5)
     share = tf.math.erf(scaled) * 0.5 + 0.5
     # Computed here and not in the gradient, so that one tensor is kept for it and not two; without a gradient
     # TensorFlow prunes it.
     slope = share + scaled * tf.exp(-tf.square(scaled)) * math.sqrt(1 / math.pi)
-    return x * share, lambda upstream: upstream * slope
+    return _gelu_gradient(x * share, [x], [slope])
+
+
+@_by_hand
+def _layer_norm_gradient(
+    upstream: tf.Tensor, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, normal: tf.Tensor, scale: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    rows = list(range(len(x.shape) - 1))
+    by_normal = upstream * normal
+    weighted = upstream * gamma
+    mean = tf.reduce_mean(weighted, -1, keepdims=True)
+    slope = tf.tensordot(by_normal, gamma / gamma.shape[0], 1)[..., None]
+    inner = (weighted - mean - normal * slope) * scale
+    return inner, tf.reduce_sum(by_normal, rows), tf.reduce_sum(upstream, rows)
 
 
 def layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
@@ -81,25 +137,35 @@ def layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) 
       gamma, beta: (hidden,).
       epsilon: added to the variance.
     """
+    x, gamma, beta = (tf.convert_to_tensor(value) for value in (x, gamma, beta))
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
+    normal = centred * scale
+    return _layer_norm_gradient(normal * gamma + beta, [x, gamma, beta], [normal, scale])
 
-    @tf.custom_gradient
-    def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
-        centred = x - tf.reduce_mean(x, -1, keepdims=True)
-        scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
-        normal = centred * scale
 
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            rows = list(range(len(x.shape) - 1))
-            by_normal = upstream * normal
-            weighted = upstream * gamma
-            mean = tf.reduce_mean(weighted, -1, keepdims=True)
-            slope = tf.tensordot(by_normal, gamma / gamma.shape[0], 1)[..., None]
-            inner = (weighted - mean - normal * slope) * scale
-            return inner, tf.reduce_sum(by_normal, rows), tf.reduce_sum(upstream, rows)
+def _used(weights: tf.Tensor, kept: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Attention weights, 0 where dropout drops them; `kept` holds the mask, or nothing."""
+    return weights * tf.cast(kept[0], weights.dtype) if kept else weights
 
-        return normal * gamma + beta, gradient
 
-    return normalise(x, gamma, beta)
+@_by_hand
+def _attend_gradient(
+    upstream: tf.Tensor, query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, weights: tf.Tensor, context: tf.Tensor,
+    *kept: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:  # fmt: skip
+    # Computed again, as they are the largest of what a long text would keep until here. Without the wait TensorFlow
+    # sees that the two are the same, and keeps the first.
+    with tf.control_dependencies([upstream]):
+        used = _used(weights, kept)
+    # A row's sum of used * gradient is the product of its context and the context's gradient, which is short.
+    mean = tf.reduce_sum(upstream * context, -1, keepdims=True)
+    scores = used * tf.matmul(upstream, value, transpose_b=True) - weights * mean
+    return (
+        tf.matmul(scores, key),
+        tf.matmul(scores, query, transpose_a=True),
+        tf.matmul(used, upstream, transpose_a=True),
+    )
 
 
 def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, padding: tf.Tensor, kept: tf.Tensor | None,
@@ -116,31 +182,9 @@ def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, padding: tf.Tenso
     Returns:
       (batch, heads, asked, width).
     """
-
-    @tf.custom_gradient
-    def weigh(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor) -> Any:
-        weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True) + padding)
-
-        def used_weights() -> tf.Tensor:
-            return weights if kept is None else weights * tf.cast(kept, weights.dtype)
-
-        context = tf.matmul(used_weights(), value)
-
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            # Computed again, as they are the largest of what a long text would keep until here. Without the wait
-            # TensorFlow sees that the two are the same, and keeps the first.
-            with tf.control_dependencies([upstream]):
-                used = used_weights()
-            # A row's sum of used * gradient is the product of its context and the context's gradient, which is short.
-            mean = tf.reduce_sum(upstream * context, -1, keepdims=True)
-            scores = used * tf.matmul(upstream, value, transpose_b=True) - weights * mean
-            return (
-                tf.matmul(scores, key),
-                tf.matmul(scores, query, transpose_a=True),
-                tf.matmul(used, upstream, transpose_a=True),
-            )
-
-        return context, gradient
-
+    mask = [] if kept is None else [kept]
     # Dividing the values by 1 - rate is the same as dividing the weights, of which there are more.
-    return weigh(query, key, value if kept is None else value * (1 / (1 - rate)))
+    value = value if kept is None else value * (1 / (1 - rate))
+    weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True) + padding)
+    context = tf.matmul(_used(weights, mask), value)
+    return _attend_gradient(context, [query, key, value], [weights, context, *mask])

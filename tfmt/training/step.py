@@ -117,8 +117,7 @@ def _trace(
         # The mean over the global batch: the sum over all replicas of these parts.
         labelled = tf.reduce_sum(tf.cast(labels >= 0, tf.int32)) if labels.shape.rank == 2 else batch_size
         count = tf.cast(labelled, tf.float32)
-        context = tf.distribute.get_replica_context()
-        first = context.replica_id_in_sync_group * share
+        first = tf.distribute.get_replica_context().replica_id_in_sync_group * share
         part = {name: tensor[first : first + share] for name, tensor in batch.items()}
         # Watching the selection alone keeps everything below it out of the backward pass.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -132,14 +131,17 @@ def _trace(
         if scaled:
             gradients = optimizer.get_unscaled_gradients(gradients)
         optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
-        # Summed on the devices: reducing it outside of them would bring it to the host, and wait for it, each time.
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, loss) if replicas > 1 else loss
+        return loss
 
     run = tf.function(replica_step, jit_compile=True, autograph=False) if jit else replica_step
 
     @tf.function(input_signature=[input_signature(model, task, start)], autograph=False)  # no loop of Python in it
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        return strategy.experimental_local_results(strategy.run(run, args=(batch,)))[0]
+        parts = strategy.experimental_local_results(strategy.run(run, args=(batch,)))
+        # On a device: `strategy.reduce` brings it to the host, and waits for it, each time; a replica's `all_reduce`
+        # leaves its gradient in TensorFlow's table, and with it this graph.
+        with tf.device(strategy.extended.worker_devices[0]):
+            return tf.add_n(parts)
 
     step.get_concrete_function()  # tracing is set-up, not training
     return step
