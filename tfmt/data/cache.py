@@ -24,7 +24,7 @@ def load_arrays(key: str) -> dict[str, np.ndarray] | None:
 def store_arrays(key: str, arrays: dict[str, Any]) -> None:
     """Stores arrays under a key, all or nothing; does nothing where the folder cannot be written.
 
-    Two processes that store the same key write the same content under two temporary names; the last one stays.
+    Processes that store the same key write the same content, each whole; the last one stays.
     """
     try:
         _path(key).parent.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def tokenize(
         offsets=arrays["offsets"],
         first_lengths=arrays["first_lengths"],
         labels=labels,
-        pad_id=int(tokenizer.pad_token_id),
+        pad_id=int(tokenizer.pad_token_id or 0),  # of a tokenizer without one; masked, any id computes the same
         word_positions=positions,
         sentence_lengths=examples.sentence_lengths,
     )

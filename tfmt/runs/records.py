@@ -114,6 +114,7 @@ class Origin(_Part):
     model_sha256: str
     data_sha256: str
     data_notes: dict[str, Any]
+    model_notes: dict[str, Any] = {}
     started: str
     finished: str
 

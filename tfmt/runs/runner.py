@@ -6,7 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from tfmt.bert.base_weights import BaseWeights, model_digest
 from tfmt.bert.configs import find_model, read_config, shape_of
+from tfmt.bert.tokenizer import describe_tokenizer
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError
@@ -59,6 +60,7 @@ class Request:
       digests: of the model and the data.
       folder: where the run's files go.
       union: with `fisher_from`, the selected indices by path.
+      model_notes: what the record says about the model: `embedding_rows` and `vocabulary`, where rows have no word.
     """
 
     spec: RunSpec
@@ -68,6 +70,7 @@ class Request:
     digests: dict[str, str]
     folder: Path
     union: dict[str, np.ndarray] | None = None
+    model_notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -97,6 +100,12 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
         raise RequestError(
             f"--max_length={spec.max_length}: {spec.model} has {shape.max_position_embeddings} positions"
         )
+    tokenizer = describe_tokenizer(model_folder)
+    if len(task.text_fields) > 1 and tokenizer.pair_types > shape.type_vocab_size:
+        raise RequestError(
+            f"--model={spec.model}: type_vocab_size is {shape.type_vocab_size}, and {spec.task} has pairs "
+            f"({', '.join(task.text_fields)}), whose second text needs a token type of its own; take another model"
+        )
     weights = list_weights(shape, task.head, task.num_labels)
     digests = {"model": model_digest(model_folder), "data": dataset.digest}
     union = read_union(spec, weights, digests["model"])
@@ -109,7 +118,9 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
         )
     if union is not None:
         digests["fisher_from"] = digest_masks(union)
-    return Request(spec, task, dataset, model_folder, digests, Path(output_dir) / spec.run_id(**digests), union)
+    unused = {"embedding_rows": shape.vocab_size, "vocabulary": tokenizer.words}
+    notes = unused if tokenizer.words < shape.vocab_size else {}
+    return Request(spec, task, dataset, model_folder, digests, Path(output_dir) / spec.run_id(**digests), union, notes)
 
 
 def read_union(spec: RunSpec, weights: tuple[Weight, ...], model_sha256: str | None) -> dict[str, np.ndarray] | None:
@@ -368,5 +379,5 @@ def _origin(request: Request, started: str) -> Origin:
         tfmt=__version__, arithmetic=ARITHMETIC, packages=origin.package_versions(),
         python=origin.python_version(), git_commit=commit, git_dirty=dirty,
         model_sha256=request.digests["model"], data_sha256=request.digests["data"],
-        data_notes=request.dataset.notes, started=started, finished=origin.now(),
+        data_notes=request.dataset.notes, model_notes=request.model_notes, started=started, finished=origin.now(),
     )  # fmt: skip

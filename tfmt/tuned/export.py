@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from tfmt.bert.configs import WEIGHTS_FILE, read_config
+from tfmt.bert.base_weights import BaseWeights
+from tfmt.bert.checkpoint import WEIGHTS_FILE
+from tfmt.bert.configs import read_config
 from tfmt.errors import RequestError
 from tfmt.files import whole_folder
 from tfmt.tuned.load import TunedWeights, build_tuned, read_tuned
@@ -21,13 +22,6 @@ from tfmt.tuned.load import TunedWeights, build_tuned, read_tuned
 FORMATS = ("transformers", "peft", "keras")
 # Modes that tune whole LayerNorms and nothing else beside the head: what PEFT's LN tuning can say.
 ADAPTER_MODES = ("layernorm", "layernorm_attention", "layernorm_feedforward")
-_TOKENIZER_FILES = (
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 _CLASSES = {"sentence": "ForSequenceClassification", "tokens": "ForTokenClassification"}
 # What a base model's config says of its own file, or of a head that is replaced.
 _STALE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "num_labels", "finetuning_task")
@@ -68,6 +62,11 @@ def export_run(run: str | Path, output: str | Path, *, format: str = "transforme
             f"--format=peft: an adapter of PEFT's LN tuning holds whole LayerNorms and the head, which is not what "
             f"mode={mode} tunes (it fits {', '.join(ADAPTER_MODES)}); use --format=transformers"
         )
+    if format == "peft" and BaseWeights(tuned.base, tuned.head).from_tensorflow:
+        raise RequestError(
+            f"--format=peft: an adapter is put on the base model, and {_base_name(tuned)} holds TensorFlow's weights, "
+            f"which PEFT cannot load; use --format=transformers"
+        )
     folder = Path(output).expanduser()
     with whole_folder(folder) as temporary:
         writers[format](tuned, temporary)
@@ -79,7 +78,7 @@ def _write_transformers(tuned: TunedWeights, folder: Path) -> None:
 
     _save_tensors(folder / WEIGHTS_FILE, to_torch_names(tuned.weights, tuned.read(), {}), tuned)
     _write_json(folder / "config.json", _config(tuned))
-    _copy_tokenizer(tuned, folder)
+    _write_tokenizer(tuned, folder)
     name = _auto_class(tuned)
     _write_readme(tuned, folder, [
         f"from transformers import AutoTokenizer, {name}",
@@ -114,7 +113,7 @@ def _write_adapter(tuned: TunedWeights, folder: Path) -> None:
         "task_type": "TOKEN_CLS" if tuned.head == "tokens" else "SEQ_CLS",
     }
     _write_json(folder / "adapter_config.json", config)
-    _copy_tokenizer(tuned, folder)
+    _write_tokenizer(tuned, folder)
     name = _auto_class(tuned)
     labels = json.dumps(_config(tuned)["id2label"])
     _write_readme(tuned, folder, [
@@ -122,6 +121,7 @@ def _write_adapter(tuned: TunedWeights, folder: Path) -> None:
         f"from transformers import {name}",
         f"names = {{int(number): name for number, name in {labels}.items()}}",
         f'base = {name}.from_pretrained("{_base_name(tuned)}", num_labels={len(tuned.classes) or 1}, id2label=names)',
+        "base = base.float()  # the run computed with float32, whatever the base model's file holds",
         f'model = PeftModel.from_pretrained(base, "{_FOLDER}")',
     ])  # fmt: skip
 
@@ -137,7 +137,7 @@ def _write_keras(tuned: TunedWeights, folder: Path) -> None:
             del file[name]
             file.attrs["layer_names"] = [other for other in file.attrs["layer_names"] if other != name]
     _write_json(folder / "config.json", _config(tuned))
-    _copy_tokenizer(tuned, folder)
+    _write_tokenizer(tuned, folder)
     name = f"TFBert{_CLASSES[tuned.head]}"
     _write_readme(tuned, folder, [
         'os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported',
@@ -176,15 +176,24 @@ def _save_tensors(path: Path, tensors: Mapping[str, np.ndarray], tuned: TunedWei
     about = {"format": "pt", "tfmt_run": tuned.record.run_id}  # transformers reads no file that lacks a format
     try:
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, metadata=about)
-    except SafetensorError as error:  # It hides the errno of a full disk in its text.
-        code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-        raise OSError(code, str(error), str(path)) from None
+    except SafetensorError as error:
+        raise _write_error(error, path) from None
 
 
-def _copy_tokenizer(tuned: TunedWeights, folder: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (tuned.base / name).is_file():
-            shutil.copyfile(tuned.base / name, folder / name)
+def _write_tokenizer(tuned: TunedWeights, folder: Path) -> None:
+    from tfmt.bert.tokenizer import save_tokenizer
+
+    try:
+        save_tokenizer(tuned.base, folder)
+    except (RequestError, OSError):
+        raise
+    except Exception as error:  # The tokenizers' own code has one error for all, and the errno in its text.
+        raise _write_error(error, folder) from None
+
+
+def _write_error(error: Exception, path: Path) -> OSError:
+    """What native code says when it cannot write, as the error of the system that it hides in its text."""
+    return OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error), str(path))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

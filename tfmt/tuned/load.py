@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmt.bert.base_weights import BaseWeights, model_digest
+from tfmt.bert.base_weights import BaseWeights, is_model
 from tfmt.bert.configs import find_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
@@ -71,7 +71,7 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
     source = model or record.spec.model
     base = find_model(source, download=True)
     assert base is not None
-    if model_digest(base) != record.origin.model_sha256:
+    if not is_model(base, record.origin.model_sha256):
         raise RequestError(
             f"{source}: not the base model that {folder.name} tuned (its digest differs); give the right one"
         )

@@ -1,0 +1,107 @@
+"""Configs and the hub: what would end in a traceback is refused at once, and all that a model needs is fetched."""
+
+import json
+import shutil
+
+import pytest
+
+from tfmt.bert.configs import find_model, read_config
+from tfmt.errors import RequestError
+from tfmt.runs.runner import prepare
+from tfmt.spec import RunSpec
+
+
+def change_config(source, target, **settings):
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | settings))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("layer_norm_eps", "1e-12"), ("layer_norm_eps", 0), ("layer_norm_eps", None), ("hidden_dropout_prob", 1),
+        ("hidden_dropout_prob", -0.1), ("attention_probs_dropout_prob", "no"), ("classifier_dropout", 1.5),
+        ("initializer_range", True), ("add_cross_attention", True), ("is_decoder", True), ("num_attention_heads", 3),
+        ("position_embedding_type", "relative_key"), ("num_hidden_layers", 0), ("hidden_size", 16.0),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_computed_are_refused(toy_bert, tmp_path, name, value):
+    folder = change_config(toy_bert, tmp_path / "model", **{name: value})
+    with pytest.raises(RequestError, match=r"config\.json") as error:
+        read_config(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_settings_have_the_defaults_of_transformers(toy_bert, tmp_path):
+    from transformers import BertConfig
+
+    from tfmt.bert.base_weights import _CONFIG_DEFAULTS, model_digest
+
+    theirs = BertConfig().to_dict()
+    assert {name: theirs[name] for name in _CONFIG_DEFAULTS} == _CONFIG_DEFAULTS
+    config = json.loads((toy_bert / "config.json").read_text())
+    shutil.copytree(toy_bert, tmp_path / "silent")
+    for name in ("layer_norm_eps", "hidden_dropout_prob", "hidden_act"):
+        del config[name]
+    (tmp_path / "silent" / "config.json").write_text(json.dumps(config))
+    assert model_digest(tmp_path / "silent") == model_digest(toy_bert)
+    read_config(change_config(toy_bert, tmp_path / "null", classifier_dropout=None))
+
+
+def make_request(model, data, output):
+    return prepare(RunSpec.make(model=str(model), data_dir=str(data), task="mrpc", max_length=32, epochs=1,
+                                mode="layernorm", learning_rate=1e-3), output)  # fmt: skip
+
+
+def test_pairs_are_refused_by_a_model_with_one_token_type(make_toy_bert, toy_glue, tmp_path):
+    model = make_toy_bert(tmp_path / "model", type_vocab_size=1)
+    with pytest.raises(RequestError, match=r"type_vocab_size is 1.*mrpc.*\(sentence1, sentence2\)"):
+        make_request(model, toy_glue, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "own").mkdir()
+    lines = ["text\tlabel", *(f"good film {i}\tup\nbad film {i}\tdown" for i in range(20))]
+    for name in ("train", "validation"):
+        (tmp_path / "own" / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    alone = RunSpec.make(model=str(model), data_dir=str(tmp_path / "own"), task="custom", task_type="classification",
+                         text_columns=("text",),
+                         label_column="label", mode="layernorm", max_length=32, learning_rate=1e-3,
+                         epochs=1)  # fmt: skip
+    prepare(alone, tmp_path / "runs")
+
+
+def test_rows_without_a_word_are_noted_and_words_without_a_row_refused(make_toy_bert, toy_bert, toy_glue, tmp_path):
+    assert make_request(toy_bert, toy_glue, tmp_path / "runs").model_notes == {}
+    padded = make_toy_bert(tmp_path / "padded", vocab_size=24)
+    request = make_request(padded, toy_glue, tmp_path / "runs")
+    assert request.model_notes == {"embedding_rows": 24, "vocabulary": 19}
+    (padded / "vocab.txt").write_text((padded / "vocab.txt").read_text() + "\n".join("uvwxyz") + "\n")
+    with pytest.raises(RequestError, match=r"25 entries.*24 rows"):
+        make_request(padded, toy_glue, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("holds", ["whole", "shards", "keras"])
+def test_hub_gives_all_that_decides_weights_and_tokens(toy_bert, tmp_path, monkeypatch, holds):
+    import fnmatch
+
+    import huggingface_hub
+
+    files = {"whole": ["model.safetensors", "tf_model.h5"], "keras": ["tf_model.h5"],
+             "shards": ["model.safetensors.index.json", "model-00001-of-00002.safetensors"]}[holds]  # fmt: skip
+    tokens = ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+    there = ["config.json", *tokens, *files, "pytorch_model.bin", "README.md", "own.py"]
+
+    def give(name, *, allow_patterns, local_files_only):
+        assert not local_files_only
+        for file in there:
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).write_text("")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
+    assert find_model("someone/some-model", download=True) == tmp_path
+    fetched = {path.name for path in tmp_path.iterdir()}
+    expected = {"config.json", *tokens, *files} - ({"tf_model.h5"} if holds == "whole" else set())
+    assert fetched == expected
