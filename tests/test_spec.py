@@ -51,17 +51,43 @@ def test_id_depends_on_what_changes_the_result_and_on_nothing_else():
     digests = {"model": "a", "data": "b"}
     name = make().run_id(**digests)
     assert name.startswith("mrpc-layernorm-lr0.005-s0-")
-    for same in ({"replicas": 2}, {"data_dir": "/elsewhere"}, {"model": "/a/folder"}, {"jit_compile": "on"}):
+    for same in ({"replicas": 2}, {"data_dir": "/elsewhere"}, {"model": "/a/folder"}, {"jit_compile": "on"},
+                 {"cache_limit_gb": 1.0}, {"keep": "scores"}):  # fmt: skip
         assert make(**same).run_id(**digests) == name
     for field, value in {
         "task": "rte", "mode": "full", "layers": "0", "learning_rate": 1e-4, "epochs": 3, "batch_size": 8,
         "max_length": 64, "warmup_ratio": 0.0, "schedule": "constant", "adam_epsilon": 1e-8, "seed": 1,
-        "batching": "random", "train_limit": 9, "validation_limit": 9, "precision": "bfloat16", "keep": "scores",
+        "batching": "random", "train_limit": 9, "validation_limit": 9, "precision": "bfloat16",
         "keep_epoch": "last",
     }.items():  # fmt: skip
         assert make(**{field: value}).run_id(**digests) != name, field
     assert make().run_id(model="other", data="b") != name
     assert make().run_id(model="a", data="other") != name
+
+
+def test_a_field_that_is_added_renames_no_run():
+    class Later(RunSpec):
+        clip_norm: float | None = None
+        optimizer: str = "adam"
+        columns: tuple[str, ...] = ()
+
+    digests = {"model": "a", "data": "b"}
+    for changes in ({}, {"mode": "full", "seed": 3}, {"task": "ptb_pos", "split_seed": 1}, {"keep_epoch": "last"}):
+        assert Later.make(**BASE | changes).run_id(**digests) == make(**changes).run_id(**digests)
+    others = [{"clip_norm": 1.0}, {"optimizer": "sgd"}, {"columns": ("a",)}, {"columns": ("a",), "optimizer": "sgd"}]
+    ids = {Later.make(**BASE | changes).run_id(**digests) for changes in others}
+    assert len(ids | {make().run_id(**digests)}) == 5
+    # A record of before the field was there reads as one with its default.
+    assert Later.from_json(make().to_json()).run_id(**digests) == make().run_id(**digests)
+
+
+def test_no_field_joins_those_in_every_id():
+    in_every_id = (
+        "adam_epsilon batch_size batching encoding epochs fisher_examples frozen_prefix keep_epoch label_column layers"
+        " learning_rate mask_fraction mask_size max_length mode outlier_pool precision schedule seed split_seed task"
+        " task_type text_columns train_limit validation_fraction validation_limit warmup_ratio"
+    )
+    assert sorted(make().identity()["settings"]) == in_every_id.split()
 
 
 def test_id_is_the_hash_of_the_identity():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ class UnwritableError(RunError):
         return made
 
 
+def _own_suffix() -> str:
+    """Ends a temporary name as no one else does, be it on another machine that shares the disk."""
+    return f"{os.getpid()}.{secrets.token_hex(4)}"
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary name to write to; the file gets its own name once its content is on the disk.
@@ -46,7 +52,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
       UnwritableError: the disk is full, or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{_own_suffix()}")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -80,7 +86,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise RequestError(f"{path}: not empty; give a new folder")
     elif path.exists():
         raise RequestError(f"{path}: a file lies there; give a new folder")
-    temporary = path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}")
+    temporary = path.absolute().with_name(f".{path.absolute().name}.{_own_suffix()}")
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -142,10 +142,20 @@ class RunSpec(BaseModel):
     encoding: str = "utf-8"
     split_seed: int | None = None
 
-    # Where a run computes and where its files lie do not change what it computes (beyond rounding).
-    _PLACES: ClassVar[frozenset[str]] = frozenset(
-        {"model", "data_dir", "fisher_from", "replicas", "jit_compile", "cache_limit_gb"}
+    # Never in an id. Digests stand for the model, the data and other runs' masks, wherever they lie. On other devices
+    # or compiled by XLA a run is the same up to rounding, and its record says on what it ran. What a run keeps, and
+    # how much memory it may take, is no part of its result.
+    _OUTSIDE_IDS: ClassVar[frozenset[str]] = frozenset(
+        {"model", "data_dir", "fisher_from", "replicas", "jit_compile", "cache_limit_gb", "keep"}
     )
+    # In every id, whatever their value. This set is closed: a field that is added later enters an id only where it
+    # differs from its default, which must be what runs did before, so that a new flag renames no run.
+    _IN_EVERY_ID: ClassVar[frozenset[str]] = frozenset({
+        "task", "mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "fisher_examples", "learning_rate",
+        "epochs", "batch_size", "max_length", "warmup_ratio", "schedule", "adam_epsilon", "seed", "batching",
+        "train_limit", "validation_limit", "precision", "frozen_prefix", "keep_epoch", "text_columns", "label_column",
+        "task_type", "validation_fraction", "encoding", "split_seed",
+    })  # fmt: skip
 
     @field_validator("fisher_from", "text_columns", mode="before")
     @classmethod
@@ -202,8 +212,15 @@ class RunSpec(BaseModel):
         Args:
           **digests: digests of content, for example `model=...`, `data=...`, `fisher_from=...`.
         """
-        settings = {k: v for k, v in self.model_dump(mode="json").items() if k not in self._PLACES}
+        settings = {name: value for name, value in self.model_dump(mode="json").items() if self._identifies(name)}
         return {"arithmetic": ARITHMETIC, "digests": dict(sorted(digests.items())), "settings": settings}
+
+    def _identifies(self, name: str) -> bool:
+        """Whether a field tells this run from others."""
+        if name in self._OUTSIDE_IDS:
+            return False
+        default = type(self).model_fields[name].get_default(call_default_factory=True)
+        return name in self._IN_EVERY_ID or getattr(self, name) != default
 
     def run_id(self, **digests: str) -> str:
         """A readable name that ends in ten hex digits of the hash of `identity`."""

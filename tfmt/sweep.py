@@ -60,18 +60,27 @@ def read_grid(values: flags.FlagValues) -> Grid:
 
 
 def _main(values: flags.FlagValues) -> int:
-    from tfmt.study.sweep import Sweep, describe_sweep
-
     grid = read_grid(values)
     if values.dry_run:
+        from tfmt.study.dry_run import describe_sweep
+
         print(describe_sweep(grid, values.output_dir, values.workers))
         return 0
+    from tfmt.errors import RunError
+    from tfmt.study.sweep import Sweep
+
     sweep = Sweep(grid, values.output_dir, retry_failed=values.retry_failed, verbosity=values.verbosity)
-    sweep.run(values.workers)
+    stopped = None
+    try:
+        sweep.run(values.workers)
+    except RunError as error:  # what was done until then is told all the same
+        stopped = error
     print(sweep.board.summary())
     print(f"records   {values.output_dir}")
-    for name, error in sweep.failures.items():
-        print(f"tfmt-sweep: {name} failed: {error}", file=sys.stderr)
+    for name, message in sweep.failures.items():
+        print(f"tfmt-sweep: {name} failed: {message}", file=sys.stderr)
+    if stopped is not None:
+        raise stopped
     return 1 if sweep.failures else 0
 
 

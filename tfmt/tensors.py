@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,24 +12,23 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tfmt.errors import RequestError, RunError
-from tfmt.files import whole_file
+from tfmt.errors import RequestError
+from tfmt.files import UnwritableError, whole_file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
     """Writes arrays and a JSON object beside them, whole or not at all.
 
     Raises:
-      RunError: the disk is full, or the file cannot be written.
+      UnwritableError: the disk is full, or the file cannot be written.
     """
     with whole_file(path) as temporary:
         try:
             save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary,
                       metadata={"tfmt": json.dumps(metadata)})  # fmt: skip
         except SafetensorError as error:  # It hides the errno of a full disk in its text.
-            full = "No space left" in str(error)
-            reason = "the disk is full; free some space" if full else f"cannot be written ({error})"
-            raise RunError(f"{path}: {reason} and run the same command again") from None
+            number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+            raise UnwritableError.of(path, OSError(number, str(error))) from None
 
 
 def read_tensors(path: Path, remedy: str = "run it again") -> tuple[dict[str, np.ndarray], dict[str, Any]]:

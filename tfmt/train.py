@@ -39,7 +39,8 @@ def _main(values: flags.FlagValues) -> int:
 
         print(describe(spec, values.output_dir))
         return 0
-    from tfmt.runs.runner import execute, finished, make_bench, open_folder, prepare
+    from tfmt.runs.folder import finished, open_folder
+    from tfmt.runs.runner import execute, make_bench, prepare
 
     request = prepare(spec, values.output_dir)
     record = finished(request)
@@ -88,6 +89,8 @@ def _report(record: Record, folder: str) -> str:
             f"cost      {cost.setup_seconds:.1f} s set-up, {cost.train_seconds:.1f} s training, "
             f"{cost.eval_seconds:.1f} s evaluation; {cost.tokens:,} tokens ({cost.padded_tokens:,} with padding)"
         )
+        if cost.computed_on:
+            lines.append(f"devices   {', then '.join(cost.computed_on)}: the last bits of its numbers may differ")
     lines.append(f"record    {folder}/record.json")
     return "\n".join(lines)
 

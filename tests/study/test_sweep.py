@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
@@ -20,12 +22,14 @@ from tfmt import files, sweep
 from tfmt.runs.records import find_records
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
+from tfmt.study import pool, worker
 from tfmt.study import sweep as study_sweep
-from tfmt.study import worker
+from tfmt.study.places import Place, share_places
 from tfmt.study.sweep import Item, choose
 from tfmt.study.times import Times, format_seconds
-from tfmt.study.worker import Place, share_places
+from tfmt.study.worker import Executor
 from tfmt.training import fine_tune
+from tfmt.training.workbench import Workbench
 
 GRID = {"task": "mrpc", "mode": "frozen,layernorm", "learning_rate": "1e-2,1e-3", "seed": "0,1"}
 
@@ -248,31 +252,150 @@ def owner_pid(lease):
     return json.loads(lease.read_text())["pid"]
 
 
-class _DeadPipe:
-    def poll(self):
-        raise EOFError
+def test_run_whose_process_dies_too_often_fails_and_three_such_runs_stop_the_sweep(
+    shared, tmp_path, monkeypatch, capsys
+):
+    class Mortals:
+        """Workers that die of every run."""
 
+        def __init__(self, *_):
+            self.submitted = []
 
-def test_run_whose_process_dies_too_often_fails(shared, tmp_path, monkeypatch):
-    class Hand(study_sweep._Hand):
-        def give(self, item):
-            self.item = self.last = item
-            self.pipe = _DeadPipe()
+        def __len__(self):
+            return 1
 
-        def bury(self):
-            self.item, self.cause = None, "signal 9"
+        def submit(self, worker, spec):
+            self.submitted.append(worker)
 
-        def dismiss(self):
+        def wait_for_any(self, seconds):
+            return [(self.submitted.pop(), None)]
+
+        def died_of(self, worker):
+            return "signal 9"
+
+        def close(self):
             pass
 
-        wait = dismiss
-
-    monkeypatch.setattr(study_sweep, "_Hand", Hand)
-    monkeypatch.setattr(study_sweep.multiprocessing.connection, "wait", lambda *_, **__: [])
-    assert sweep.main(flags_of(shared, tmp_path, seed="0", workers=1)) == 1
+    monkeypatch.setattr(study_sweep, "ProcessPool", Mortals)
+    assert sweep.main(flags_of(shared, tmp_path, workers=1)) == 1
     records, _ = find_records(tmp_path)
     assert {record.error for record in records} == {"its process died 4 times (signal 9); is there enough memory?"}
-    assert len(records) == 4
+    assert len(records) == 3
+    assert "5 runs are left as they were" in capsys.readouterr().err
+
+
+def work_and_break(*arguments):
+    """The body of a worker process whose TensorFlow breaks in the first run of a head alone, and with it all later."""
+    real, broken = Workbench.train_step, []
+
+    def step(self, batch):
+        if broken or self.selection.tuned == 0:
+            broken.append(True)
+            raise tf.errors.InternalError(None, None, "CUDA error: an illegal memory access was encountered")
+        return real(self, batch)
+
+    Workbench.train_step = step
+    worker.work(*arguments)
+
+
+def test_worker_that_met_something_unexpected_is_replaced(shared, untouched, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "work", work_and_break)
+    flags = flags_of(shared, tmp_path, mode="frozen,layernorm", learning_rate="1e-3", seed="0", workers=1)
+    assert sweep.main(flags) == 1
+    told = sorted((record.spec.mode, record.status, record.error) for record in find_records(tmp_path)[0])
+    assert told == [
+        ("frozen", "failed", "InternalError: CUDA error: an illegal memory access was encountered"),
+        ("layernorm", "completed", None),
+    ]
+    found = {run: told for run, told in numbers(tmp_path).items() if told[0] == "completed"}
+    assert found == {run: untouched[run] for run in found}
+
+
+def test_three_unexpected_failures_in_a_row_stop_the_sweep(shared, untouched, tmp_path, monkeypatch, capsys):
+    real, benches = Workbench.train_step, []
+
+    def step(self, batch):
+        benches.append(self)
+        raise tf.errors.InternalError(None, None, "CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Workbench, "train_step", step)
+    assert sweep.main(flags_of(shared, tmp_path, mode="frozen", seed="0,1,2")) == 1
+    said = capsys.readouterr()
+    assert "3 runs in a row met what no run should" in said.err
+    assert "illegal memory access" in said.err.splitlines()[-1]
+    assert "3 runs are left as they were" in said.err
+    assert "3 failed" in said.out
+    assert [record.status for record in find_records(tmp_path)[0]] == ["failed"] * 3
+    assert not list(tmp_path.glob("*/lease.*"))
+    assert len(list(tmp_path.glob("*/spec.json"))) == 3
+    assert len(set(map(id, benches))) == 3  # a workbench of its own for each
+    monkeypatch.setattr(Workbench, "train_step", real)
+    assert sweep.main(flags_of(shared, tmp_path, mode="frozen", retry_failed="true")) == 0
+    found = {run: told for run, told in numbers(tmp_path).items() if run in untouched}
+    assert found == {run: untouched[run] for run in found}
+    assert len(found) == 4
+
+
+def test_unexpected_failures_between_successes_do_not_stop_a_sweep(shared, tmp_path, monkeypatch):
+    real, calls = fine_tune.FineTuning.run, iter(range(100))
+
+    def run(self):
+        if next(calls) % 3 != 2:
+            raise MemoryError("no room")
+        return real(self)
+
+    monkeypatch.setattr(fine_tune.FineTuning, "run", run)
+    assert sweep.main(flags_of(shared, tmp_path, seed="0,1,2", mode="frozen", epochs=1)) == 1
+    assert sorted(record.status for record in find_records(tmp_path)[0]) == ["completed"] * 2 + ["failed"] * 4
+
+
+def test_bench_is_dropped_after_a_run_whose_proof_failed(shared, untouched, untouched_folder, tmp_path, monkeypatch):
+    real = Workbench.train_step
+
+    def meddle(self, batch):
+        variable = self.model.all_weights["bert/encoder/layer_._0/intermediate/dense/kernel"]
+        variable.assign_add(np.full(variable.shape, 1e-2, np.float32))
+        return real(self, batch)
+
+    executor = Executor(tmp_path)
+    specs = [RunSpec.make(**shared, task="mrpc", mode="layernorm", learning_rate=1e-3, seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(Workbench, "train_step", meddle)
+    first = executor.execute(specs[0])
+    assert (first.status, first.unexpected) == ("failed", False)
+    assert "512 weights outside the selection changed" in first.error
+    monkeypatch.setattr(Workbench, "train_step", real)
+    assert executor.execute(specs[1]).status == "completed"
+    (run,) = (run for run, told in numbers(tmp_path).items() if told[0] == "completed")
+    assert numbers(tmp_path)[run] == untouched[run]
+    after, cold = (folder / run / "tuned.safetensors" for folder in (tmp_path, untouched_folder))
+    assert after.read_bytes() == cold.read_bytes()
+
+
+def test_runs_kept_whole_serve_where_scores_are_asked_for_and_not_the_other_way_round(
+    shared, untouched, tmp_path, capsys, monkeypatch
+):
+    few = {"mode": "frozen", "learning_rate": "1e-3"}
+    assert sweep.main(flags_of(shared, tmp_path / "whole", **few)) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "make_bench", None)
+        assert sweep.main(flags_of(shared, tmp_path / "whole", **few, keep="scores")) == 0
+    assert "2 completed (2 of them before)" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("whole/*/tuned.safetensors"))) == 2
+
+    assert sweep.main(flags_of(shared, tmp_path / "scores", **few, keep="scores")) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "scores").glob("*/record.json")}
+    assert set(numbers(tmp_path / "scores")) == set(numbers(tmp_path / "whole")) <= set(untouched)
+    capsys.readouterr()
+    more = few | {"mode": "frozen,layernorm"}
+    assert sweep.main(flags_of(shared, tmp_path / "scores", **more, retry_failed="true")) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    for word in ("--keep=tuned", "--keep=scores", "--output_dir", "delete", "1 other run"):
+        assert word in told
+    assert {path: path.read_bytes() for path in (tmp_path / "scores").glob("*/record.json")} == before
+    assert sweep.main(flags_of(shared, tmp_path / "scores", **more, dry_run="true")) == 0
+    assert "2 of them without the weights" in capsys.readouterr().out
 
 
 def test_dry_run_counts_and_estimates(shared, tmp_path, capsys):

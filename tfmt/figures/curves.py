@@ -15,7 +15,7 @@ from tfmt.figures.scores import score_label
 from tfmt.figures.style import add_legend, look, make_panels, styled, tick_whole, wrap_title
 from tfmt.results.groups import column_title
 from tfmt.results.rows import Row
-from tfmt.runs.records import Epoch
+from tfmt.training.epoch import Epoch
 
 
 @styled

@@ -1,8 +1,9 @@
 """The right to write into a run's folder, held by one process at a time, also on a disk that machines share.
 
-A lease is a file `lease.<n>` in the run's folder. Whoever creates `lease.<n+1>` (which the file system
-grants to one process alone) takes over from a dead owner of `lease.<n>`; so nobody ever removes the file of a living
-owner, and the highest number always names the one owner.
+A lease is a file `lease.<n>` in the run's folder; the highest number names the owner. Whoever creates `lease.<n+1>`,
+which the file system grants to one process alone, takes over from an owner that is dead or has been silent for so long
+that it counts as dead, and removes its file. Such an owner may only have slept: so each looks before every write
+whether it has been overtaken, and one that was silent itself has to win the next number first.
 """
 
 from __future__ import annotations

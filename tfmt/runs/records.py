@@ -13,6 +13,7 @@ from tfmt.errors import RequestError
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
 from tfmt.training.distribution import Distributions
+from tfmt.training.epoch import Epoch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,15 +36,6 @@ class Parameters(_Part):
     head: int
     trainable: int
     tuned_percent: float
-
-
-class Epoch(_Part):
-    """One epoch: mean training loss, every metric of every development split, seconds of training and evaluation."""
-
-    epoch: int
-    train_loss: float
-    metrics: dict[str, dict[str, float | None]]
-    seconds: float
 
 
 class Result(_Part):
@@ -75,6 +67,9 @@ class Cost(_Part):
 
     `peak_rss_mb` is the process's largest memory during the run (what it held before included), `peak_gpu_mb` the
     largest that TensorFlow held on one GPU.
+
+    `replicas`, `threads` and `devices` are those of the end. A run that was resumed elsewhere, so that its last bits
+    may differ, has where it computed in `computed_on`, first to last.
     """
 
     setup_seconds: float
@@ -91,6 +86,7 @@ class Cost(_Part):
     devices: list[str]
     jit_compile: bool
     resumed: int
+    computed_on: list[str] = []
 
 
 class Proof(_Part):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -18,23 +17,21 @@ from tfmt.bert.tokenizer import describe_tokenizer
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError
-from tfmt.files import UnwritableError, write_whole
+from tfmt.files import write_whole
 from tfmt.runs import origin
+from tfmt.runs.folder import clear_leftovers, finished, open_folder
 from tfmt.runs.lease import Lease
 from tfmt.runs.records import (
     DISTRIBUTIONS_FILE,
     RECORD_FILE,
     SCHEMA,
-    SPEC_FILE,
     Cost,
-    Epoch,
     Origin,
     Parameters,
     Proof,
     Record,
     Result,
     WeightDistributions,
-    read_record,
 )
 from tfmt.selection.modes import plan_mode
 from tfmt.selection.stored import TUNED_FILE, digest_masks, unite_masks
@@ -46,6 +43,10 @@ from tfmt.version import __version__
 if TYPE_CHECKING:
     from tfmt.training.fine_tune import Outcome
     from tfmt.training.workbench import Workbench
+
+
+class UnexpectedError(RunError):
+    """What no code of tfmt expects ended a run, and perhaps broke TensorFlow: compute nothing more in this process."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Request:
 
 
 def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) -> Request:
-    """Finds everything that a run needs, without TensorFlow, and stops at what is wrong.
+    """Finds everything that a run needs, and stops at what is wrong before anything is written.
+
+    A model of the hub and the text of TensorFlow Datasets are downloaded where they are not on this machine yet.
 
     Args:
       spec: what to do.
@@ -157,46 +160,6 @@ def count_used(examples: int, limit: int) -> int:
     return min(examples, limit) if limit else examples
 
 
-def open_folder(request: Request) -> None:
-    """Makes a run's folder and its spec.json.
-
-    Raises:
-      RequestError: it cannot be written, or it is another run's.
-      UnwritableError: the disk is full.
-    """
-    folder = request.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        unwritable = UnwritableError.of(folder, error)
-        raise unwritable if unwritable.disk_full else RequestError(f"--output_dir: {unwritable}") from None
-    path = folder / SPEC_FILE
-    identity = request.spec.identity(**request.digests)
-    if path.exists():
-        try:
-            stored = json.loads(path.read_bytes()).get("identity")
-        except (OSError, ValueError, AttributeError):
-            raise RequestError(f"{path}: broken; delete the folder to start this run anew") from None
-        if stored != identity:
-            raise RequestError(f"{path}: this folder holds another run; choose another --output_dir")
-        for leftover in folder.glob(".*.safetensors.*"):
-            leftover.unlink()  # a process that was killed while it wrote
-        return
-    content = {"identity": identity, "spec": request.spec.model_dump(mode="json")}
-    try:
-        write_whole(path, json.dumps(content, indent=1).encode())
-    except UnwritableError as error:
-        raise error if error.disk_full else RequestError(f"--output_dir: {error}") from None
-
-
-def finished(request: Request) -> Record | None:
-    """The record of a run that ended; a failed run counts as not done."""
-    if not (request.folder / RECORD_FILE).exists():
-        return None
-    record = read_record(request.folder)
-    return None if record.status == "failed" else record
-
-
 def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     """A workbench for a run and all that share its model, task and precision."""
     from tfmt.bert.tokenizer import keeps_case, load_tokenizer, tokenizer_digest
@@ -235,11 +198,14 @@ def execute(request: Request, bench: Workbench, *, started: float, quiet: bool =
       The record, completed or diverged; if another process ended the run just before, its record.
 
     Raises:
+      UnkeptError: weights are asked for, and the run ended meanwhile and kept none.
       TakenError: another process is at this run.
-      RunError: the run failed; unless the disk is full a record says so.
+      UnexpectedError: something that tfmt does not raise itself ended the run; a record says so.
+      RunError: the run failed; where it is the run's own fault a record says so.
     """
     open_folder(request)
     with Lease(request.folder) as lease:
+        clear_leftovers(request.folder)
 
         def check() -> None:
             lease.check()
@@ -257,17 +223,19 @@ def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
                      union=request.union, model_sha256=request.digests["model"])  # fmt: skip
     try:
         outcome = run.run()
-    except (RunError, RequestError, KeyboardInterrupt):
+        record = _record(request, outcome, bench, outcome.status, outcome.error, begun, run.ready - started)
+        if request.spec.keep == "tuned" and record.status == "completed":
+            _store_tuned(request, bench, run.kept_values(), before_write)
+        if outcome.state.kept_distributions is not None:
+            _store_distributions(request, bench, outcome.state.kept_distributions, before_write)
+    except (RunError, RequestError):
         raise
     except Exception as error:  # whatever TensorFlow may raise: out of memory, a device that is gone
         message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         _finish(request, _record(request, None, bench, "failed", message, begun, 0.0), before_write)
-        raise RunError(f"{request.run_id}: {message}") from error
-    record = _record(request, outcome, bench, outcome.status, outcome.error, begun, run.ready - started)
-    if request.spec.keep == "tuned" and record.status == "completed":
-        _store_tuned(request, bench, run.kept_values(), before_write)
-    if outcome.state.kept_distributions is not None:
-        _store_distributions(request, bench, outcome.state.kept_distributions, before_write)
+        # A number that is not finite is the run's; it leaves TensorFlow as it was.
+        kind = RunError if isinstance(error, FloatingPointError) else UnexpectedError
+        raise kind(f"{request.run_id}: {message}") from error
     _finish(request, record, before_write)
     if record.status == "failed":
         raise RunError(f"{request.run_id}: {record.error}")
@@ -342,7 +310,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             score_best=best,
             best_epoch=None if at is None else 1 - at,
             collapsed=state.kept_collapsed,
-            epochs=[Epoch(**epoch.model_dump()) for epoch in state.epochs],
+            epochs=state.epochs,
             examples={name: len(split) for name, split in bench.splits.items()},
             predicted=state.kept_predicted,
             reasons=state.reasons,
@@ -358,6 +326,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             peak_rss_mb=outcome.peak_rss_mb, peak_gpu_mb=outcome.peak_gpu_mb,
             optimizer_bytes=outcome.optimizer_bytes, replicas=bench.devices.replicas, threads=threads_in_use(),
             devices=bench.devices.names, jit_compile=bench.jit, resumed=state.resumed,
+            computed_on=state.devices if len(set(state.devices)) > 1 else [],
         )  # fmt: skip
         proof = Proof(
             selected_changed=outcome.selected_changed, frozen_changed=outcome.frozen_changed,

@@ -1,7 +1,8 @@
-"""What a run would do, told from its config alone: no weights are read and no TensorFlow is imported."""
+"""What a run or a sweep would do, told from configs and records alone, without TensorFlow."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from tfmt.bert.base_weights import model_digest
@@ -9,11 +10,14 @@ from tfmt.bert.configs import find_model, find_shape
 from tfmt.bert.vocabulary import SUBLAYERS, Weight, list_weights
 from tfmt.data.sources import read_dataset_for
 from tfmt.errors import RequestError
+from tfmt.runs.records import find_records
 from tfmt.runs.runner import count_used, read_union, union_size
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
 from tfmt.selection.stored import digest_masks
 from tfmt.selection.summary import format_summary
-from tfmt.spec import RunSpec, parse_layers
+from tfmt.spec import ARITHMETIC, RunSpec, digest_json, parse_layers
+from tfmt.study.grid import Grid
+from tfmt.study.times import Times, format_seconds
 from tfmt.tasks import find_task
 
 
@@ -95,3 +99,57 @@ def _folder(spec: RunSpec, output_dir: str, digests: dict[str, str | None]) -> s
     if len(known) == len(digests):
         return str(Path(output_dir) / spec.run_id(**known))
     return str(Path(output_dir) / f"{spec.label()}-<hash of the settings, the weights and the data>")
+
+
+def describe_sweep(grid: Grid, output_dir: str | Path, workers: int) -> str:
+    """How many runs a grid has, how many are done, and how long the rest will take; reads no weights and no data."""
+    records = find_records(output_dir)[0] if Path(output_dir).is_dir() else []
+    times, status = Times(), {}
+    for record in records:
+        times.add(record)
+        if record.origin.arithmetic == ARITHMETIC:
+            scores_alone = record.status == "completed" and record.spec.keep == "scores"
+            status[_settings(record.spec)] = "unkept" if scores_alone else record.status
+    ended = [status.get(_settings(spec)) for spec in grid.runs]
+    failed = ended.count("failed")
+    unkept = sum(end == "unkept" and spec.keep == "tuned" for spec, end in zip(grid.runs, ended, strict=True))
+    open_ = [spec for spec, end in zip(grid.runs, ended, strict=True) if end is None]
+    done = len(grid.runs) - len(open_) - failed
+    unions = [union.own for union in grid.unions]
+    counts = " x ".join(_count_axes(grid))
+    lines = [f"runs      {len(grid):,}" + (f" ({counts})" if counts else "")]
+    if grid.unions:
+        lines.append(f"unions    {len(grid.unions):,} of them wait for the masks of others, and count as not done here")
+    lines.append(f"done      {done:,}" + (f", and {failed:,} failed (--retry_failed: again)" if failed else ""))
+    if unkept:
+        lines.append(
+            f"          {unkept:,} of them without the weights that --keep=tuned asks for, which the sweep refuses"
+        )
+    seconds = [times.estimate(spec) for spec in [*open_, *unions]]
+    known = [second for second in seconds if second is not None]
+    if not seconds:
+        lines.append("time      nothing is left to run")
+    elif known:
+        estimate = sum(known) / len(known) * len(seconds) / max(workers, 1)
+        lines.append(f"time      about {format_seconds(estimate)}, as {times.count:,} runs took")
+    else:
+        lines.append("time      known once a run has been timed")
+    lines.append("          (told from settings alone: weights and data, which run ids also depend on, were not read)")
+    return "\n".join(lines)
+
+
+def _settings(spec: RunSpec) -> str:
+    return digest_json(spec.identity())
+
+
+def _count_axes(grid: Grid) -> Iterator[str]:
+    """The numbers of tasks, modes, ..., where their product is the number of runs."""
+    names = {"task": "tasks", "mode": "modes", "layers": "layers", "mask_size": "mask sizes",
+             "mask_fraction": "mask fractions", "learning_rate": "learning rates", "seed": "seeds"}  # fmt: skip
+    counts = {words: len({getattr(run, name) for run in grid.runs}) for name, words in names.items()}
+    product = 1
+    for count in counts.values():
+        product *= count
+    if product == len(grid):
+        yield from (f"{count} {words if count > 1 else words[:-1]}" for words, count in counts.items()
+                    if count > 1 or words in ("tasks", "modes"))  # fmt: skip

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import multiprocessing.connection
 import os
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tfmt.errors import RequestError, RunError
 from tfmt.files import UnwritableError
+from tfmt.runs.folder import UnkeptError, check_kept
 from tfmt.runs.lease import is_held
-from tfmt.runs.records import RECORD_FILE, Record, find_records, read_record
+from tfmt.runs.records import RECORD_FILE, read_record
 from tfmt.runs.runner import Request, bench_key, prepare, record_failure
-from tfmt.spec import RunSpec, digest_json
+from tfmt.spec import RunSpec
 from tfmt.study.board import Board
 from tfmt.study.grid import Grid, HeldOutUnion
-from tfmt.study.times import Times, format_seconds
-from tfmt.study.worker import Ended, Executor, Place, share_places, work
+from tfmt.study.places import Place, share_places, visible_cores, visible_gpus
+from tfmt.study.pool import OwnProcess, Pool, ProcessPool
+from tfmt.study.times import Times
+from tfmt.study.worker import Ended
 
 RESUMPTIONS = 3  # how often a run is taken up again after its process died
+UNEXPECTED_RUNS = 3  # in a row, that no error of tfmt's own ended; then the machine is at fault and not the runs
 _POLL_SECONDS = 1.0  # between looks at runs that another sweep holds
 
 
@@ -103,6 +102,7 @@ class Sweep:
         self._held: list[Item] = []
         self._folders: dict[RunSpec, Path] = {}
         self._ended: dict[RunSpec, str] = {}
+        self._unexpected = 0  # runs since the last success
         self._unions = list(grid.unions)
         self.times = Times()
         self.board = Board(len(grid), verbosity)
@@ -110,6 +110,7 @@ class Sweep:
         for spec in sorted(grid.runs, key=lambda spec: repr(bench_key(spec))):  # each task's text is read once
             request = prepare(spec, output_dir, request)
             self._folders[spec] = request.folder
+        self._check_kept()
         for spec in grid.runs:
             self._admit(Item(spec, self._folders[spec]))
         self._release_unions()
@@ -122,16 +123,17 @@ class Sweep:
 
         Raises:
           RequestError: a run wants more replicas than a worker has GPUs. Nothing has been run.
-          RunError: the folder can no longer be written. Failed runs are in `failures`.
+          RunError: the folder can no longer be written, or several runs in a row met something unexpected, as all
+            others would. Failed runs are in `failures`.
         """
-        places = share_places(workers, visible_gpus(), _cores())
+        places = share_places(workers, visible_gpus(), visible_cores())
         self._check_replicas(places)
         with self.board:
             self.board.show(0, self._seconds_left(max(workers, 1)))
             if workers:
-                self._run_processes(places)
+                self._run_on(ProcessPool(places, self.output_dir, self._verbosity))
             else:
-                self._run_here()
+                self._run_on(OwnProcess(self.output_dir, self._verbosity))
 
     def _check_replicas(self, places: list[Place]) -> None:
         wanted = max((spec.replicas for spec in self._folders), default=0)
@@ -141,6 +143,21 @@ class Sweep:
                     f"--replicas={wanted}: with --workers={len(places)} a worker has {len(place.gpus)} GPUs; "
                     "take fewer workers or replicas"
                 )
+
+    def _check_kept(self) -> None:
+        """Refuses to ask for weights that earlier runs did not keep, before other runs take their time."""
+        lacking = []
+        for spec, folder in self._folders.items():
+            if (folder / RECORD_FILE).exists():
+                try:
+                    check_kept(spec, read_record(folder), folder)
+                except UnkeptError as error:
+                    lacking.append(str(error))
+                except RequestError:
+                    continue  # a damaged record is told of with the failed runs
+        if lacking:
+            others = f" ({len(lacking) - 1} other run(s) likewise)" if len(lacking) > 1 else ""
+            raise RequestError(lacking[0] + others)
 
     # ---- what is to do ---------------------------------------------------------------------------------------------
 
@@ -160,6 +177,11 @@ class Sweep:
             return True
         if record.status == "failed" and self._retry:
             return False
+        try:
+            check_kept(item.spec, record, item.folder)
+        except UnkeptError as error:  # another sweep was faster and keeps less
+            self._book(item, Ended("failed", error=str(error)), stored=True)
+            return True
         self._book(item, Ended(record.status, record, record.error or ""), stored=True)
         return True
 
@@ -216,6 +238,16 @@ class Sweep:
             return
         self._book(item, ended)
         self._release_unions()
+        if ended.unexpected:
+            self._unexpected += 1
+            if self._unexpected == UNEXPECTED_RUNS:
+                raise RunError(
+                    f"{self._unexpected} runs in a row met what no run should, the last of them {ended.error!r}; "
+                    f"{self.board.total - self.board.done} runs are left as they were; see to it, then run the same "
+                    "command again with --retry_failed"
+                )
+        elif ended.status != "failed":
+            self._unexpected = 0
 
     def _seconds_left(self, workers: int) -> float | None:
         seconds = [self.times.estimate(item.spec) for item in self._waiting]
@@ -223,196 +255,51 @@ class Sweep:
         known = [second for second in seconds if second is not None]
         return sum(known) / len(known) * len(seconds) / workers if known else None
 
-    # ---- in this process -------------------------------------------------------------------------------------------
+    # ---- doing it --------------------------------------------------------------------------------------------------
 
-    def _run_here(self) -> None:
-        executor = Executor(self.output_dir, verbosity=self._verbosity)
-        last: Item | None = None
-        while True:
-            item = self._next(last, set())
-            if item is None:
-                if not self._held:
-                    return
-                time.sleep(_POLL_SECONDS)
-                continue
-            self.board.show(1, self._seconds_left(1))
-            self._close(item, executor.execute(item.spec))
-            last = item
-
-    # ---- in processes ----------------------------------------------------------------------------------------------
-
-    def _run_processes(self, places: list[Place]) -> None:
-        hands = [_Hand(place, self.output_dir, self._verbosity) for place in places]
+    def _run_on(self, pool: Pool) -> None:
+        doing: dict[int, Item] = {}
+        loaded: dict[int, Item] = {}  # what a worker did last, whose workbench it still has
         try:
             while True:
-                self._hand_out(hands)
-                busy = [hand for hand in hands if hand.item is not None]
-                if not busy and not self._held:
+                self._hand_out(pool, doing, loaded)
+                if not doing and not self._held:
                     return
-                self.board.show(len(busy), self._seconds_left(len(hands)))
-                if not busy:
+                self.board.show(len(doing), self._seconds_left(len(pool)))
+                if not doing:
                     time.sleep(_POLL_SECONDS)
                     continue
-                multiprocessing.connection.wait([hand.pipe for hand in busy], timeout=_POLL_SECONDS)
-                for hand in busy:
-                    self._take_back(hand)
+                for worker, ended in pool.wait_for_any(_POLL_SECONDS):
+                    item = doing.pop(worker)
+                    if ended is None or ended.unexpected:
+                        del loaded[worker]
+                    if ended is None:
+                        self._note_death(item, pool.died_of(worker))
+                    else:
+                        self._close(item, ended)
         finally:
-            for hand in hands:
-                hand.dismiss()
-            for hand in hands:
-                hand.wait()
+            pool.close()
 
-    def _hand_out(self, hands: list[_Hand]) -> None:
-        for hand in hands:
-            if hand.item is None:
-                busy = {other.last.bench for other in hands if other is not hand and other.last is not None}
-                item = self._next(hand.last, busy)
+    def _hand_out(self, pool: Pool, doing: dict[int, Item], loaded: dict[int, Item]) -> None:
+        for worker in range(len(pool)):
+            if worker not in doing:
+                busy = {item.bench for other, item in loaded.items() if other != worker}
+                item = self._next(loaded.get(worker), busy)
                 if item is None:
                     return
-                hand.give(item)
+                doing[worker] = loaded[worker] = item
+                pool.submit(worker, item.spec)
 
-    def _take_back(self, hand: _Hand) -> None:
-        """Books what a process has to say, if anything; replaces it if it has died."""
-        item = hand.item
-        assert item is not None
-        try:
-            if not hand.pipe.poll():
-                return
-            status, error, record = hand.pipe.recv()
-            hand.item = None
-            self._close(item, Ended(status, Record.model_validate_json(record) if record else None, error))
-        except (EOFError, ConnectionError):
-            hand.bury()
-            item.deaths += 1
-            if item.deaths <= RESUMPTIONS:
-                self._waiting.append(item)
-                return
-            message = f"its process died {item.deaths} times ({hand.cause}); is there enough memory?"
-            with contextlib.suppress(RequestError, RunError):
-                record_failure(prepare(item.spec, self.output_dir), message)
-            self._close(item, Ended("failed", error=message))
-
-
-class _Hand:
-    """The sweep's end of a worker process, which starts with its first run and anew after a death."""
-
-    def __init__(self, place: Place, output_dir: Path, verbosity: int) -> None:
-        self._place, self._output_dir, self._verbosity = place, output_dir, verbosity
-        self._process: Any = None
-        self.pipe: Any = None
-        self.item: Item | None = None
-        self.last: Item | None = None
-        self.cause = ""
-
-    def give(self, item: Item) -> None:
-        """Starts a run."""
-        if self._process is None:
-            context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
-            self.pipe, theirs = context.Pipe()
-            arguments = (theirs, self._place, self._output_dir, self._verbosity)
-            self._process = context.Process(target=work, args=arguments, daemon=True)
-            self._process.start()
-            theirs.close()  # so that the pipe ends with the process
-        self.item = self.last = item
-        with contextlib.suppress(OSError):  # a process that has died meanwhile shows when it is asked
-            self.pipe.send(item.spec.to_json())
-
-    def bury(self) -> None:
-        """Notes what a process died of."""
-        self._process.join()
-        code = self._process.exitcode
-        self.cause = f"signal {-code}" if code < 0 else f"exit status {code}"
-        self.pipe.close()
-        self._process = self.item = self.last = None
-
-    def dismiss(self) -> None:
-        """Ends the process: at once if it is idle, else after the step that it is at."""
-        if self._process is None:
+    def _note_death(self, item: Item, cause: str) -> None:
+        """Lets a run wait again whose process died; after too many deaths it has failed."""
+        item.deaths += 1
+        if item.deaths <= RESUMPTIONS:
+            self._waiting.append(item)
             return
-        if self.item is not None:
-            self._process.terminate()
-        with contextlib.suppress(OSError):
-            self.pipe.send("")
-
-    def wait(self) -> None:
-        """Waits for the end that `dismiss` asked for."""
-        if self._process is not None:
-            self._process.join(60)
-            self._process.kill()
-            self.pipe.close()
-
-
-# ---- a dry run -----------------------------------------------------------------------------------------------------
-
-
-def describe_sweep(grid: Grid, output_dir: str | Path, workers: int) -> str:
-    """How many runs a grid has, how many are done, and how long the rest will take; reads no weights and no data."""
-    records = find_records(output_dir)[0] if Path(output_dir).is_dir() else []
-    times, status = Times(), {}
-    for record in records:
-        times.add(record)
-        status[_settings(record.spec)] = record.status
-    ended = [status.get(_settings(spec)) for spec in grid.runs]
-    failed = ended.count("failed")
-    open_ = [spec for spec, end in zip(grid.runs, ended, strict=True) if end is None]
-    done = len(grid.runs) - len(open_) - failed
-    unions = [union.own for union in grid.unions]
-    counts = " x ".join(_count_axes(grid))
-    lines = [f"runs      {len(grid):,}" + (f" ({counts})" if counts else "")]
-    if grid.unions:
-        lines.append(f"unions    {len(grid.unions):,} of them wait for the masks of others, and count as not done here")
-    lines.append(f"done      {done:,}" + (f", and {failed:,} failed (--retry_failed: again)" if failed else ""))
-    seconds = [times.estimate(spec) for spec in [*open_, *unions]]
-    known = [second for second in seconds if second is not None]
-    if not seconds:
-        lines.append("time      nothing is left to run")
-    elif known:
-        estimate = sum(known) / len(known) * len(seconds) / max(workers, 1)
-        lines.append(f"time      about {format_seconds(estimate)}, as {times.count:,} runs took")
-    else:
-        lines.append("time      known once a run has been timed")
-    lines.append("          (told from settings alone: weights and data, which run ids also depend on, were not read)")
-    return "\n".join(lines)
-
-
-def _settings(spec: RunSpec) -> str:
-    return digest_json(spec.identity())
-
-
-def _count_axes(grid: Grid) -> Iterator[str]:
-    """The numbers of tasks, modes, ..., where their product is the number of runs."""
-    names = {"task": "tasks", "mode": "modes", "layers": "layers", "mask_size": "mask sizes",
-             "mask_fraction": "mask fractions", "learning_rate": "learning rates", "seed": "seeds"}  # fmt: skip
-    counts = {words: len({getattr(run, name) for run in grid.runs}) for name, words in names.items()}
-    product = 1
-    for count in counts.values():
-        product *= count
-    if product == len(grid):
-        yield from (f"{count} {words if count > 1 else words[:-1]}" for words, count in counts.items()
-                    if count > 1 or words in ("tasks", "modes"))  # fmt: skip
-
-
-# ---- the machine ---------------------------------------------------------------------------------------------------
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; found without TensorFlow."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return tuple(part for part in chosen.split(",") if part.strip() not in ("", "-1"))
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(str(index) for index, line in enumerate(listed.splitlines()) if line.startswith("GPU "))
-
-
-def _cores() -> tuple[int, ...]:
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
+        message = f"its process died {item.deaths} times ({cause}); is there enough memory?"
+        with contextlib.suppress(RequestError, RunError):
+            record_failure(prepare(item.spec, self.output_dir), message)
+        self._close(item, Ended("failed", error=message, unexpected=True))
 
 
 def _check_writable(output_dir: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import signal
 import sys
 import time
@@ -19,34 +18,12 @@ from tfmt.files import UnwritableError
 from tfmt.memory import keep_memory
 from tfmt.runs.lease import TakenError
 from tfmt.runs.records import Record, read_record
-from tfmt.runs.runner import Request, bench_key, execute, make_bench, prepare, record_failure
+from tfmt.runs.runner import Request, UnexpectedError, bench_key, execute, make_bench, prepare, record_failure
 from tfmt.spec import RunSpec
+from tfmt.study.places import Place
 
 if TYPE_CHECKING:
     from tfmt.training.workbench import Workbench
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a worker computes.
-
-    Attributes:
-      gpus: values for CUDA_VISIBLE_DEVICES; None leaves them all.
-      cores: the cores it may use; None leaves them all.
-    """
-
-    gpus: tuple[str, ...] | None = None
-    cores: tuple[int, ...] | None = None
-
-    def settle(self) -> int:
-        """Moves this process there, before TensorFlow is imported; the number of threads to use, 0 for its choice."""
-        if self.gpus is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
-        if self.cores is None:
-            return 0
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, self.cores)
-        return len(self.cores)
 
 
 @dataclass(frozen=True)
@@ -58,11 +35,13 @@ class Ended:
         written any more.
       record: of a completed or diverged run.
       error: of the others, one line.
+      unexpected: what ended it may have broken TensorFlow; its process should execute nothing more.
     """
 
     status: str
     record: Record | None = None
     error: str = ""
+    unexpected: bool = False
 
 
 class Executor:
@@ -85,35 +64,49 @@ class Executor:
         started = time.perf_counter()
         try:
             request = prepare(spec, self._output_dir, self._request)
-            if not self._warm:
-                quiet.import_tensorflow(self._verbosity)
-                self._warm = True
-            if self._bench is None or self._request is None or bench_key(self._request.spec) != bench_key(spec):
-                self._request = self._bench = None
-                gc.collect()  # the last model goes before the next one comes
-                self._bench = make_bench(request, threads=self._threads)
-            self._request = request
         except UnwritableError as error:
             return Ended("stop", error=str(error))
         except (RequestError, RunError) as error:
             return Ended("failed", error=str(error))
         try:
-            record = execute(request, self._bench, started=started, quiet=True)
-        except TakenError as error:
-            self._bench = None
-            return Ended("taken", error=str(error))
+            bench = self._bench_of(request)
         except UnwritableError as error:
             return Ended("stop", error=str(error))
+        except (RequestError, RunError) as error:
+            return Ended("failed", error=str(error))
         except Exception as error:
-            self._bench = None  # in whatever state the error left it
             return _failed(request, error)
-        return Ended(record.status, record)
+        try:
+            record = execute(request, bench, started=started, quiet=True)
+            return Ended(record.status, record)
+        except TakenError as error:
+            ended = Ended("taken", error=str(error))
+        except UnwritableError as error:
+            ended = Ended("stop", error=str(error))
+        except Exception as error:
+            ended = _failed(request, error)
+        # A bench is the next run's only where this one came to its end, and its proof held.
+        self._request = self._bench = None
+        return ended
+
+    def _bench_of(self, request: Request) -> Workbench:
+        """The workbench of a run: the last run's, or a new one."""
+        if not self._warm:
+            quiet.import_tensorflow(self._verbosity)
+            self._warm = True
+        if self._bench is None or self._request is None or bench_key(self._request.spec) != bench_key(request.spec):
+            self._request = self._bench = None
+            gc.collect()  # the last model goes before the next one comes
+            self._bench = make_bench(request, threads=self._threads)
+        self._request = request
+        return self._bench
 
 
 def _failed(request: Request, error: Exception) -> Ended:
     """A run that raised; most of them have recorded that themselves."""
     message = (str(error).splitlines() or [""])[0].removeprefix(f"{request.run_id}: ")
-    if not isinstance(error, RequestError | RunError):
+    unexpected = isinstance(error, UnexpectedError) or not isinstance(error, RequestError | RunError)
+    if unexpected and not isinstance(error, UnexpectedError):
         message = f"{type(error).__name__}: {message}"
     try:
         recorded = read_record(request.folder).error == message
@@ -123,14 +116,16 @@ def _failed(request: Request, error: Exception) -> Ended:
         # Where even that fails the folder is another run's; the message is in the list at the end.
         with contextlib.suppress(RequestError, RunError):
             record_failure(request, message)
-    return Ended("failed", error=message)
+    return Ended("failed", error=message, unexpected=unexpected)
 
 
 def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> None:
     """The body of a worker process: takes specs from the pipe and answers with how each ended.
 
+    It ends after the first run that met something unexpected, as TensorFlow may be broken from then on.
+
     Args:
-      pipe: gives a spec as JSON, or "" to end; takes status, error and the record as JSON.
+      pipe: gives a spec as JSON, or "" to end; takes the parts of `Ended`, the record as JSON.
       place: where to compute.
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
@@ -141,43 +136,22 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
     quiet.set_verbosity(verbosity)
     keep_memory()
     executor = Executor(output_dir, place.settle(), verbosity)
-    while True:
-        try:
-            text = pipe.recv()
-        except EOFError:  # the sweep is gone
-            return
-        if not text:
-            return
-        ended = executor.execute(RunSpec.from_json(text))
-        try:
-            pipe.send((ended.status, ended.error, ended.record.to_json() if ended.record else ""))
-        except OSError:
-            return
+    ended = None
+    with quiet.plain_warnings("tfmt-sweep"):
+        while ended is None or not ended.unexpected:
+            try:
+                text = pipe.recv()
+            except EOFError:  # the sweep is gone
+                return
+            if not text:
+                return
+            ended = executor.execute(RunSpec.from_json(text))
+            record = ended.record.to_json() if ended.record else ""
+            try:
+                pipe.send((ended.status, ended.error, ended.unexpected, record))
+            except OSError:
+                return
 
 
 def _leave(*_: Any) -> None:
     sys.exit(1)  # an exception, so that the lease is given back
-
-
-def share_places(workers: int, gpus: tuple[str, ...], cores: tuple[int, ...]) -> list[Place]:
-    """Divides GPUs, or cores where there are none, between workers.
-
-    With fewer GPUs than workers several share one; with fewer cores than workers, too.
-
-    Example:
-      >>> share_places(2, (), (0, 1, 2, 3))
-      [Place(gpus=None, cores=(0, 1)), Place(gpus=None, cores=(2, 3))]
-    """
-    if gpus:
-        return [Place(gpus=_share(gpus, workers, index)) for index in range(workers)]
-    if workers == 1:
-        return [Place()]
-    return [Place(cores=_share(cores, workers, index)) for index in range(workers)]
-
-
-def _share(all_: tuple[Any, ...], workers: int, index: int) -> tuple[Any, ...]:
-    if workers >= len(all_):
-        return (all_[index % len(all_)],)
-    each, more = divmod(len(all_), workers)
-    first = index * each + min(index, more)
-    return all_[first : first + each + (index < more)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,30 +18,22 @@ from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 from tensorboard.plugins.hparams.summary import session_end_pb
 
 from tfmt.data.batches import plan_epoch
-from tfmt.errors import RunError
+from tfmt.errors import RequestError, RequestWarning
 from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
 from tfmt.tensors import read_tensors, write_tensors
-from tfmt.training.devices import peak_rss_mb
+from tfmt.training.devices import peak_rss_mb, threads_in_use
 from tfmt.training.distribution import Distributions, measure_sublayers
+from tfmt.training.epoch import Epoch
 from tfmt.training.fisher import prepare_fisher, store_fisher
 from tfmt.training.progress import Progress
 from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
 from tfmt.training.workbench import Workbench
 
 STATE_FILE = "state.safetensors"
-KEPT_FILE = "kept.safetensors"
+KEPT_FILE = "kept.{epoch}.safetensors"
 CHECKPOINT_SECONDS = 300.0
-
-
-class EpochResult(BaseModel):
-    """One epoch: mean training loss, metrics by split, seconds."""
-
-    epoch: int
-    train_loss: float
-    metrics: dict[str, dict[str, float | None]]
-    seconds: float
 
 
 class RunState(BaseModel):
@@ -48,7 +42,7 @@ class RunState(BaseModel):
     epoch: int = 0  # epochs that ended
     step: int = 0  # steps taken of the current epoch
     losses: list[float] = []  # sum of the current epoch's losses in steps of float64, and how many
-    epochs: list[EpochResult] = []
+    epochs: list[Epoch] = []
     reasons: dict[str, str] = {}
     kept_epoch: int | None = None
     kept_score: float | None = None
@@ -64,6 +58,7 @@ class RunState(BaseModel):
     eval_seconds: float = 0.0
     epoch_seconds: float = 0.0
     resumed: int = 0
+    devices: list[str] = []  # on what each part of the run computed, from its start on
 
 
 class Outcome(BaseModel):
@@ -220,9 +215,7 @@ class FineTuning:
         loss = state.losses[0] / state.losses[1]
         state.epoch_seconds += seconds
         state.epoch += 1
-        state.epochs.append(
-            EpochResult(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds)
-        )
+        state.epochs.append(Epoch(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds))
         progress.epoch(state.epoch, loss, task.headline_name, value, state.epoch_seconds)
         state.step, state.losses, state.epoch_seconds = 0, [], 0.0
         better = value is not None and (state.kept_score is None or value > state.kept_score)
@@ -236,48 +229,102 @@ class FineTuning:
 
     def _keep_weights(self) -> None:
         """Notes what the record needs of this epoch's weights, and stores them where the run keeps what it tuned."""
-        bench, last = self.bench, self.state.epoch == self.spec.epochs
+        bench = self.bench
         if self.spec.mode == "full":
             variables, weights = bench.model.all_weights, bench.selection.weights
             self.state.kept_distributions = measure_sublayers(weights, lambda path: variables[path].numpy())
             self.state.kept_change = mean_change(weights, bench.base_value, lambda path: variables[path].numpy())
-        if self.spec.keep == "tuned" and not (self.spec.keep_epoch == "last" and not last):
+        if self._stores_weights():
             self.before_write()
-            self.checkpoint.mkdir(exist_ok=True)
-            write_tensors(self.checkpoint / KEPT_FILE, bench.read_selected(), {"epoch": self.state.epoch})
+            self._store_kept()
+
+    def _stores_weights(self) -> bool:
+        """Whether the weights of the kept epoch are to be stored; where that is the last one no earlier ones are."""
+        return self.spec.keep == "tuned" and (self.spec.keep_epoch == "best" or self.state.epoch == self.spec.epochs)
+
+    def _store_kept(self) -> None:
+        """Stores the selected weights beside those of the epoch that was kept so far: a checkpoint may name either."""
+        self.checkpoint.mkdir(exist_ok=True)
+        write_tensors(self._kept_file, self.bench.read_selected(), {"epoch": self.state.kept_epoch})
+
+    @property
+    def _kept_file(self) -> Path:
+        return self.checkpoint / KEPT_FILE.format(epoch=self.state.kept_epoch)
 
     def kept_values(self) -> dict[str, np.ndarray]:
-        """The selected values at the kept epoch."""
-        return read_tensors(self.checkpoint / KEPT_FILE)[0]
+        """The selected values at the kept epoch.
+
+        Raises:
+          RequestError: their file is missing, broken, or of another epoch.
+        """
+        tensors, about = read_tensors(self._kept_file)
+        if about.get("epoch") != self.state.kept_epoch or _kinds(tensors) != self._selected_kinds():
+            raise RequestError(f"{self._kept_file}: not the weights of epoch {self.state.kept_epoch}; run it again")
+        return tensors
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Everything that the rest of the run depends on, in one file."""
+        """Everything that the rest of the run depends on, in one file; then what no checkpoint names any more goes."""
         self.before_write()
         self.checkpoint.mkdir(exist_ok=True)
         tensors = {f"selected/{path}": values for path, values in self.bench.read_selected().items()}
         for index, variable in enumerate(self.bench.optimizer_variables):
             tensors[f"optimizer/{index}"] = variable.numpy()
         write_tensors(self.checkpoint / STATE_FILE, tensors, self.state.model_dump(mode="json"))
+        for kept in self.checkpoint.glob(KEPT_FILE.format(epoch="*")):
+            if kept != self._kept_file:
+                kept.unlink()
+
+    def _selected_kinds(self) -> dict[str, tuple[Any, ...]]:
+        """What `_kinds` says of `read_selected`, without reading the values."""
+        variables = self.bench.model.all_weights
+        shapes = {path: variables[path].shape if at is None else at.shape for path, at in self.bench.selected().items()}
+        return {path: (tuple(shape), np.dtype(np.float32)) for path, shape in shapes.items()}
 
     def _resume(self) -> None:
+        """Goes on from a checkpoint, if there is one that fits; notes on what this part of the run computes."""
         path = self.checkpoint / STATE_FILE
-        if not path.exists():
-            return
+        if path.exists():
+            fresh = self.state
+            try:
+                self._take_up(path)
+            except ValueError as error:  # a RequestError of the file, a ValidationError of the state
+                self.state = fresh
+                reason = str(error).removeprefix(f"{path}: ").splitlines()[0]
+                warnings.warn(f"{path}: does not fit this run ({reason}); it starts anew", RequestWarning, stacklevel=2)
+                self.before_write()
+                shutil.rmtree(self.checkpoint)
+        compiled = "; XLA" if self.bench.jit else ""
+        devices = ", ".join(self.bench.devices.names)
+        self.state.devices.append(f"{devices}; {threads_in_use()} threads{compiled}")
+
+    def _take_up(self, path: Path) -> None:
+        """Puts the run into a checkpoint's state; whatever does not fit is found before anything is changed."""
         tensors, saved = read_tensors(path)
         state = RunState.model_validate(saved)
         if state.frozen_sha256 != self.state.frozen_sha256:
-            raise RunError(
-                f"{path}: was made from another base model or selection; delete the run's folder to start anew"
-            )
+            raise ValueError("it was made from another base model or selection")
         bench = self.bench
+        wanted = {f"selected/{name}": kind for name, kind in self._selected_kinds().items()}
+        for index, variable in enumerate(bench.optimizer_variables):
+            wanted[f"optimizer/{index}"] = tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)
+        if _kinds(tensors) != wanted:
+            raise ValueError("it holds other weights, or another optimizer's state")
+        self.state = state
+        just_kept = (
+            state.kept_epoch == state.epoch and state.step == 0
+        )  # then the state's own weights are the kept ones
+        if state.kept_epoch is not None and self._stores_weights() and not just_kept:
+            self.kept_values()
         bench.write_selected(
             {name.removeprefix("selected/"): v for name, v in tensors.items() if name.startswith("selected/")}
         )
         for index, variable in enumerate(bench.optimizer_variables):
             variable.assign(tensors[f"optimizer/{index}"])
-        self.state = state
+        if just_kept and self._stores_weights():
+            self.before_write()
+            self._store_kept()
         state.resumed += 1
 
     def _write_events(self) -> None:
@@ -330,6 +377,11 @@ class FineTuning:
             fisher=self.fisher_notes,
             optimizer_bytes=sum(math.prod(v.shape) * v.dtype.size for v in bench.optimizer_variables),
         )
+
+
+def _kinds(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
+    """Shape and type of each array: what must agree before arrays of a file can take the place of variables."""
+    return {name: (array.shape, array.dtype) for name, array in tensors.items()}
 
 
 def shown_settings(spec: RunSpec) -> dict[str, str | float]:

@@ -63,7 +63,7 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
     path = folder / TUNED_FILE
     if not path.exists():
         why = (
-            "it kept scores alone; run it again with --keep=tuned"
+            "it kept scores alone; delete its folder and run it again with --keep=tuned"
             if record.spec.keep == "scores"
             else f"it {record.status}"
         )

@@ -1,0 +1,85 @@
+"""A run's folder: whose it is, and whether the run in it has ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfmt.errors import RequestError
+from tfmt.files import UnwritableError, write_whole
+from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record
+from tfmt.selection.stored import TUNED_FILE
+from tfmt.spec import RunSpec
+
+if TYPE_CHECKING:
+    from tfmt.runs.runner import Request
+
+
+class UnkeptError(RequestError):
+    """Weights were asked for of a run that has ended and kept none."""
+
+
+def open_folder(request: Request) -> None:
+    """Makes a run's folder and its spec.json.
+
+    Raises:
+      RequestError: it cannot be written, or it is another run's.
+      UnwritableError: the disk is full.
+    """
+    folder = request.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        unwritable = UnwritableError.of(folder, error)
+        raise unwritable if unwritable.disk_full else RequestError(f"--output_dir: {unwritable}") from None
+    path = folder / SPEC_FILE
+    identity = request.spec.identity(**request.digests)
+    if path.exists():
+        try:
+            stored = json.loads(path.read_bytes()).get("identity")
+        except (OSError, ValueError, AttributeError):
+            raise RequestError(f"{path}: broken; delete the folder to start this run anew") from None
+        if stored != identity:
+            raise RequestError(f"{path}: this folder holds another run; choose another --output_dir")
+        return
+    content = {"identity": identity, "spec": request.spec.model_dump(mode="json")}
+    try:
+        write_whole(path, json.dumps(content, indent=1).encode())
+    except UnwritableError as error:
+        raise error if error.disk_full else RequestError(f"--output_dir: {error}") from None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what a process that was killed had begun to write; only who holds the folder's lease may do so."""
+    for inside in (folder, folder / "checkpoint"):
+        for pattern in (".*.safetensors.*", ".*.json.*"):
+            for leftover in inside.glob(pattern):
+                leftover.unlink(missing_ok=True)
+
+
+def finished(request: Request) -> Record | None:
+    """The record of a run that ended; a failed run counts as not done.
+
+    Raises:
+      UnkeptError: weights were asked for, and the run kept none.
+      RequestError: the record is broken.
+    """
+    if not (request.folder / RECORD_FILE).exists():
+        return None
+    record = read_record(request.folder)
+    check_kept(request.spec, record, request.folder)
+    return None if record.status == "failed" else record
+
+
+def check_kept(spec: RunSpec, record: Record, folder: Path) -> None:
+    """Checks that a run that ended keeps what a spec asks for. One that kept more than that serves as well.
+
+    Raises:
+      UnkeptError: `keep=tuned`, and the completed run kept its scores alone.
+    """
+    if spec.keep == "tuned" and record.status == "completed" and not (folder / TUNED_FILE).exists():
+        raise UnkeptError(
+            f"--keep=tuned: {folder} holds this run already, without its weights; take --keep=scores or another "
+            "--output_dir, or delete the folder to train it again"
+        )

@@ -1,0 +1,176 @@
+"""Who executes a sweep's runs: processes of this machine, or this process itself."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tfmt.runs.records import Record
+from tfmt.spec import RunSpec
+from tfmt.study.places import Place
+from tfmt.study.worker import Ended, Executor, work
+
+_END_SECONDS = 60.0  # that a process may take to end
+
+
+class Pool(Protocol):
+    """Workers, numbered from 0, that execute one run at a time each.
+
+    A sweep asks no more of whoever computes, be that another machine. All that a worker needs is the spec; what it
+    makes lies in the runs' folders. A worker starts with its first run, and anew with the next one after it has died
+    or met something unexpected.
+    """
+
+    def __len__(self) -> int:
+        """The number of workers."""
+
+    def submit(self, worker: int, spec: RunSpec) -> None:
+        """Starts a run on an idle worker."""
+
+    def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
+        """Waits, at most so long, until a run ended; (worker, how its run ended, None if the worker died) of each."""
+
+    def died_of(self, worker: int) -> str:
+        """What a worker died of that died last."""
+
+    def close(self) -> None:
+        """Ends all workers: at once where they are idle, else after the step that they are at."""
+
+
+class OwnProcess:
+    """The sweep's own process as the one worker.
+
+    Args:
+      output_dir: the folder of the runs' folders.
+      verbosity: from 1 on libraries may talk.
+    """
+
+    def __init__(self, output_dir: Path, verbosity: int = 0) -> None:
+        self._output_dir, self._verbosity = output_dir, verbosity
+        self._executor = Executor(output_dir, verbosity=verbosity)
+        self._spec: RunSpec | None = None
+
+    def __len__(self) -> int:
+        return 1
+
+    def submit(self, worker: int, spec: RunSpec) -> None:
+        """Notes the run; `wait_for_any` executes it."""
+        self._spec = spec
+
+    def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
+        """Executes the run that was submitted, however long it takes."""
+        if self._spec is None:
+            return []
+        ended = self._executor.execute(self._spec)
+        self._spec = None
+        return [(0, ended)]
+
+    def died_of(self, worker: int) -> str:
+        """Nothing: with this process the sweep ends."""
+        return ""
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
+class ProcessPool:
+    """Processes of this machine.
+
+    Args:
+      places: where each of them computes.
+      output_dir: the folder of the runs' folders.
+      verbosity: from 1 on libraries may talk.
+    """
+
+    def __init__(self, places: Sequence[Place], output_dir: Path, verbosity: int = 0) -> None:
+        self._workers = [_Process(place, output_dir, verbosity) for place in places]
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def submit(self, worker: int, spec: RunSpec) -> None:
+        """Sends a run to a process, which is started if there is none."""
+        self._workers[worker].submit(spec)
+
+    def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
+        """Waits for an answer or the end of some process."""
+        busy = [(number, worker) for number, worker in enumerate(self._workers) if worker.busy]
+        multiprocessing.connection.wait([worker.pipe for _, worker in busy], timeout=seconds)
+        found: list[tuple[int, Ended | None]] = []
+        for number, worker in busy:
+            try:
+                if worker.pipe.poll():
+                    found.append((number, worker.receive()))
+            except (EOFError, ConnectionError):
+                worker.bury()
+                found.append((number, None))
+        return found
+
+    def died_of(self, worker: int) -> str:
+        """The signal or the exit status of the process that died last."""
+        return self._workers[worker].cause
+
+    def close(self) -> None:
+        """Ends all processes, and waits for that."""
+        for worker in self._workers:
+            worker.dismiss()
+        for worker in self._workers:
+            worker.join()
+
+
+class _Process:
+    """A worker process and this end of its pipe."""
+
+    def __init__(self, place: Place, output_dir: Path, verbosity: int) -> None:
+        self._arguments = place, output_dir, verbosity
+        self._process: Any = None
+        self.pipe: Any = None
+        self.busy = False
+        self.cause = ""
+
+    def submit(self, spec: RunSpec) -> None:
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
+            self.pipe, theirs = context.Pipe()
+            self._process = context.Process(target=work, args=(theirs, *self._arguments), daemon=True)
+            self._process.start()
+            theirs.close()  # so that the pipe ends with the process
+        self.busy = True
+        with contextlib.suppress(OSError):  # a process that has died meanwhile shows when it is asked
+            self.pipe.send(spec.to_json())
+
+    def receive(self) -> Ended:
+        """The answer that waits in the pipe."""
+        status, error, unexpected, record = self.pipe.recv()
+        self.busy = False
+        if unexpected:  # the process ends by itself
+            self.join()
+        return Ended(status, Record.model_validate_json(record) if record else None, error, unexpected)
+
+    def bury(self) -> None:
+        """Notes what the process died of."""
+        self._process.join()
+        code = self._process.exitcode
+        self.cause = f"signal {-code}" if code < 0 else f"exit status {code}"
+        self.join()
+
+    def dismiss(self) -> None:
+        """Asks the process to end."""
+        if self._process is None:
+            return
+        if self.busy:
+            self._process.terminate()
+        with contextlib.suppress(OSError):
+            self.pipe.send("")
+
+    def join(self) -> None:
+        """Waits for the end of the process, and makes room for a new one."""
+        if self._process is not None:
+            self._process.join(_END_SECONDS)
+            self._process.kill()
+            self.pipe.close()
+        self._process, self.busy = None, False
