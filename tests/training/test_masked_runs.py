@@ -16,86 +16,56 @@ MODES = {
 TUNED = {"random": 128, "outliers": 12, "outliers_control": 12, "fisher": 13, "fisher_control": 13}
 
 
-class Killed(BaseException):
-    """Stands for a process that dies."""
-
-
 @pytest.fixture(scope="module")
-def settings(toy_bert, toy_glue):
-    return {
-        "model": str(toy_bert), "data_dir": str(toy_glue), "task": "mrpc", "max_length": 32, "epochs": 2,
-        "learning_rate": 1e-2,
-    }  # fmt: skip
+def bench(small, tmp_path_factory):
+    return make_bench(prepare(RunSpec.make(**small, mode="frozen"), tmp_path_factory.mktemp("bench")))
 
 
-@pytest.fixture(scope="module")
-def bench(settings, tmp_path_factory):
-    return make_bench(prepare(RunSpec.make(**settings, mode="frozen"), tmp_path_factory.mktemp("bench")))
+def prepared(small, folder, mode, seed=0):
+    return prepare(RunSpec.make(**small, **MODES[mode], mode=mode, seed=seed), folder)
 
 
-def prepared(settings, folder, mode, seed=0):
-    return prepare(RunSpec.make(**settings, **MODES[mode], mode=mode, seed=seed), folder)
-
-
-def numbers(record):
-    epochs = [(epoch.train_loss, epoch.metrics) for epoch in record.result.epochs]
-    return epochs, record.result.predicted, record.proof, record.fisher
-
-
-def tuned_bytes(request):
-    return (request.folder / "tuned.safetensors").read_bytes()
-
-
-def train(request, bench, **options):
-    return execute(request, bench, started=time.perf_counter(), quiet=True, **options)
+def train(request, bench):
+    return execute(request, bench, started=time.perf_counter(), quiet=True)
 
 
 @pytest.mark.parametrize(("mode", "writes"), [
     ("random", 1), ("outliers", 2), ("outliers_control", 4), ("fisher", 1), ("fisher", 5), ("fisher_control", 3),
 ])  # fmt: skip
-def test_interrupted_and_resumed_is_identical(bench, settings, tmp_path, monkeypatch, mode, writes):
+def test_interrupted_and_resumed_is_identical(
+    bench, small, tmp_path, monkeypatch, same, die_before_write, mode, writes
+):
     monkeypatch.setattr(fine_tune, "CHECKPOINT_SECONDS", 0.0)
-    whole, broken = (prepared(settings, tmp_path / name, mode) for name in ("whole", "broken"))
+    whole, broken = (prepared(small, tmp_path / name, mode) for name in ("whole", "broken"))
     expected = train(whole, bench)
     assert expected.parameters.tuned == TUNED[mode]
     assert expected.proof.frozen_changed == 0
     assert 0 < expected.proof.selected_changed <= expected.parameters.trainable
-    left = writes
-
-    def before_write():
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(broken, bench, before_write=before_write)
+    die_before_write(broken, bench, writes)
     assert finished(broken) is None
     if mode == "fisher":  # the stored information is used: the head is not trained for it again
         monkeypatch.setattr(fisher, "_train_head", None)
     resumed = train(broken, bench)
-    assert numbers(resumed) == numbers(expected)
-    assert tuned_bytes(broken) == tuned_bytes(whole)
+    assert same(broken, resumed) == same(whole, expected)
 
 
 @pytest.mark.parametrize("mode", ["random", "outliers_control", "fisher"])
-def test_warm_bench_equals_a_fresh_one(bench, settings, tmp_path, mode):
+def test_warm_bench_equals_a_fresh_one(bench, small, tmp_path, same, mode):
     # Seed 1 and seed 2 mask other weights, with `random` also other variables; the bench was used before, too.
     for seed in (1, 2):
-        train(prepared(settings, tmp_path / "warm", mode, seed), bench)
-    warm = prepared(settings, tmp_path / "warm", mode, 2)
-    fresh = prepared(settings, tmp_path / "fresh", mode, 2)
+        train(prepared(small, tmp_path / "warm", mode, seed), bench)
+    warm = prepared(small, tmp_path / "warm", mode, 2)
+    fresh = prepared(small, tmp_path / "fresh", mode, 2)
     expected = train(fresh, make_bench(fresh))
-    assert numbers(finished(warm)) == numbers(expected)
-    assert tuned_bytes(warm) == tuned_bytes(fresh)
+    assert same(warm, finished(warm)) == same(fresh, expected)
     if mode == "fisher":
         assert (warm.folder / "fisher.safetensors").read_bytes() == (fresh.folder / "fisher.safetensors").read_bytes()
 
 
-def test_a_mask_that_spreads_otherwise_needs_no_new_step(bench, settings, tmp_path):
+def test_a_mask_that_spreads_otherwise_needs_no_new_step(bench, small, tmp_path):
     seen = {}
     for seed in range(8):
-        bench.set_up(prepared(settings, tmp_path, "fisher_control", seed).spec, 6)
+        bench.set_up(prepared(small, tmp_path, "fisher_control", seed).spec, 6)
         sizes = tuple(len(indices) for indices in bench.selection.masks.values())
         seen.setdefault(bench.selection.paths, []).append((sizes, bench.step.function))
     spread = max(seen.values(), key=len)

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tfmt.errors import RunError
 from tfmt.runs.records import DISTRIBUTIONS_FILE, find_distributions, read_record, read_runs
 from tfmt.runs.runner import execute, finished, make_bench, prepare
 from tfmt.spec import RunSpec
@@ -20,11 +21,8 @@ from tfmt.training.distribution import bin_edges
 
 
 @pytest.fixture(scope="module")
-def settings(toy_bert, toy_glue):
-    return {
-        "model": str(toy_bert), "data_dir": str(toy_glue), "task": "mrpc", "mode": "layernorm", "max_length": 32,
-        "epochs": 3, "learning_rate": 1e-2,
-    }  # fmt: skip
+def settings(small):
+    return small | {"mode": "layernorm", "epochs": 3}
 
 
 @pytest.fixture(scope="module")
@@ -34,29 +32,16 @@ def bench(settings, tmp_path_factory):
 
 def run(bench, settings, folder, **changes):
     request = prepare(RunSpec.make(**(settings | changes)), folder)
-    before_write = lambda: None  # noqa: E731
-    return request, execute(request, bench, started=time.perf_counter(), quiet=True, before_write=before_write)
-
-
-def numbers(record):
-    """What must be the same in two runs of one spec."""
-    result = record.result
-    epochs = [(epoch.train_loss, epoch.metrics) for epoch in result.epochs]
-    return epochs, result.predicted, result.best_epoch, record.proof, record.change, record.cost.tokens
-
-
-def tuned_bytes(request):
-    return (request.folder / "tuned.safetensors").read_bytes()
+    return request, execute(request, bench, started=time.perf_counter(), quiet=True)
 
 
 @pytest.mark.parametrize("mode", ["full", "frozen", "attention", "layernorm_feedforward", "bitfit"])
-def test_same_run_twice_is_identical(bench, settings, tmp_path, mode):
+def test_same_run_twice_is_identical(bench, settings, tmp_path, same, mode):
     first, one = run(bench, settings, tmp_path / "a", mode=mode)
     run(bench, settings, tmp_path / "between", mode="layernorm", seed=5)  # a bench that was used in between
     second, two = run(bench, settings, tmp_path / "b", mode=mode)
     assert first.run_id == second.run_id
-    assert numbers(one) == numbers(two)
-    assert tuned_bytes(first) == tuned_bytes(second)
+    assert same(first, one) == same(second, two)
     assert one.proof.frozen_changed == 0
     assert one.proof.frozen_sha256_before == one.proof.frozen_sha256_after
 
@@ -68,41 +53,28 @@ def test_seeds_and_rates_differ(bench, settings, tmp_path):
     assert len(read_runs(tmp_path)) == 3
 
 
-class Killed(BaseException):
-    """Stands for a process that dies."""
-
-
-@pytest.mark.parametrize(("mode", "precision", "writes"), [
-    ("layernorm", "float32", 1), ("layernorm", "float32", 4), ("full", "float32", 6), ("random", "float32", 3),
-    ("bitfit", "float32", 8),
+@pytest.mark.parametrize(("mode", "writes"), [
+    ("layernorm", 1), ("layernorm", 4), ("full", 6), ("random", 3), ("bitfit", 8),
 ])  # fmt: skip
-def test_interrupted_and_resumed_is_identical(bench, settings, tmp_path, monkeypatch, mode, precision, writes):
+def test_interrupted_and_resumed_is_identical(
+    bench, settings, tmp_path, monkeypatch, same, die_before_write, mode, writes
+):
     # A checkpoint after every step, dropout on: the run dies before its n-th write and starts again.
     monkeypatch.setattr(fine_tune, "CHECKPOINT_SECONDS", 0.0)
     spec = RunSpec.make(**(settings | {"mode": mode}))
     whole = prepare(spec, tmp_path / "whole")
     expected = execute(whole, bench, started=0.0, quiet=True)
     broken = prepare(spec, tmp_path / "broken")
-    left = writes
-
-    def before_write():
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
-
-    with pytest.raises(Killed):
-        execute(broken, bench, started=0.0, quiet=True, before_write=before_write)
+    die_before_write(broken, bench, writes)
     assert finished(broken) is None
     run(bench, settings, tmp_path / "other", mode="frozen", seed=7)
     resumed = execute(broken, bench, started=0.0, quiet=True)
-    assert resumed.cost.resumed == 1
-    assert numbers(resumed) == numbers(expected)
-    assert tuned_bytes(broken) == tuned_bytes(whole)
+    assert (resumed.cost.resumed, resumed.cost.computed_on) == (1, [])
+    assert same(broken, resumed) == same(whole, expected)
     assert not (broken.folder / "checkpoint").exists()
 
 
-def test_sigkill_in_the_middle_and_resumed_is_identical(bench, settings, tmp_path):
+def test_sigkill_in_the_middle_and_resumed_is_identical(bench, settings, tmp_path, same):
     flags = [f"--{name}={value}" for name, value in (settings | {"epochs": 100, "keep_epoch": "last"}).items()]
     command = [sys.executable, "-m", "tfmt.train", *flags, f"--output_dir={tmp_path / 'killed'}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -117,10 +89,10 @@ def test_sigkill_in_the_middle_and_resumed_is_identical(bench, settings, tmp_pat
     assert "0 others" in done.stdout
     assert "tensorflow" not in done.stderr.lower()
     request, expected = run(bench, settings, tmp_path / "whole", epochs=100, keep_epoch="last")
-    killed = read_record(tmp_path / "killed" / request.run_id)
+    resumed = prepare(request.spec, tmp_path / "killed")
+    killed = read_record(resumed.folder)
     assert killed.cost.resumed == 1
-    assert numbers(killed) == numbers(expected)
-    assert (tmp_path / "killed" / request.run_id / "tuned.safetensors").read_bytes() == tuned_bytes(request)
+    assert same(resumed, killed) == same(request, expected)
 
 
 def test_record_says_what_happened(bench, settings, tmp_path):
@@ -203,9 +175,9 @@ def test_diverged_run_is_recorded_with_what_was_measured(bench, settings, tmp_pa
     assert finished(request).status == "diverged"
 
 
-def test_moved_frozen_weight_fails_the_run(bench, settings, tmp_path, monkeypatch):
-    from tfmt.errors import RunError
-
+def test_moved_frozen_weight_fails_the_run(settings, tmp_path, monkeypatch):
+    request = prepare(RunSpec.make(**settings), tmp_path)
+    bench = make_bench(request)
     real = bench.train_step
 
     def meddle(batch):
@@ -214,26 +186,15 @@ def test_moved_frozen_weight_fails_the_run(bench, settings, tmp_path, monkeypatc
         return real(batch)
 
     monkeypatch.setattr(bench, "train_step", meddle)
-    try:
-        with pytest.raises(RunError, match="16 weights outside the selection changed"):
-            run(bench, settings, tmp_path)
-        assert read_runs(tmp_path).status.tolist() == ["failed"]
-    finally:
-        variable = bench.model.all_weights["bert/pooler/dense/bias"]
-        variable.assign(bench.base.read("bert/pooler/dense/bias"))
+    with pytest.raises(RunError, match="16 weights outside the selection changed"):
+        execute(request, bench, started=0.0, quiet=True)
+    assert read_runs(tmp_path).status.tolist() == ["failed"]
 
 
-def test_events_hold_every_epoch_once_after_a_resume(bench, settings, tmp_path):
+def test_events_hold_every_epoch_once_after_a_resume(bench, settings, tmp_path, die_before_write):
     spec = RunSpec.make(**(settings | {"seed": 11}))
     request = prepare(spec, tmp_path)
-    calls = iter(range(100))
-
-    def before_write():
-        if next(calls) == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        execute(request, bench, started=0.0, quiet=True, before_write=before_write)
+    die_before_write(request, bench, 3)
     record = execute(request, bench, started=0.0, quiet=True)
     events = EventAccumulator(str(request.folder)).Reload()
     tensors = events.Tensors("loss/train")
