@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from pydantic import ValidationError
 
 from tfmt import protocol
 from tfmt.bert.forward import per_example_layernorms
@@ -194,16 +195,9 @@ def prepare_fisher(bench: Workbench, spec: RunSpec, folder: Path) -> tuple[dict[
     Returns:
       {path: Fisher information of a LayerNorm variable}, and how it came about.
     """
-    path = folder / FISHER_FILE
-    weights = weights_of(bench.model)
-    if path.exists():
-        try:
-            tensors, about = read_tensors(path)
-        except RequestError:
-            about = {}  # it is computed again, the same
-        if about.get("run_id") == folder.name:
-            values = {weight.path: tensors[weight.torch_name] for weight in weights if weight.torch_name in tensors}
-            return values, FisherNotes.model_validate(about["fisher"])
+    stored = _read_stored(folder, bench.model)
+    if stored is not None:
+        return stored
     loss = _train_head(bench, spec)
     train = bench.splits["train"]
     drawn = draw_examples(len(train), spec.fisher_examples, spec.seed)
@@ -218,6 +212,19 @@ def prepare_fisher(bench: Workbench, spec: RunSpec, folder: Path) -> tuple[dict[
         totals=totals, weights=sizes,
     )  # fmt: skip
     return values, notes
+
+
+def _read_stored(folder: Path, model: Any) -> tuple[dict[str, np.ndarray], FisherNotes] | None:
+    """What an earlier start of this run stored; None where nothing that fits is there, and it is computed again."""
+    wanted = [weight for weight in weights_of(model) if weight.path.rpartition("/")[0] in _layernorms(model)]
+    try:
+        tensors, about = read_tensors(folder / FISHER_FILE)
+        values = {weight.path: tensors[weight.torch_name] for weight in wanted}
+        notes = FisherNotes.model_validate(about["fisher"])
+    except (RequestError, KeyError, ValidationError):
+        return None
+    fits = all(values[weight.path].shape == weight.shape for weight in wanted)
+    return (values, notes) if fits and about.get("run_id") == folder.name else None
 
 
 def _sum_components(
@@ -249,14 +256,16 @@ def store_fisher(
     """
     path = folder / FISHER_FILE
     about = {"run_id": folder.name, "model_sha256": model_sha256, "fisher": notes.model_dump()}
-    try:
-        if path.exists() and read_tensors(path)[1] == about:
-            return
-    except RequestError:
-        pass  # broken: written anew
     names = {weight.path: weight.torch_name for weight in selection.weights}
     tensors = {names[path_]: value for path_, value in values.items()}
     tensors |= {f"{names[path_]}.indices": indices for path_, indices in selection.masks.items()}
+    try:
+        stored, told = read_tensors(path)
+        same = all(np.array_equal(stored[name], array) for name, array in tensors.items())
+        if same and stored.keys() == tensors.keys() and told == about:
+            return
+    except (RequestError, KeyError):
+        pass  # missing, broken or incomplete: written anew
     before_write()
     write_tensors(path, tensors, about)
 
