@@ -179,6 +179,22 @@ def test_finished_run_is_not_run_again(request_flags, capsys):
     assert time.time() - started < 60
 
 
+def test_weights_that_an_earlier_run_did_not_keep_are_refused(request_flags, capsys):
+    assert call(train.main, request_flags | {"keep": "scores"}, capsys)[0] == 0
+    (folder,) = Path(request_flags["output_dir"]).iterdir()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    status, out, err = call(train.main, request_flags, capsys)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    for word in ("--keep=tuned", str(folder), "--keep=scores", "--output_dir", "delete the folder"):
+        assert word in err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    shutil.rmtree(folder)
+    assert call(train.main, request_flags, capsys)[0] == 0
+    assert (folder / "tuned.safetensors").exists()
+    status, out, err = call(train.main, request_flags | {"keep": "scores"}, capsys)
+    assert (status, "already" in err) == (0, True)
+
+
 def test_report_reads_what_is_there_and_names_what_is_broken(request_flags, capsys):
     assert call(train.main, request_flags, capsys)[0] == 0
     broken = Path(request_flags["output_dir"]) / "broken"

@@ -268,8 +268,9 @@ def test_other_data_of_a_task_is_another_column(add_run: AddRun, runs: Runs) -> 
     }
 
 
-def test_one_result_kept_in_two_ways_counts_once(add_run: AddRun, runs: Runs) -> None:
-    add_run(0.5, keep="scores")
+def test_one_result_kept_in_two_ways_counts_once(add_run: AddRun, runs: Runs, tmp_path: Path) -> None:
+    scores = tmp_path / "runs" / add_run(0.5, keep="scores").run_id
+    scores.rename(scores.with_name("brought-together-from-another-folder"))
     add_run(0.5, keep="tuned")
     add_run(None, status="failed", keep="tuned", keep_epoch="last")
     table = only(build_tables(runs(), "1"))

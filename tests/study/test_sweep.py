@@ -349,6 +349,17 @@ def test_unexpected_failures_between_successes_do_not_stop_a_sweep(shared, tmp_p
     assert sorted(record.status for record in find_records(tmp_path)[0]) == ["completed"] * 2 + ["failed"] * 4
 
 
+def test_numbers_that_are_not_finite_are_the_runs_own_fault_and_stop_no_sweep(shared, tmp_path, monkeypatch):
+    def run(self):
+        raise FloatingPointError("the Fisher information is not finite")
+
+    monkeypatch.setattr(fine_tune.FineTuning, "run", run)
+    assert sweep.main(flags_of(shared, tmp_path, seed="0,1,2,3", mode="frozen", learning_rate="1e-3")) == 1
+    told = {(record.status, record.error) for record in find_records(tmp_path)[0]}
+    assert told == {("failed", "FloatingPointError: the Fisher information is not finite")}
+    assert len(find_records(tmp_path)[0]) == 4
+
+
 def test_bench_is_dropped_after_a_run_whose_proof_failed(shared, untouched, untouched_folder, tmp_path, monkeypatch):
     real = Workbench.train_step
 
@@ -408,6 +419,12 @@ def test_dry_run_counts_and_estimates(shared, tmp_path, capsys):
     assert "runs      8 (1 task x 2 modes x 2 learning rates x 2 seeds)" in out
     assert "done      4" in out
     assert "as 4 runs took" in out
+    for path in tmp_path.glob("*/record.json"):  # of an older arithmetic, so that they would be run again
+        record = json.loads(path.read_text())
+        record["origin"]["arithmetic"] -= 1
+        path.write_text(json.dumps(record))
+    assert sweep.main(flags_of(shared, tmp_path, dry_run="true")) == 0
+    assert "done      0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("table", "runs"), [("table1", "1,512"), ("table3", "1,008")])

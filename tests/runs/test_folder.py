@@ -1,0 +1,67 @@
+"""A run's folder: whose it is, and what is left alone in it."""
+
+import json
+
+import pytest
+
+from tfmt.errors import RequestError
+from tfmt.files import whole_file
+from tfmt.runs.folder import clear_leftovers, open_folder
+from tfmt.runs.runner import prepare
+from tfmt.spec import RunSpec
+
+
+@pytest.fixture
+def request_(toy_bert, toy_glue, tmp_path):
+    spec = RunSpec.make(model=str(toy_bert), data_dir=str(toy_glue), task="mrpc", mode="layernorm", max_length=32)
+    return prepare(spec, tmp_path)
+
+
+def test_what_another_process_is_writing_is_left_to_it(request_):
+    open_folder(request_)
+    (request_.folder / "checkpoint").mkdir()
+    for path in (request_.folder / "tuned.safetensors", request_.folder / "checkpoint" / "state.safetensors"):
+        with whole_file(path) as temporary:
+            temporary.write_bytes(b"half")
+            open_folder(request_)  # the same run is asked for once more meanwhile
+            temporary.write_bytes(b"whole")
+        assert path.read_bytes() == b"whole"
+
+
+def test_what_a_killed_process_was_writing_goes_once_the_folder_is_ones_own(request_):
+    open_folder(request_)
+    inside = request_.folder / "checkpoint"
+    inside.mkdir()
+    left = [
+        request_.folder / ".record.json.77.ab12",
+        request_.folder / ".tuned.safetensors.77",
+        inside / ".state.safetensors.7",
+    ]
+    kept = [inside / "state.safetensors", request_.folder / "spec.json"]
+    for path in (*left, kept[0]):
+        path.write_text("")
+    clear_leftovers(request_.folder)
+    assert sorted(path for path in request_.folder.rglob("*") if path.is_file()) == sorted(kept)
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "file.npz"
+    with whole_file(path) as first, whole_file(path) as second:
+        first.write_bytes(b"same")
+        second.write_bytes(b"same")
+    assert path.read_bytes() == b"same"
+    assert [found.name for found in tmp_path.iterdir()] == ["file.npz"]
+
+
+def test_folder_kept_otherwise_is_the_same_runs_and_another_runs_is_refused(request_, tmp_path):
+    open_folder(request_)
+    scores = prepare(RunSpec.make(**request_.spec.model_dump() | {"keep": "scores", "replicas": 2}), tmp_path)
+    assert scores.folder == request_.folder
+    open_folder(scores)
+    path = request_.folder / "spec.json"
+    stored = json.loads(path.read_text())
+    assert "keep" not in stored["identity"]["settings"]
+    stored["identity"]["settings"]["seed"] = 3
+    path.write_text(json.dumps(stored))
+    with pytest.raises(RequestError, match="holds another run"):
+        open_folder(request_)
