@@ -22,9 +22,8 @@ def test_what_another_process_is_writing_is_left_to_it(request_):
     (request_.folder / "checkpoint").mkdir()
     for path in (request_.folder / "tuned.safetensors", request_.folder / "checkpoint" / "state.safetensors"):
         with whole_file(path) as temporary:
-            temporary.write_bytes(b"half")
-            open_folder(request_)  # the same run is asked for once more meanwhile
             temporary.write_bytes(b"whole")
+            open_folder(request_)  # the same run is asked for once more meanwhile
         assert path.read_bytes() == b"whole"
 
 

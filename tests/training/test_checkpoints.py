@@ -184,7 +184,7 @@ def test_resume_on_other_devices_is_in_the_record(bench, prepared, die_before_wr
     assert record.proof.frozen_changed == 0
     expected = run(prepared("whole"), bench)
     for one, two in zip(record.result.epochs, expected.result.epochs, strict=True):
-        assert one.train_loss == pytest.approx(two.train_loss, abs=0.05)
+        assert one.train_loss == pytest.approx(two.train_loss, abs=1e-5)
 
 
 def test_weights_that_were_not_kept_are_refused_in_one_line(bench, prepared):
