@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+from seqeval.metrics.sequence_labeling import get_entities
 
-from tfmt.data.entities import OrphanTagError, to_iob2
 from tfmt.data.sources import read_dataset, read_test_split
 from tfmt.errors import RequestError
 
@@ -51,36 +51,84 @@ def test_both_layouts_are_read_as_iob2(tmp_path, names, end):
     assert dataset.notes["words"] == {"train": 7, "validation": 7}
 
 
-@pytest.mark.parametrize(
-    ("tags", "expected"),
-    [
-        ("I-A I-A O", "B-A I-A O"),  # IOB1
-        ("I-A B-A I-A", "B-A B-A I-A"),  # IOB1: B- only between two entities of one type
-        ("I-A I-B", "B-A B-B"),  # IOB1: another type is another entity
-        ("I-A I-B B-B", "B-A B-B B-B"),
-        ("O I-A O I-A", "O B-A O B-A"),
-        ("B-A I-A O B-A", "B-A I-A O B-A"),  # IOB2
-        ("B-A B-A I-A", "B-A B-A I-A"),
-        ("B-A B-B I-B", "B-A B-B I-B"),
-        ("O O", "O O"),
-    ],
-)
-def test_iob1_to_iob2(tags, expected):
-    assert to_iob2([tags.split()]) == [expected.split()]
+# Entities of CoNLL-2003's files: of all types, how many follow one of their own type and so begin with B- in IOB1,
+# and how many begin with a B- that IOB1 does not need (in eng.train two, both after O).
+REAL = {
+    "eng.train": (23_499, 70, 2, 14_041, 203_621),
+    "eng.testa": (5_942, 4, 0, 3_250, 51_362),
+    "eng.testb": (5_648, 20, 0, 3_453, 46_435),
+}
 
 
-def test_sentences_do_not_continue_each_other():
-    assert to_iob2([["I-A"], ["I-A"]]) == [["B-A"], ["B-A"]]
-    with pytest.raises(OrphanTagError):
-        to_iob2([["B-A"], ["I-A"]])
+def write_conll2003(folder, shape, seed=0):
+    """Files of the real ones' shape in IOB1, with the entities (sentence, type, first, last) that are in each."""
+    generator = np.random.default_rng(seed)
+    written = {}
+    for name, (entities, adjacent, needless, sentences, words) in shape.items():
+        lengths = 1 + generator.multinomial(words - sentences - adjacent - entities, np.full(sentences, 1 / sentences))
+        owner = np.sort(generator.integers(0, sentences, entities - adjacent))
+        joined = set(generator.choice(entities - adjacent, adjacent, replace=False).tolist())
+        needless_at = set(generator.choice([i for i in range(entities - adjacent) if i not in joined], needless,
+                                           replace=False).tolist())  # fmt: skip
+        plan = [[] for _ in range(sentences)]
+        for entity, sentence in enumerate(owner.tolist()):
+            plan[sentence].append(entity)
+        lines, found = ["-DOCSTART- -X- O O", ""], []
+        for sentence, own in enumerate(plan):
+            tags = ["O"] * int(lengths[sentence])
+            for entity in own:
+                kind = ("PER", "ORG", "LOC", "MISC")[int(generator.integers(4))]
+                tags += ["O", ("B-" if entity in needless_at else "I-") + kind]
+                found.append((sentence, kind, len(tags) - 1, len(tags) - 1))
+                if entity in joined:
+                    tags.append("B-" + kind)
+                    found.append((sentence, kind, len(tags) - 1, len(tags) - 1))
+            lines += [f"w{generator.integers(999)} NNP I-NP {tag}" for tag in tags] + [""]
+        (folder / name).write_text("\n".join(lines))
+        written[name] = found
+    return written
 
 
-@pytest.mark.parametrize("tags", ["B-A O I-A", "B-A I-B", "O B-A O O I-A"])
-def test_an_orphan_in_iob2(tags):
-    with pytest.raises(OrphanTagError) as error:
-        to_iob2([["O"], tags.split()])
-    assert error.value.sentence == 1
-    assert error.value.word == len(tags.split()) - 1
+def entities_of(examples, classes):
+    """(sentence, type, first, last) of every entity, by seqeval."""
+    ends = np.cumsum(examples.sentence_lengths)[:-1]
+    return [
+        (sentence, *entity)
+        for sentence, tags in enumerate(np.split(np.array(classes)[examples.labels], ends))
+        for entity in get_entities(tags.tolist())
+    ]
+
+
+def test_files_of_the_real_shape_are_iob1_with_two_odd_tags(tmp_path):
+    written = write_conll2003(tmp_path, REAL)
+    dataset = read_dataset("conll2003_ner", str(tmp_path))
+    splits = dataset.splits | {"test": read_test_split("conll2003_ner", str(tmp_path), "test")}
+    for (name, found), examples in zip(written.items(), splits.values(), strict=True):
+        assert len(examples) == REAL[name][3]
+        assert len(found) == REAL[name][0]
+        assert entities_of(examples, dataset.task.classes) == found
+        names = np.array(dataset.task.classes)[examples.labels]
+        assert sum(tag.startswith("B-") for tag in names) == REAL[name][0]
+    assert dataset.notes["entity_tags"] == {
+        "train": {"scheme": "IOB1", "entities": 23_499, "irregular": 2},
+        "validation": {"scheme": "IOB1", "entities": 5_942, "irregular": 0},
+    }
+
+
+def test_each_file_is_judged_by_itself(tmp_path):
+    orphan = "a NN O I-PER\n\nb NN O B-PER\n\nc NN O B-LOC\n"
+    dataset = read_dataset("conll2003_ner", lay_out(tmp_path, validation=orphan))
+    assert [dataset.task.classes[tag] for tag in dataset.splits["validation"].labels] == ["B-PER", "B-PER", "B-LOC"]
+    assert dataset.notes["entity_tags"] == {
+        "train": {"scheme": "IOB1", "entities": 4, "irregular": 0},
+        "validation": {"scheme": "IOB2", "entities": 3, "irregular": 1},
+    }
+
+
+def test_i_o_is_o_and_counted(tmp_path):
+    dataset = read_dataset("conll2003_ner", lay_out(tmp_path, train=IOB1 + "Kloof NNP I-NP I-O\nGold NNP I-NP I-O\n"))
+    assert [dataset.task.classes[tag] for tag in dataset.splits["train"].labels] == [*TAGS, "O", "O"]
+    assert dataset.notes["entity_tags"]["train"]["outside"] == {"I-O": 2}
 
 
 @pytest.mark.parametrize(
@@ -88,8 +136,10 @@ def test_an_orphan_in_iob2(tags):
     [
         ("a NN O O\nb NN O\n", r"eng\.testa:2: 3 columns where 4 are expected"),
         ("a NN O O x\n", r"eng\.testa:1: 5 columns"),
-        ("a NN O O\n\nb NN O B-PER\n\nc NN O I-LOC\n", r"eng\.testa:5: the tag I-LOC continues no entity"),
-        ("a NN O O\nb NN O I-GENE\n", r"eng\.testa:2: the tag 'B-GENE' is not one of O, B-PER"),
+        ("a NN O O\nb NN O I-GENE\n", r"eng\.testa:2: the tag 'I-GENE' is not one of O, B-PER"),
+        ("a NN O O\nb NN O E-GENE\n", r"eng\.testa:2: the tag 'E-GENE' is not one of O, B-PER"),
+        ("a NN O O\nb NN O B-O\nc NN O I-O\n", r"eng\.testa:2: the tag 'B-O' is not one of O, B-PER"),
+        ("a NN O O\nb NN O I-PER\nc NN O per\n", r"eng\.testa:3: the tag 'per' is not one of O, B-PER"),
         ("-DOCSTART- -X- O O\n\n", r"eng\.testa: holds no sentence"),
     ],
 )
@@ -146,3 +196,5 @@ def test_tfds_drops_its_empty_sentence(monkeypatch):
     assert validation.texts[0] == ["EU", "rejects", "Zo\u00e9"]
     assert validation.labels.tolist() == [3, 0, 1]
     assert validation.sentence_lengths.tolist() == [2, 1]
+    tags = {"scheme": "IOB2", "entities": 2, "irregular": 0}
+    assert dataset.notes["entity_tags"] == {"train": tags, "validation": tags}

@@ -1,5 +1,6 @@
 import itertools
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tfmt.data.own_files import find_own_file, stream_unlabelled
 from tfmt.data.rows import read_rows
 from tfmt.data.sources import read_dataset, read_dataset_for, read_test_split
-from tfmt.errors import RequestError
+from tfmt.errors import RequestError, RequestWarning
 from tfmt.spec import RunSpec
 from tfmt.tasks import custom_task
 
@@ -214,15 +215,100 @@ def test_every_format_of_the_same_sentences(tmp_path):
 
 def test_entity_tags_become_iob2(tmp_path):
     folder = lay_out(tmp_path, "conll", train="a I-G\nb O\n\nc I-G\n", dev="a I-G\nb I-G\n\nc O\n")
-    with pytest.raises(RequestError, match=r"dev\.conll:1: labels in the validation split .*: I-G"):
+    with pytest.raises(RequestError, match=r"dev\.conll:2: labels in the validation split .*: I-G;"):
         read_dataset("custom", folder, text_columns=("0",), label_column="1", task_type="tokens")
     lay_out(tmp_path, "conll", train="a I-G\nb I-G\nd O\n\nc I-G\n")
     dataset = read_dataset("custom", folder, text_columns=("0",), label_column="1", task_type="tokens")
     assert dataset.task.classes == ("B-G", "I-G", "O")
     assert dataset.task.headline == ("f1",)
     assert dataset.splits["train"].labels.tolist() == [0, 1, 2, 0]
-    lay_out(tmp_path, "conll", train="a B-G\nb O\n\nc I-G\n")
-    with pytest.raises(RequestError, match=r"train\.conll:4: the tag I-G continues no entity"):
+    assert dataset.notes["entity_tags"] == {
+        "train": {"scheme": "IOB1", "entities": 2, "irregular": 0},
+        "validation": {"scheme": "IOB1", "entities": 1, "irregular": 0},
+    }
+    lay_out(tmp_path, "conll", train="a B-G\nb O\n\nc I-G\nd I-G\n")
+    dataset = read_dataset("custom", folder, text_columns=("0",), label_column="1", task_type="tokens")
+    assert dataset.splits["train"].labels.tolist() == [0, 2, 0, 1]
+    assert dataset.notes["entity_tags"]["train"] == {"scheme": "IOB2", "entities": 2, "irregular": 1}
+
+
+def test_one_file_is_judged_whole_before_it_is_split(tmp_path):
+    # 30 sentences in IOB1, one of them with a B- that IOB1 does not need: no part of them is taken for IOB2.
+    sentences = [f"w{i} {'B' if i == 7 else 'I'}-G\nx{i} O\ny{i} I-G\nz{i} I-G" for i in range(30)]
+    lay_out(tmp_path, "conll", pool="\n\n".join(sentences) + "\n")
+    dataset = read_dataset("custom", str(tmp_path / "pool.conll"), text_columns=("0",), label_column="1",
+                           task_type="tokens", validation_fraction=0.3)  # fmt: skip
+    assert dataset.notes["entity_tags"] == {"all": {"scheme": "IOB1", "entities": 60, "irregular": 1}}
+    for examples in dataset.splits.values():
+        assert examples.labels.tolist() == [0, 2, 0, 1] * len(examples)
+
+
+def tagged_rows(*sentences):
+    return [{"w": [f"w{i}" for i in range(len(tags.split()))], "t": tags.split()} for tags in sentences]
+
+
+@pytest.mark.parametrize(
+    ("sentences", "scheme", "more"),
+    [
+        (["S-G O B-G I-G E-G", "O B-G E-G S-G O"], "IOBES", {}),
+        (["U-G O B-G I-G L-G", "O B-G L-G U-G O"], "BILOU", {}),
+        (["E-G O I-G I-G E-G", "O I-G E-G E-G O"], "IOE2", {}),
+        (["I-G O I-G I-G I-G", "O I-G E-G I-G O"], "IOE1", {}),
+        (["I-G O I-G I-G I-G", "O I-G I-G B-G O"], "IOB1", {}),
+        (["B-G O B-G I-G I-G", "O B-G I-G B-G 0"], "IOB2", {"outside": {"0": 1}}),
+        (["B-G 0 B-G I-G I-G", "0 B-G I-G B-G 0"], "IOB2", {"outside": {"0": 3}}),
+        (["B-Ge I-O B-Ge I-Ge I-Ge", "O B-Ge I-Ge B-Ge O"], "IOB2", {"outside": {"I-O": 1}}),
+        (["G-S O G-B G-I G-E", "O G-B G-E G-S O"], "IOBES", {"form": "suffix"}),
+        (["Ge-B O Ge-B Ge-I Ge-I", "O Ge-B Ge-I Ge-B O-I"], "IOB2", {"form": "suffix", "outside": {"O-I": 1}}),
+        (["B O B I I", "O B I B O"], "IOB2", {"form": "untyped"}),
+        (["S O B I E", "O B E S O"], "IOBES", {"form": "untyped"}),
+    ],
+)
+def test_entity_tags_of_every_spelling_are_the_same_data(tmp_path, sentences, scheme, more):
+    rows = tagged_rows(*sentences)
+    folder = lay_out(tmp_path, "jsonl", train=jsonl(rows), dev=jsonl(rows))
+    dataset = read_dataset("custom", folder, **TAGGED)
+    names = [dataset.task.classes[tag][:1] for tag in dataset.splits["train"].labels]
+    assert names == ["B", "O", "B", "I", "I", "O", "B", "I", "B", "O"]
+    assert dataset.task.entities
+    assert dataset.notes["entity_tags"]["train"] == {"scheme": scheme, "entities": 4, "irregular": 0} | more
+
+
+@pytest.mark.parametrize(
+    ("sentences", "told"),
+    [
+        (["B_G O I_G", "O O O"], r"train\.jsonl:1: .* B_G, I_G fit none of IOB1"),
+        (["O O O", "B-G O E-G", "U-G O O"], r"train\.jsonl:2: .* E-G, U-G fit none of"),
+        (["B-G I-G O", "B-G o I-Gx", "O O B/G"], r"train\.jsonl:3: .* B/G, o fit none of"),
+        (["B-G I-G", "B-G I-G I-G"], r"train\.jsonl: .* there is no O"),
+        (["(PER* *) * *", "* (LOC*)"], r"train\.jsonl:2: .* \(LOC\*\), \(PER\*, \*, \*\) fit none of"),
+        (["B M E S", "S B E"], r"train\.jsonl:1: .* B, E, M, S fit none of"),
+    ],
+)
+def test_tags_that_only_look_like_entities_are_warned_of(tmp_path, sentences, told):
+    rows = tagged_rows(*sentences)
+    folder = lay_out(tmp_path, "jsonl", train=jsonl(rows), dev=jsonl(rows))
+    with pytest.warns(RequestWarning, match=told) as warned:
+        dataset = read_dataset("custom", folder, **TAGGED)
+    (warning,) = warned
+    assert "accuracy, which is not entity F1" in str(warning.message)
+    assert "\n" not in str(warning.message)
+    assert dataset.task.metrics == ("accuracy",)
+    assert "entity_tags" not in dataset.notes
+
+
+@pytest.mark.parametrize("tags", ["NN VB -LRB- .", "B-side NN VB DT IN", "NOUN X-Y O", "1 0 0", "en de O mixed"])
+def test_other_tags_are_scored_by_word_without_a_warning(tmp_path, tags):
+    rows = tagged_rows(tags)
+    folder = lay_out(tmp_path, "jsonl", train=jsonl(rows), dev=jsonl(rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_dataset("custom", folder, **TAGGED).task.metrics == ("accuracy",)
+
+
+def test_unseen_tags_are_named_as_the_file_writes_them(tmp_path):
+    folder = lay_out(tmp_path, "conll", train="a S-G\nb O\n\nc S-G\n", dev="a S-G\n\nb O\nc B-G\nd E-G\n")
+    with pytest.raises(RequestError, match=r"dev\.conll:5: labels .* lacks: I-G \(the file writes E-G\)"):
         read_dataset("custom", folder, text_columns=("0",), label_column="1", task_type="tokens")
 
 
@@ -239,6 +325,41 @@ def test_bad_sentences_are_named(tmp_path, rows, message):
     folder = lay_out(tmp_path, "jsonl", train=jsonl(rows), dev=jsonl(rows))
     with pytest.raises(RequestError, match=message):
         read_dataset("custom", folder, **TAGGED)
+
+
+def one_word_rows(ending, count=12):
+    """A word a row; as in Kaggle's GMB only the first row of a sentence has its number."""
+    rows = [
+        {"Sentence #": "" if i % 4 else f"Sentence: {i // 4}", "Word": f"w{i}", "Tag": "OB"[i % 2]}
+        for i in range(count)
+    ]
+    if ending == "conll":
+        return "\n\n".join(f"{row['Word']} {row['Tag']}" for row in rows) + "\n", ("0",), "1"
+    return WRITERS[ending](rows), ("Word",), "Tag"
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "conll"])
+def test_one_word_a_row_is_no_sentence(tmp_path, ending):
+    content, columns, label = one_word_rows(ending)
+    lay_out(tmp_path, ending, pool=content)
+    settings = {"text_columns": columns, "label_column": label, "task_type": "tokens", "validation_fraction": 0.25}
+    with pytest.raises(
+        RequestError, match=rf"pool\.{ending}: every sentence holds one word; .* write a \.conll"
+    ) as error:
+        read_dataset("custom", str(tmp_path / f"pool.{ending}"), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_one_word_a_row_is_warned_of_in_what_is_predicted(tmp_path):
+    lay_out(tmp_path, "csv", words=one_word_rows("csv")[0], sentences="Word\na\nb c\n", single="Word\na\n")
+    task = custom_task("tokens", ("Word",), ("B", "O"))
+    with pytest.warns(RequestWarning, match=r"words\.csv: every sentence holds one word") as warned:
+        assert sum(len(examples) for _, examples in stream_unlabelled(tmp_path / "words.csv", task, chunk=5)) == 12
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, count in (("sentences", 2), ("single", 1)):
+            assert sum(len(e) for _, e in stream_unlabelled(tmp_path / f"{name}.csv", task)) == count
 
 
 def test_input_is_streamed_in_chunks(tmp_path):

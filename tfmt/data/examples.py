@@ -80,7 +80,7 @@ class Dataset:
       task: the task; for `custom` with the classes that were found.
       splits: "train" and the task's validation splits.
       notes: what the record says about the data: `source`, and where they apply `split_rule`, `dropped_rows`,
-        `sentences`, `words`.
+        `sentences`, `words`, `entity_tags` (of each file, see `tfmt.data.entities.Settled`; `all` where one is split).
     """
 
     task: Task

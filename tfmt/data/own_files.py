@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfmt.data.conll import describe_sentences, number_tags, settle_tags
+from tfmt.data.conll import describe_sentences, number_tags, settle_tags, word_line, written_tag
+from tfmt.data.entities import resemble_entities
 from tfmt.data.examples import Dataset, Examples
 from tfmt.data.rows import FORMATS, Row, read_rows
-from tfmt.errors import RequestError
-from tfmt.tasks import Kind, Task, custom_task, mark_entities
+from tfmt.errors import RequestError, RequestWarning
+from tfmt.tasks import Kind, Task, custom_task
 
 _NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 
@@ -33,7 +36,8 @@ def read_own_data(
 
     Token tasks take a list of words and one of tags a row (JSON Lines), both as text separated by blanks (TSV, CSV),
     or CoNLL files, whose columns are named by their place from 0 (CoNLL-U: `form`, `upos`, ...). Tags that mark
-    entities are converted to IOB2.
+    entities are converted to IOB2, whatever their scheme; where tags only look like those of entities a
+    `RequestWarning` says that accuracy is not entity F1.
 
     Args:
       data_dir: a file, or a folder with train.* and validation.* (or valid.*, dev.*).
@@ -47,7 +51,7 @@ def read_own_data(
 
     Raises:
       RequestError: a missing file or column, a row that is not of its format, a label that is no number (regression)
-        or that the training split lacks, fewer than two classes, an empty split.
+        or that the training split lacks, fewer than two classes, an empty split, sentences that are all one word.
     """
     allowed = (1,) if task_type == "tokens" else (1, 2)
     if len(text_columns) not in allowed:
@@ -60,14 +64,20 @@ def read_own_data(
         split: [_labelled(path, row, text_columns, label_column, task_type) for row in read_rows(path, encoding)]
         for split, path in paths.items()
     }
+    settled = None
+    if task_type == "tokens":
+        _check_sentences(paths["train"], rows)
+        settled = settle_tags({"all": rows["train"]} if rule else rows, "label")
+        if settled is not None and "O" not in _labels(settled.rows["all" if rule else "train"], task_type):
+            settled = None  # words between entities are what every scheme and every score starts from
+        if settled is not None:
+            rows = {"train": settled.rows["all"]} if rule else settled.rows
     if rule:
         paths["validation"] = paths["train"]
         rows = _split_rows(rows["train"], validation_fraction, split_seed or 0)
     for split in rows:
         if not rows[split]:
             raise RequestError(f"{paths[split]}: the {split} split holds no example; add some{rule and _RESPLIT}")
-    if task_type == "tokens" and mark_entities(_labels(rows["train"], task_type)):
-        rows = {split: settle_tags(paths[split], rows[split], "label") for split in rows}
     classes = () if task_type == "regression" else _find_classes(paths, rows, task_type, bool(rule))
     task = custom_task(task_type, text_columns, classes)
     splits = {split: _examples(task, paths[split], rows[split]) for split in rows}
@@ -76,6 +86,10 @@ def read_own_data(
         notes["split_rule"] = rule
     if task_type == "tokens":
         notes |= describe_sentences(splits)
+        if settled is not None:
+            notes["entity_tags"] = settled.notes
+        elif resemble_entities(classes):
+            _warn_of_accuracy(paths["train"], rows["train"], classes)
     return Dataset(task, splits, notes)
 
 
@@ -109,12 +123,19 @@ def stream_unlabelled(
 
     Raises:
       RequestError: as `read_rows`, or a missing column.
+
+    Warns:
+      RequestWarning: the sentences that are given first all hold one word.
     """
     names = tuple(columns) or task.text_fields
     rows = read_rows(path, encoding)
+    first = True
     while taken := list(itertools.islice(rows, chunk)):
         if task.head == "tokens":
             sentences = [_words(path, row, names[0]) for row in taken]
+            if first and len(sentences) > 1 and max(map(len, sentences)) == 1:
+                warnings.warn(f"{path}: {_ONE_WORD}", RequestWarning, stacklevel=2)
+            first = False
             lengths = np.array([len(sentence) for sentence in sentences], np.int64)
             yield taken, Examples((list(itertools.chain.from_iterable(sentences)),), None, lengths)
         else:
@@ -133,6 +154,10 @@ def is_held_out(texts: Sequence[str], fraction: float, seed: int) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < fraction
 
 
+_ONE_WORD = (
+    "every sentence holds one word; a row is a whole sentence: its words separated by blanks (in JSON Lines a list), "
+    "its tags as well; join the rows of each sentence, or write a .conll file: a word a line, blank lines between"
+)
 _RESPLIT = ", another --validation_fraction or another --split_seed"
 
 
@@ -235,6 +260,33 @@ def _label(path: Path, row: Row, column: str, kind: Kind) -> str | float:
     return number
 
 
+def _check_sentences(path: Path, files: dict[str, list[Row]]) -> None:
+    """Raises RequestError where a table holds a word a row, as if each were a sentence."""
+    lengths = [len(row.fields["texts"]) for rows in files.values() for row in rows]
+    if len(lengths) > 1 and max(lengths) == 1:
+        raise RequestError(f"{path}: {_ONE_WORD}")
+
+
+def _warn_of_accuracy(path: Path, rows: list[Row], classes: tuple[str, ...]) -> None:
+    """Says that tags which look like those of entities are not scored as entities, and which of them are the reason."""
+    plain = re.compile(r"O|[BI]-.+", re.DOTALL)
+    odd = [tag for tag in classes if not plain.fullmatch(tag)]
+    place = str(path)
+    if odd:
+        row, word = next((row, tags.index(odd[0])) for row in rows if odd[0] in (tags := row.fields["label"]))
+        place = f"{path}:{word_line(row, word)}"
+        named = ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else "")
+        reason = f"{named} fit{'s' if len(odd) == 1 else ''} none of IOB1, IOB2, IOE1, IOE2, IOBES and BILOU"
+    else:
+        reason = "there is no O"
+    warnings.warn(
+        f"{place}: the tags look like those of entities, but {reason}; words are scored by "
+        "accuracy, which is not entity F1: write B-TYPE, I-TYPE and O where entities are meant",
+        RequestWarning,
+        stacklevel=3,
+    )
+
+
 def _split_rows(rows: list[Row], fraction: float, seed: int) -> dict[str, list[Row]]:
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     for row in rows:
@@ -255,10 +307,15 @@ def _find_classes(paths: dict[str, Path], rows: dict[str, list[Row]], kind: Kind
         raise RequestError(f"{paths['train']}: only one class ({min(classes)}); training needs at least two")
     unseen = sorted(_labels(rows["validation"], kind) - classes)
     if unseen:
-        first = next(row.line for row in rows["validation"] if unseen[0] in _labels([row], kind))
+        first = next(row for row in rows["validation"] if unseen[0] in _labels([row], kind))
+        line, written = first.line, ""
+        if kind == "tokens":
+            word = first.fields["label"].index(unseen[0])
+            line, tag = word_line(first, word), written_tag(first, "label", word)
+            written = "" if tag == unseen[0] else f" (the file writes {tag})"
         raise RequestError(
-            f"{paths['validation']}:{first}: labels in the validation split that the training split lacks: "
-            f"{', '.join(unseen)}; add examples of them{_RESPLIT if resplit else ' to the training file'}"
+            f"{paths['validation']}:{line}: labels in the validation split that the training split lacks: "
+            f"{', '.join(unseen)}{written}; add examples of them{_RESPLIT if resplit else ' to the training file'}"
         )
     return tuple(sorted(classes))
 

@@ -67,8 +67,9 @@ def read_dataset(
     elif found.glue is not None:
         splits, notes = _read_glue(found, data_dir)
     else:
-        splits = {name: read_conll2003(found, data_dir, name, encoding) for name in names}
-        notes = {"source": "CoNLL-2003's own files"}
+        read = {name: read_conll2003(found, data_dir, name, encoding) for name in names}
+        splits = {name: examples for name, (examples, _) in read.items()}
+        notes = {"source": "CoNLL-2003's own files", "entity_tags": {name: tags for name, (_, tags) in read.items()}}
     if found.head == "tokens":
         notes |= describe_sentences(splits)
     return Dataset(found, splits, notes)
@@ -116,7 +117,7 @@ def read_test_split(
         return read_tfds(found, (split,))[0][split]
     if found.glue is not None:
         return read_glue_test(found, data_dir, split)
-    return read_conll2003(found, data_dir, split, encoding)
+    return read_conll2003(found, data_dir, split, encoding)[0]
 
 
 def count_examples(task: str, data_dir: str = "") -> dict[str, int]:

@@ -55,9 +55,12 @@ def read_tfds(task: Task, splits: Sequence[str]) -> tuple[dict[str, Examples], d
             f"TFDS could not give {task.tfds_name} ({type(error).__name__}: {reason}); "
             f"connect to the network, or {remedy}"
         ) from None
-    read = _read_tagged if task.head == "tokens" else _read_texts
-    examples = {name: read(task, dataset, info.features) for name, dataset in zip(splits, datasets, strict=True)}
-    return examples, {"source": f"TFDS {info.full_name}"}
+    named = dict(zip(splits, datasets, strict=True))
+    notes: dict[str, Any] = {"source": f"TFDS {info.full_name}"}
+    if task.head == "tokens":
+        examples, tags = _read_tagged(task, named, info.features)
+        return examples, notes | tags
+    return {name: _read_texts(task, dataset, info.features) for name, dataset in named.items()}, notes
 
 
 def _read_texts(task: Task, dataset: Any, features: Any) -> Examples:
@@ -77,17 +80,20 @@ def _read_texts(task: Task, dataset: Any, features: Any) -> Examples:
     return Examples(texts, None if hidden else flat).take(order)
 
 
-def _read_tagged(task: Task, dataset: Any, features: Any) -> Examples:
-    """A split of CoNLL-2003, without the empty sentence that TFDS may put last."""
+def _read_tagged(task: Task, datasets: dict[str, Any], features: Any) -> tuple[dict[str, Examples], dict[str, Any]]:
+    """Splits of CoNLL-2003, without the empty sentence that TFDS may put last, and notes on their tags."""
     _check_classes(task, features["ner"].feature.names)
-    rows: list[Row] = []
-    for example in dataset.as_numpy_iterator():
-        if len(example["tokens"]):
-            words = [word.decode("utf-8") for word in example["tokens"]]
-            tags = [task.classes[tag] for tag in example["ner"]]
-            rows.append(Row(len(rows) + 1, {"words": words, "tags": tags}))
+    rows: dict[str, list[Row]] = {name: [] for name in datasets}
+    for name, dataset in datasets.items():
+        for example in dataset.as_numpy_iterator():
+            if len(example["tokens"]):
+                words = [word.decode("utf-8") for word in example["tokens"]]
+                tags = [task.classes[tag] for tag in example["ner"]]
+                rows[name].append(Row(len(rows[name]) + 1, {"words": words, "tags": tags}))
+    settled = settle_tags(rows, "tags")
+    rows, notes = (rows, {}) if settled is None else (settled.rows, {"entity_tags": settled.notes})
     place = Path(task.tfds_name)
-    return number_tags(place, settle_tags(place, rows, "tags"), "words", "tags", task.classes)
+    return {name: number_tags(place, split, "words", "tags", task.classes) for name, split in rows.items()}, notes
 
 
 def _check_classes(task: Task, names: Sequence[str]) -> None:
