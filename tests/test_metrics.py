@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 from scipy import stats
-from seqeval.metrics import classification_report
+from seqeval.metrics import classification_report, f1_score
 from seqeval.scheme import IOB2
 from sklearn import metrics
 
@@ -104,48 +104,100 @@ def test_mnli_takes_its_headline_from_matched():
     assert headline(find_task("mnli"), splits) == 0.8
 
 
-def test_words_that_were_cut_off_are_wrong_tags():
+def test_words_without_a_prediction_are_wrong_tags():
     task = find_task("ptb_pos")
     predictions = np.array([4, 5, -1, -1])
     assert score(task, np.array([4, 6, 4, 5]), predictions).values == {"accuracy": 0.25}
-    assert count_predicted(task, predictions)["(cut off)"] == 2
+    assert count_predicted(task, predictions)["(no prediction)"] == 2
     assert not collapsed(task, predictions)
     assert collapsed(task, np.array([4, 4, -1]))
 
 
-def test_entities_are_strict():
-    task = find_task("conll2003_ner")
-    number = {name: i for i, name in enumerate(task.classes)}
+def conlleval(truth, predicted):
+    """Counts as CoNLL-2000's evaluation script does, word by word: (right, predicted, true) entities.
+
+    An entity is right when it begins at the same word and ends at the same word in both, with one type throughout.
+    """
+
+    def ends(before, tag):
+        return before[0] != "O" and (tag[0] in "BO" or before[2:] != tag[2:])
+
+    def begins(before, tag):
+        return tag[0] != "O" and (tag[0] == "B" or before[0] == "O" or before[2:] != tag[2:])
+
+    right = found = there = 0
+    for true_tags, guessed_tags in zip(truth, predicted, strict=True):
+        inside = False
+        last_true = last_guessed = "O"
+        for true, guessed in zip([*true_tags, "O"], [*guessed_tags, "O"], strict=True):
+            true_ends, guessed_ends = ends(last_true, true), ends(last_guessed, guessed)
+            if inside and (true_ends or guessed_ends):
+                right += true_ends and guessed_ends
+                inside = False
+            true_begins, guessed_begins = begins(last_true, true), begins(last_guessed, guessed)
+            if true_begins and guessed_begins and true[2:] == guessed[2:]:
+                inside = True
+            there += true_begins
+            found += guessed_begins
+            last_true, last_guessed = true, guessed
+    return right, found, there
+
+
+def score_entities(truth, predicted):
+    """`score` of sentences of tag names under CoNLL-2003's classes."""
+    number = {name: i for i, name in enumerate(find_task("conll2003_ner").classes)}
+    labels, predictions = (np.array([number[tag] for tags in part for tag in tags]) for part in (truth, predicted))
+    lengths = np.array([len(tags) for tags in truth])
+    return score(find_task("conll2003_ner"), labels, predictions, lengths).values
+
+
+def test_the_headline_of_entities_is_conllevals_and_the_strict_one_stands_beside_it():
     truth = [["B-PER", "I-PER", "O"], ["B-LOC", "O", "B-ORG", "I-ORG"], ["O"]]
-    # Right person; right place; an organisation with a wrong border; one that does not begin with B- at all.
-    predicted = [["B-PER", "I-PER", "O"], ["B-LOC", "O", "B-ORG", "O"], ["I-MISC"]]
-    labels = np.array([number[tag] for sentence in truth for tag in sentence])
-    predictions = np.array([number[tag] for sentence in predicted for tag in sentence])
-    measured = score(task, labels, predictions, np.array([3, 4, 1])).values
-    assert measured == {name: pytest.approx(2 / 3) for name in ("precision", "recall", "f1")}
+    # A right person that begins with I-; a right place; an organisation with a wrong border; one of nothing.
+    predicted = [["I-PER", "I-PER", "O"], ["B-LOC", "O", "B-ORG", "O"], ["I-MISC"]]
+    assert conlleval(truth, predicted) == (2, 4, 3)
+    assert score_entities(truth, predicted) == {
+        "precision": pytest.approx(2 / 4),
+        "recall": pytest.approx(2 / 3),
+        "f1": pytest.approx(4 / 7),
+        "strict_f1": pytest.approx(2 * 1 / (2 + 3)),  # B- alone begins an entity: one right of two
+    }
+    only = score_entities([["B-PER", "I-PER"]], [["I-PER", "I-PER"]])
+    assert (only["f1"], only["strict_f1"]) == (1.0, 0.0)
+    assert find_task("conll2003_ner").headline == ("f1",)
 
 
-def test_entities_agree_with_seqeval_and_respect_sentences():
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.5, 1.0])
+def test_entities_agree_with_conlleval_and_seqeval_and_respect_sentences(noise):
     task = find_task("conll2003_ner")
-    lengths = RNG.integers(1, 12, 60)
-    labels = np.zeros(lengths.sum(), np.int64)
-    labels[RNG.random(len(labels)) < 0.3] = 1  # Single words, so that any sequence is valid IOB2.
-    labels[RNG.random(len(labels)) < 0.2] = 5
-    predictions = RNG.integers(0, 9, len(labels))
-    names = np.array(task.classes)
-    ends = np.cumsum(lengths)[:-1]
-    expected = classification_report(
-        [part.tolist() for part in np.split(names[labels], ends)],
-        [part.tolist() for part in np.split(names[predictions], ends)],
-        mode="strict",
-        scheme=IOB2,
-        output_dict=True,
-        zero_division=0,
-    )["micro avg"]
-    measured = score(task, labels, predictions, lengths).values
-    assert measured["f1"] == pytest.approx(expected["f1-score"])
-    assert measured["precision"] == pytest.approx(expected["precision"])
-    assert measured["recall"] == pytest.approx(expected["recall"])
+    generator = np.random.default_rng(int(10 * noise))
+    lengths = generator.integers(1, 12, 200)
+    truth, predicted = [], []
+    for length in lengths:
+        tags = generator.choice(task.classes, length, p=[0.4, *[0.075] * 8]).tolist()
+        guessed = np.where(generator.random(length) < noise, generator.choice(task.classes, length), tags).tolist()
+        truth.append(tags)
+        predicted.append(guessed)
+    right, found, there = conlleval(truth, predicted)
+    measured = score_entities(truth, predicted)
+    assert measured["precision"] == pytest.approx(right / found)
+    assert measured["recall"] == pytest.approx(right / there)
+    assert measured["f1"] == pytest.approx(2 * right / (found + there))
+    assert measured["f1"] == pytest.approx(f1_score(truth, predicted))
+    strict = classification_report(
+        truth, predicted, mode="strict", scheme=IOB2, output_dict=True, zero_division=0
+    )["micro avg"]  # fmt: skip
+    assert measured["strict_f1"] == pytest.approx(strict["f1-score"])
+    assert (measured["f1"] != measured["strict_f1"]) == (noise > 0)
+
+
+def test_entities_without_types_are_scored():
+    task = custom_task("tokens", ("w",), ("B", "I", "O"))
+    assert task.entities
+    labels, predictions = np.array([0, 1, 2, 0]), np.array([1, 1, 2, 2])
+    assert score(task, labels, predictions, np.array([3, 1])).values == {
+        "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "strict_f1": 0.0,
+    }  # fmt: skip
 
 
 def test_no_entities_predicted_is_zero_and_quiet(capfd):

@@ -45,8 +45,8 @@ def score(
       task: the task.
       labels: integers of shape `(examples,)`, floats for regression; for token tasks `(words,)`, all words of the
         split.
-      predictions: the same shape; classes, or the score itself. A word that truncation cut off carries
-        `task.fill_class`.
+      predictions: the same shape; classes, or the score itself. A word without a prediction of its own
+        carries `task.fill_class`.
       sentence_lengths: words of each sentence, integers of shape `(sentences,)`; entities need it.
 
     Returns:
@@ -96,7 +96,7 @@ def headline(task: Task, metrics_by_split: Mapping[str, Mapping[str, float | Non
 def collapsed(task: Task, predictions: np.ndarray) -> bool:
     """Whether the predictions of a split are all one class, or a constant score.
 
-    Words that truncation cut off do not count. A split of one example does not collapse.
+    Words without a prediction of their own do not count. A split of one example does not collapse.
     """
     predictions = np.asarray(predictions)
     if predictions.size < 2:
@@ -107,14 +107,14 @@ def collapsed(task: Task, predictions: np.ndarray) -> bool:
 
 
 def count_predicted(task: Task, predictions: np.ndarray) -> dict[str, int]:
-    """How often each class was predicted; `(cut off)` counts words that truncation left without a prediction."""
+    """How often each class was predicted; `(no prediction)` counts words that have none."""
     if task.kind == "regression":
         return {}
     predictions = np.asarray(predictions)
     counts = np.bincount(predictions[predictions >= 0], minlength=len(task.classes))
     counted = {name: int(count) for name, count in zip(task.classes, counts, strict=True)}
-    cut_off = int((predictions < 0).sum())
-    return counted | ({"(cut off)": cut_off} if cut_off else {})
+    unanswered = int((predictions < 0).sum())
+    return counted | ({"(no prediction)": unanswered} if unanswered else {})
 
 
 def _constant(values: np.ndarray) -> bool:
@@ -177,9 +177,14 @@ _METRICS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
 
 def _entity_scores(
     task: Task, labels: np.ndarray, predictions: np.ndarray, sentence_lengths: np.ndarray | None
-) -> tuple[float, float, float]:
-    """Precision, recall and F1 over entities: right only if both borders and the type are (strict, IOB2)."""
-    from seqeval.metrics.v1 import precision_recall_fscore_support
+) -> tuple[float, float, float, float]:
+    """Precision, recall and F1 over entities as conlleval counts them, and strict F1.
+
+    An entity is right only if both its borders and its type are. conlleval lets any tag that continues nothing begin
+    an entity; strictly, in IOB2, only B- does.
+    """
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support as by_conlleval
+    from seqeval.metrics.v1 import precision_recall_fscore_support as strictly
     from seqeval.scheme import IOB2
 
     if sentence_lengths is None or int(np.sum(sentence_lengths)) != labels.size:
@@ -187,7 +192,6 @@ def _entity_scores(
     ends = np.cumsum(sentence_lengths)[:-1]
     names = np.array(task.classes)
     truth, predicted = ([part.tolist() for part in np.split(names[classes], ends)] for classes in (labels, predictions))
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        truth, predicted, scheme=IOB2, average="micro", zero_division=0
-    )
-    return float(precision), float(recall), float(f1)
+    precision, recall, f1, _ = by_conlleval(truth, predicted, average="micro", zero_division=0)
+    strict_f1 = strictly(truth, predicted, scheme=IOB2, average="micro", zero_division=0)[2]
+    return float(precision), float(recall), float(f1), float(strict_f1)

@@ -90,7 +90,7 @@ class Task:
         return self.classes.index("O") if self.entities else -1
 
 
-ENTITY_METRICS = ("precision", "recall", "f1")
+ENTITY_METRICS = ("precision", "recall", "f1", "strict_f1")
 
 _BINARY = ("0", "1")
 _SENTENCES = ("sentence1", "sentence2")
@@ -256,7 +256,8 @@ TASKS: dict[str, Task] = _table(
 def custom_task(kind: Kind, text_fields: tuple[str, ...], classes: tuple[str, ...]) -> Task:
     """The task of people's own data, known once its classes were found.
 
-    Tags that are all `O`, `B-...` or `I-...` are scored as entities, other tags by accuracy over words.
+    IOB2 tags, to which readers convert those of other schemes, are scored as entities, other tags by accuracy over
+    words.
 
     Args:
       kind: the value of `--task_type`.
@@ -270,7 +271,7 @@ def custom_task(kind: Kind, text_fields: tuple[str, ...], classes: tuple[str, ..
     headline: tuple[str, ...] = ("accuracy",)
     if kind == "regression":
         metrics = headline = ("pearson", "spearman")
-    elif kind == "tokens" and mark_entities(classes):
+    elif kind == "tokens" and _mark_entities(classes):
         metrics, headline = ENTITY_METRICS, ("f1",)
     return Task(
         name="custom",
@@ -284,9 +285,11 @@ def custom_task(kind: Kind, text_fields: tuple[str, ...], classes: tuple[str, ..
     )
 
 
-def mark_entities(tags: Collection[str]) -> bool:
-    """Whether these are `O` and tags that begin with `B-` or `I-`, and nothing else."""
-    return "O" in tags and len(tags) > 1 and all(tag == "O" or tag[:2] in ("B-", "I-") for tag in tags)
+def _mark_entities(tags: Collection[str]) -> bool:
+    """Whether these are `O` and tags that begin with `B-` or `I-`, or `O`, `B` and `I`, and nothing else."""
+    others = set(tags) - {"O"}
+    typed = all(tag[:2] in ("B-", "I-") and tag[2:] for tag in others)
+    return "O" in tags and len(others) > 0 and (typed or others <= {"B", "I"})
 
 
 def find_task(name: str) -> Task:
