@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tfmt.data.comments import WordLines, split_lines
 from tfmt.data.lines import read_lines
 from tfmt.errors import RequestError
 
@@ -61,43 +61,64 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Iterator[Row]:
 def read_sentences(path: Path, encoding: str = "utf-8", columns: int = 0) -> Iterator[Row]:
     """The sentences of a CoNLL file: columns split by blanks or tabs, blank lines between sentences.
 
-    Lines that begin with -DOCSTART- end a sentence and are skipped. In CoNLL-U comments, ranges of a word's parts
-    (`1-2`) and empty nodes (`1.1`) are skipped.
+    Lines that begin with -DOCSTART- end a sentence and are skipped, and so are comments (see `tfmt.data.comments`),
+    for which the file is read twice. In CoNLL-U comments, ranges of a word's parts (`1-2`) and empty nodes (`1.1`) are
+    skipped.
 
     Args:
       path: the file.
       encoding: how characters are written.
-      columns: how many columns each line must have; 0: as many as the first.
+      columns: how many columns each line must have; 0: as many as most have.
 
     Raises:
-      RequestError: a line with another number of columns, or a file that cannot be read.
+      RequestError: a line with another number of columns or that may be a word or a comment, or a file that cannot be
+        read.
     """
     conllu = path.suffix.lower() == ".conllu"
-    columns = len(_CONLLU) if conllu else columns
     words: list[list[str]] = []
     numbers: list[int] = []
-    for number, line in read_lines(path, encoding):
-        fields = line.split("\t") if conllu else re.split("[ \t]+", line.strip(" \t"))
-        if not line.strip(" \t") or fields[0] == "-DOCSTART-":
-            if words:
-                yield _sentence(words, numbers, conllu)
-                words, numbers = [], []
-            continue
-        if conllu and (line.startswith("#") or not fields[0].isdecimal()):
-            continue
-        columns = columns or len(fields)
-        if len(fields) != columns:
-            raise RequestError(f"{path}:{number}: {len(fields)} columns where {columns} are expected; repair this line")
-        words.append(fields)
-        numbers.append(number)
+    for number, fields in _conllu_lines(path, encoding) if conllu else _conll_lines(path, encoding, columns):
+        if fields:
+            words.append(fields)
+            numbers.append(number)
+        elif words:
+            yield _sentence(words, numbers, conllu)
+            words, numbers = [], []
     if words:
         yield _sentence(words, numbers, conllu)
+
+
+def _conll_lines(path: Path, encoding: str, columns: int) -> Iterator[tuple[int, list[str]]]:
+    """The line number and fields of each word; no fields where a sentence ends."""
+    layout = WordLines(path, encoding, columns)
+    begun = False
+    for number, fields in split_lines(path, encoding):
+        if not begun and fields and fields[0].startswith("#") and layout.is_comment(number, fields):
+            continue
+        begun = bool(fields)
+        yield number, _checked(path, number, fields, layout.columns) if fields else []
+
+
+def _conllu_lines(path: Path, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    """The line number and fields of each word; no fields where a sentence ends."""
+    for number, line in read_lines(path, encoding):
+        fields = line.split("\t")
+        if not line.strip(" \t"):
+            yield number, []
+        elif not line.startswith("#") and fields[0].isdecimal():
+            yield number, _checked(path, number, fields, len(_CONLLU))
 
 
 def _sentence(words: list[list[str]], numbers: list[int], conllu: bool) -> Row:
     columns = zip(*words, strict=True)
     names = _CONLLU if conllu else [str(place) for place in range(len(words[0]))]
     return Row(numbers[0], {name: list(column) for name, column in zip(names, columns, strict=True)}, numbers)
+
+
+def _checked(path: Path, number: int, fields: list[str], columns: int) -> list[str]:
+    if len(fields) != columns:
+        raise RequestError(f"{path}:{number}: {len(fields)} columns where {columns} are expected; repair this line")
+    return fields
 
 
 def _read_tsv(path: Path, encoding: str) -> Iterator[Row]:
