@@ -44,7 +44,7 @@ def test_every_task_is_read(tmp_path, task, end, start):
 def test_texts_are_taken_as_they_are(tmp_path):
     lay_out(tmp_path, "mrpc")
     assert read_dataset("mrpc", str(tmp_path)).splits["train"].texts == (['He said " no .'], ['" No , he said .'])
-    lay_out(tmp_path, "sst2", ["sentence\tlabel\textra", "a\x0bb\u2028c\x85 \t1\tmore\tand more"])
+    lay_out(tmp_path, "sst2", ["sentence\tlabel\textra", "a\x0bb\u2028c\x85 \t1\tmore"])
     assert read_dataset("sst2", str(tmp_path)).splits["train"].texts == (["a\x0bb\u2028c\x85 "],)
     lay_out(tmp_path, "cola")
     assert read_dataset("cola", str(tmp_path)).splits["train"].texts == (["He left.", "Left he."],)
@@ -65,10 +65,12 @@ def test_digest_depends_on_content_alone(tmp_path):
 
 def test_qqp_drops_and_counts_corrupt_rows(tmp_path):
     header, row = ROWS["qqp"][0]
-    lay_out(tmp_path, "qqp", [header, row, "", "4\t5\t6\tcut off", "7\t8\t9\ta\tb\tc", row, "", ""])
+    lay_out(
+        tmp_path, "qqp", [header, row, "", "4\t5\t6\tcut off", "7\t8\t9\ta\tb\tc", "7\t8\t9\ta\tb\tc\t1", row, "", ""]
+    )
     dataset = read_dataset("qqp", str(tmp_path))
     assert len(dataset.splits["train"]) == 2
-    assert dataset.notes["dropped_rows"] == {"train": 3, "validation": 0}
+    assert dataset.notes["dropped_rows"] == {"train": 4, "validation": 0}
 
 
 HEADER = ROWS["rte"][0][0]
@@ -78,8 +80,20 @@ GOOD = "0\ta\tb\tentailment"
 @pytest.mark.parametrize(
     ("task", "lines", "message"),
     [
-        ("rte", [HEADER, GOOD, "1\ta\tb"], r"train\.tsv:3: too few fields"),
-        ("rte", [HEADER, GOOD, "", GOOD], r"train\.tsv:3: too few fields"),
+        ("rte", [HEADER, GOOD, "1\ta\tb"], r"train\.tsv:3: 3 fields where the header has 4 \(index, .*by tabs; repair"),
+        ("rte", [HEADER, GOOD, "", GOOD], r"train\.tsv:3: an empty line between rows; repair or remove"),
+        ("rte", [HEADER, "0\ta\tb\tentailment\t"], r"train\.tsv:2: 5 fields where the header has 4"),
+        (
+            "mrpc",
+            [ROWS["mrpc"][0][0], "1\t7\t8\tThe plan\tsaid the firm .\tIt said so ."],
+            r"train\.tsv:2: 6 fields where the header has 5",
+        ),
+        ("stsb", [ROWS["stsb"][0][0], "0\tnews\tThe\tplan\tb\t3.8"], r"train\.tsv:2: 6 fields where the header has 5"),
+        (
+            "cola",
+            ["gj04\t1\t\tHe left.", "gj04\t1\t\tHe\tleft."],
+            r"train\.tsv:2: 5 fields where the task has 4 \(source, label, note, sentence\)",
+        ),
         ("rte", [HEADER, "0\ta\tb\tneutral"], r"train\.tsv:2: the label must be one of entailment.*'neutral'"),
         ("rte", ["index\tsentence1\tlabel", GOOD], r"train\.tsv:1: .*'sentence2'"),
         ("rte", [HEADER], r"train\.tsv: holds no example"),
@@ -128,8 +142,15 @@ def test_test_files_have_no_labels(tmp_path):
     with pytest.raises(RequestError, match="split must be a test split of rte"):
         read_test_split("rte", str(tmp_path), "validation")
     (lay_out(tmp_path, "rte") / "test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\n")
-    with pytest.raises(RequestError, match=r"test\.tsv:2: too few fields"):
+    with pytest.raises(RequestError, match=r"test\.tsv:2: 2 fields where the header has 3"):
         read_test_split("rte", str(tmp_path), "test")
+    for task, header, row in (
+        ("cola", "index\tsentence", "0\tHe\tleft."),
+        ("mrpc", "index\t#1 ID\t#2 ID\t#1 String\t#2 String", "0\t1\t2\tThe plan\tsaid the firm .\tIt said so ."),
+    ):
+        (lay_out(tmp_path, task) / "test.tsv").write_text(f"{header}\n{row}\n")
+        with pytest.raises(RequestError, match=r"test\.tsv:2: \d fields where the header has \d .*repair this line"):
+            read_test_split(task, str(tmp_path), "test")
 
 
 def test_counts_come_from_the_files_or_the_published_sizes(tmp_path):

@@ -48,8 +48,8 @@ def read_glue_split(task: Task, data_dir: str, split: str) -> tuple[Examples, in
       The examples, and how many corrupt rows were dropped (always 0 but for QQP).
 
     Raises:
-      RequestError: a missing file or column, a row with too few fields, a bad label, bytes that are not UTF-8, or no
-        row at all.
+      RequestError: a missing file or column, a row with more or fewer fields than the header, a bad label, bytes that
+        are not UTF-8, or no row at all.
     """
     files = _layout(task)
     path = split_path(task, data_dir, split)
@@ -58,11 +58,8 @@ def read_glue_split(task: Task, data_dir: str, split: str) -> tuple[Examples, in
     labels: list[float] = []
     dropped = 0
     for number, row in _rows(path, columns, files.columns_without_header):
-        if row is None:
-            problem = f"too few fields for the columns {', '.join(columns)}; fields are separated by tabs"
-        else:
-            label, problem = _parse_label(row[-1], files.labels)
-        if row is None or problem:
+        label, problem = (-1, row) if isinstance(row, str) else _parse_label(row[-1], files.labels)
+        if problem:
             if not files.drops_corrupt_rows:
                 raise RequestError(f"{path}:{number}: {problem}; repair or remove this line")
             dropped += 1
@@ -84,17 +81,15 @@ def read_glue_test(task: Task, data_dir: str, split: str) -> Examples:
       split: one of `task.test_splits`.
 
     Raises:
-      RequestError: a missing file or column, a row with too few fields, bytes that are not UTF-8, or no row at all.
+      RequestError: a missing file or column, a row with more or fewer fields than the header, bytes that are not UTF-8,
+        or no row at all.
     """
     files = _layout(task)
     path = split_path(task, data_dir, split)
     texts: tuple[list[str], ...] = tuple([] for _ in files.text_columns)
     for number, row in _rows(path, files.text_columns, ()):  # Even CoLA's test file has a header.
-        if row is None:
-            raise RequestError(
-                f"{path}:{number}: too few fields for the columns {', '.join(files.text_columns)}; "
-                f"fields are separated by tabs; repair this line"
-            )
+        if isinstance(row, str):
+            raise RequestError(f"{path}:{number}: {row}; repair this line")
         for column, text in zip(texts, row, strict=True):
             column.append(text)
     if not texts[0]:
@@ -110,8 +105,12 @@ def _layout(task: Task) -> GlueFiles:
 
 def _rows(
     path: Path, columns: Sequence[str], columns_without_header: Sequence[str]
-) -> Iterator[tuple[int, list[str] | None]]:
-    """The named columns of every row with the line's number; None for a row with too few fields."""
+) -> Iterator[tuple[int, list[str] | str]]:
+    """The named columns of every row with the line's number, or what is wrong with the row.
+
+    A row must have as many fields as the header: a text may hold a tab, which nothing quotes, and then nobody can say
+    which field is which.
+    """
     lines = read_lines(path)
     if columns_without_header:
         header: Sequence[str] = columns_without_header
@@ -124,17 +123,21 @@ def _rows(
                 f"is this the file of another task?"
             )
     places = [header.index(column) for column in columns]
-    width = max(places) + 1
+    source = "the task has" if columns_without_header else "the header has"
     blank = 0
     for number, line in lines:
         if not line:
             blank = blank or number  # Blank lines are nothing at the end of a file, and corrupt before that.
             continue
         if blank:
-            yield blank, None
+            yield blank, "an empty line between rows"
             blank = 0
         fields = line.split("\t")
-        yield number, [fields[place] for place in places] if len(fields) >= width else None
+        if len(fields) == len(header):
+            yield number, [fields[place] for place in places]
+        else:
+            count = f"{len(fields)} field{'s' if len(fields) > 1 else ''} where {source} {len(header)}"
+            yield number, f"{count} ({', '.join(header)}); fields are separated by tabs"
 
 
 def _parse_label(text: str, labels: Sequence[str]) -> tuple[float, str]:
