@@ -64,6 +64,10 @@ def _report(written: Written) -> str:
     lines = [f"wrote     {source.path}  ({written.examples:,} predictions)"]
     if written.cut_off:
         lines.append(f"          {written.cut_off:,} words lie beyond --max_length and got no prediction of their own")
+    if written.no_token:
+        lines.append(
+            f"          {written.no_token:,} words hold no character that the tokenizer keeps: no prediction either"
+        )
     if written.scores is not None and source.labels is not None:
         scores = written.scores.values
         shown = "  ".join(f"{k} {'undefined' if v is None else f'{100 * v:.2f}'}" for k, v in scores.items())

@@ -86,7 +86,7 @@ class Task:
 
     @property
     def fill_class(self) -> int:
-        """The prediction of a word that truncation cut off: O for entities, else -1, which is never right."""
+        """The prediction of a word that has none of its own: O for entities, else -1, which is never right."""
         return self.classes.index("O") if self.entities else -1
 
 

@@ -153,8 +153,8 @@ def test_labels_sit_on_first_tokens(tokenizer):
         ["[CLS]", "[SEP]", "play", "##ing", "##ed", "film", "a", "bad"]
     )
     assert rows(split) == [[cls, play, ing, film, sep], [cls, a, bad, sep], [cls, *[play, ed] * 3, sep]]
-    assert split.word_positions.tolist() == [1, 3, 1, -1, 2, 1, 3, 5, -1]
-    assert split.words_cut_off == 2
+    assert split.word_positions.tolist() == [1, 3, 1, -2, 2, 1, 3, 5, -1]
+    assert (split.words_cut_off, split.words_without_token) == (1, 1)
     none = -100
     assert split.labels.tolist() == [
         *[none, 0, none, 1, none],
@@ -165,6 +165,28 @@ def test_labels_sit_on_first_tokens(tokenizer):
     assert again.labels.tolist() == split.labels.tolist()
     unlabelled = tokenize(dataclasses.replace(examples, labels=None), Refuses(), 8, "digest")
     assert unlabelled.labels is None
+
+
+@pytest.mark.parametrize("length", [3, 4, 7, 8, 64])
+def test_words_cut_off_and_words_without_a_token_are_two_counts(tokenizer, length):
+    """U+200B and U+200D are format characters and U+FE0F is a mark: BERT's cleaning leaves nothing of such words."""
+    vanishing = ["\u200b", "\u200d", "\ufe0f", "\ufe0f\u200d"]
+    generator = np.random.default_rng(length)
+    words = generator.choice(["playing", "film", "a", *vanishing], 300).tolist()
+    words[:4] = vanishing  # a sentence of nothing else
+    lengths = np.array([4, *[8] * 37])
+    split = tokenize(Examples((words,), np.zeros(300, np.int32), lengths), tokenizer, length, "digest")
+    pieces = [len(tokenizer.tokenize(word)) for word in words]
+    expected, place = [], 0
+    for count in lengths.tolist():
+        position = 1
+        for number in pieces[place : place + count]:
+            expected.append(-2 if not number else position if position < length - 1 else -1)
+            position += number
+        place += count
+    assert split.word_positions.tolist() == expected
+    assert split.words_without_token == sum(word in vanishing for word in words)
+    assert split.words_cut_off == expected.count(-1)
 
 
 def test_the_terminal_stays_quiet(tokenizer, capfd):

@@ -15,10 +15,13 @@ from tfmt.data.cache import load_arrays, store_arrays
 from tfmt.data.examples import Examples
 
 # Raised whenever the arrays below get another meaning or content.
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 2048
 # The label of a token that does not count.
 IGNORED = -100
+# In place of a word's position.
+CUT_OFF = -1
+NO_TOKEN = -2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +35,9 @@ class TokenizedSplit:
       labels: int32 classes or float32 scores of shape `(examples,)`. For token tasks int32 of shape `(tokens,)`: the
         class of a word on its first token, -100 elsewhere. None where there are no labels.
       pad_id: the id that fills a batch up.
-      word_positions: int32 of shape `(words,)`: where in its sentence's tokens a word begins, or -1 for a word that
-        truncation cut off or that has no token. None for sentence tasks.
+      word_positions: int32 of shape `(words,)`: where in its sentence's tokens a word begins; -1 for a word that
+        truncation cut off, -2 for one that has no token at any length (BERT removes control characters and the like,
+        of which some words are all made). None for sentence tasks.
       sentence_lengths: int64 of shape `(examples,)`: words of each sentence. None for sentence tasks.
     """
 
@@ -55,8 +59,13 @@ class TokenizedSplit:
 
     @property
     def words_cut_off(self) -> int:
-        """Words without a token, which get no prediction of their own."""
-        return 0 if self.word_positions is None else int((self.word_positions < 0).sum())
+        """Words beyond `max_length`, which get no prediction of their own."""
+        return 0 if self.word_positions is None else int((self.word_positions == CUT_OFF).sum())
+
+    @property
+    def words_without_token(self) -> int:
+        """Words of which the tokenizer leaves nothing, which get no prediction of their own either."""
+        return 0 if self.word_positions is None else int((self.word_positions == NO_TOKEN).sum())
 
 
 def tokenize(
@@ -128,7 +137,8 @@ def _encode(examples: Examples, tokenizer: Any, max_length: int, name: str) -> d
                 sentences = [list(words[ends[i] : ends[i + 1]]) for i in range(start, stop)]
                 encoded = tokenizer(sentences, is_split_into_words=True, **settings)
                 positions += [
-                    _first_positions(encoded.word_ids(i), len(sentence)) for i, sentence in enumerate(sentences)
+                    _first_positions(encoding, len(words))
+                    for encoding, words in zip(encoded.encodings, sentences, strict=True)
                 ]
             ids += [np.concatenate([np.asarray(row, np.int32) for row in encoded["input_ids"]])]
             lengths += [len(row) for row in encoded["input_ids"]]
@@ -144,11 +154,19 @@ def _encode(examples: Examples, tokenizer: Any, max_length: int, name: str) -> d
     return arrays
 
 
-def _first_positions(word_ids: list[int | None], words: int) -> np.ndarray:
-    """The position of each word's first token, -1 for a word that has none."""
-    positions = np.full(words, -1, np.int32)
-    for position in range(len(word_ids) - 1, -1, -1):
-        word = word_ids[position]
+def _first_positions(encoding: Any, words: int) -> np.ndarray:
+    """The position of each word's first token, or why it has none.
+
+    Args:
+      encoding: of a sentence, a `tokenizers.Encoding`, which keeps what truncation took from it.
+      words: the words of the sentence.
+    """
+    positions = np.full(words, NO_TOKEN, np.int32)
+    for part in encoding.overflowing:
+        positions[[word for word in part.word_ids if word is not None]] = CUT_OFF
+    kept = encoding.word_ids
+    for position in range(len(kept) - 1, -1, -1):
+        word = kept[position]
         if word is not None:
             positions[word] = position
     return positions

@@ -41,8 +41,8 @@ class Parameters(_Part):
 class Result(_Part):
     """Scores as fractions.
 
-    `reasons` says why a metric that is null is not defined. `words` counts the words of token tasks by split, and
-    those that truncation cut off, which count as wrong tags or as O.
+    `reasons` says why a metric that is null is not defined. `words` counts the words of token tasks by split, those
+    that truncation cut off, and those without a token at any length; both count as wrong tags or as O.
     """
 
     score_name: str

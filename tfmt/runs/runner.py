@@ -315,7 +315,11 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             predicted=state.kept_predicted,
             reasons=state.reasons,
             words={
-                name: {"words": len(split.word_positions), "cut_off": split.words_cut_off}
+                name: {
+                    "words": len(split.word_positions),
+                    "cut_off": split.words_cut_off,
+                    "no_token": split.words_without_token,
+                }
                 for name, split in bench.splits.items()
                 if split.word_positions is not None
             },

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_SCORE = 5.0  # STS-B's scale, outside of which the server takes nothing.
 _PARTS = {"matched": "-m", "mismatched": "-mm"}
-# What CoNLL files write where there is nothing to say: the tag of a word that truncation cut off.
+# What CoNLL files write where there is nothing to say: the tag of a word without a prediction.
 _NO_TAG = "_"
 
 

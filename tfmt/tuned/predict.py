@@ -55,12 +55,14 @@ class Written:
       source: what it is about.
       examples: texts, pairs or sentences in it.
       cut_off: words that truncation left without a prediction.
+      no_token: words that have none because the tokenizer leaves nothing of them.
       scores: the task's metrics, where there are labels.
     """
 
     source: Source
     examples: int
     cut_off: int
+    no_token: int
     scores: Scores | None
 
 
@@ -89,7 +91,7 @@ class Prediction:
         digest = tokenizer_digest(tokenizer)
         predictor = Predictor(self.task, lambda: build_tuned(self.tuned), spec.precision)
         for source in self.sources:
-            examples = cut_off = 0
+            examples = cut_off = no_token = 0
             values: list[np.ndarray] = []
             lengths: list[int] = []
             layout = make_layout(self.task, source.name)
@@ -106,6 +108,7 @@ class Prediction:
                     file.writelines(f"{line}\n" for line in layout.lines(rows, texts, predictions))
                     examples += len(texts)
                     cut_off += split.words_cut_off
+                    no_token += split.words_without_token
                     if source.labels is not None:
                         values.append(predictions.values)
                         lengths += [] if texts.sentence_lengths is None else texts.sentence_lengths.tolist()
@@ -114,7 +117,7 @@ class Prediction:
             scores = None
             if source.labels is not None:
                 scores = score(self.task, source.labels, np.concatenate(values), np.array(lengths, np.int64))
-            yield Written(source, examples, cut_off, scores)
+            yield Written(source, examples, cut_off, no_token, scores)
 
 
 def prepare_prediction(
