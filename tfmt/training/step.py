@@ -114,9 +114,9 @@ def _trace(
 
     def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         labels = batch["labels"]
-        # The mean over the global batch: the sum over all replicas of these parts.
+        # The mean over the global batch: the sum over all replicas of these parts; 0 where no word has a label.
         labelled = tf.reduce_sum(tf.cast(labels >= 0, tf.int32)) if labels.shape.rank == 2 else batch_size
-        count = tf.cast(labelled, tf.float32)
+        count = tf.cast(tf.maximum(labelled, 1), tf.float32)
         first = tf.distribute.get_replica_context().replica_id_in_sync_group * share
         part = {name: tensor[first : first + share] for name, tensor in batch.items()}
         # Watching the selection alone keeps everything below it out of the backward pass.
