@@ -6,8 +6,9 @@ global state or pyplot; in a notebook `%matplotlib inline` shows a Figure that i
 
 from tfmt.figures.curves import plot_curves
 from tfmt.figures.fisher import plot_fisher
+from tfmt.figures.layers import plot_layers
 from tfmt.figures.outliers import plot_outliers
-from tfmt.figures.scores import plot_layers, plot_rates
+from tfmt.figures.rates import plot_rates
 from tfmt.figures.style import save_figure
 from tfmt.figures.weights import plot_change, plot_weights
 

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from tfmt.figures.style import COLOURS, MAP, PALE, add_legend, tick_whole, wrap_title
+from tfmt.figures.captions import title_with_rates, warn_of_rates
+from tfmt.figures.style import COLOURS, MAP, PALE, finish_figure, set_title, tick_whole
 from tfmt.results.groups import column_title
 
 # Fill and hatch of each part of a layer.
@@ -26,69 +27,94 @@ _PARTS = {
 }
 # What is smaller than the largest by more than this is rounding: the bias of a key moves no softmax.
 _REACH = 1e7
+_NOTHING: dict[str, Any] = {"facecolor": PALE, "edgecolor": "0.5", "hatch": "xxxx", "linewidth": 0}
 
 
 def draw_components(
     frame: pd.DataFrame, bars: Sequence[tuple[str, str, bool]], cells: tuple[str, str], *, log: bool
 ) -> Figure:
-    """Bars by component, and a map of block x component; one row of panels for each task.
+    """Bars by component, and a map of block x component for each task; of many tasks two beside each other.
+
+    On a logarithmic scale a component of nothing, 0 or rounding, has no bar but the word, and hatched cells.
 
     Args:
       frame: `task`, `component`, `block` (text, `-` outside the blocks) and columns of numbers, one row a run,
-        component and block, components in the model's order.
+        component and block, components in the model's order; optionally `learning_rate`, which the title then tells.
       bars: for each panel of bars the column, the axis' label, and whether blocks are added up instead of averaged.
       cells: the map's column and label; it shows the mean over runs.
       log: whether scales are logarithmic.
     """
     tasks = list(dict.fromkeys(frame["task"]))
-    counts = [frame.loc[frame["task"] == task, "component"].nunique() for task in tasks]
-    figure = Figure(figsize=(3.0 + 2.1 * len(bars) + 2.6, sum(0.6 + 0.155 * count for count in counts) + 0.5),
-                    layout="constrained")  # fmt: skip
+    by_task = {task: frame[frame["task"] == task] for task in tasks}
+    beside = 1 if len(tasks) <= 2 else 2
+    lines = [tasks[start : start + beside] for start in range(0, len(tasks), beside)]
+    counts = [max(by_task[task]["component"].nunique() for task in line) for line in lines]
+    wide = len(bars) + 1
+    size = beside * (1.5 + 2.1 * len(bars) + 2.6), sum(0.8 + 0.155 * max(count, 6) for count in counts)
+    figure = Figure(figsize=size, layout="constrained")
     panels: Any = figure.subplots(
-        len(tasks), len(bars) + 1, squeeze=False,
-        gridspec_kw={"width_ratios": [2.0] * len(bars) + [2.6], "height_ratios": [max(count, 4) for count in counts]},
+        len(lines), wide * beside, squeeze=False,
+        gridspec_kw={"width_ratios": [*[2.0] * len(bars), 2.6] * beside,
+                     "height_ratios": [max(count, 6) for count in counts]},
     )  # fmt: skip
+    for empty in panels.flat[wide * len(tasks) :]:
+        empty.remove()
     used: dict[str, Any] = {}
-    for row, task in zip(panels, tasks, strict=True):
-        mine = frame[frame["task"] == task]
+    for row, task in zip(panels.reshape(-1, wide), tasks, strict=False):
+        mine = by_task[task]
         components = list(dict.fromkeys(mine["component"]))
-        places = np.arange(len(components))
-        parts = [component.rpartition(".")[2] for component in components]
+        title = title_with_rates(task, mine["learning_rate"]) if "learning_rate" in mine else column_title(task)
         for panel, (name, label, added) in zip(row, bars, strict=False):
             by_run = mine.groupby(["run", "component"])[name]
             values = (by_run.sum() if added else by_run.mean()).unstack("component")[components]
-            if not log:
-                values, label = _scale(values, label)
-            means = values.mean().to_numpy()
-            for part in dict.fromkeys(parts):
-                colour, hatch = _PARTS[part]
-                which = [place for place in places if parts[place] == part]
-                panel.barh(which, means[which], color=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
-                used.setdefault(part, Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5))
-            if len(values) > 1:
-                reach = np.abs(values.agg(["min", "max"]).to_numpy() - means)
-                panel.errorbar(means, places, xerr=reach, fmt="none", ecolor="black", capsize=1.5, linewidth=0.8)
-            top = np.nanmax(values.to_numpy())
-            if log and top > 0:
-                panel.set_xscale("log")
-                panel.set_xlim(means[means > top / _REACH].min() / 2, top * 2)
-            else:
-                panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
-            panel.set(xlabel=label, title=wrap_title(column_title(task), 2.0))
+            _draw_bars(panel, values, label, log, used)
             panel.grid(axis="y", visible=False)
         for panel in row:
-            panel.set_yticks(places, components if panel is row[0] else [""] * len(places))
+            panel.set_yticks(range(len(components)), components if panel is row[0] else [""] * len(components))
             panel.set_ylim(len(components) - 0.5, -0.5)
             panel.tick_params(axis="y", length=0)
-        _draw_map(figure, row[-1], mine, components, cells, log)
-    add_legend(figure, used)
+            set_title(panel, title)
+        _draw_map(figure, row[-1], mine, components, cells, log, used)
+    finish_figure(figure, used, warn_of_rates(frame) if "learning_rate" in frame else ())
     return figure
 
 
+def _draw_bars(panel: Any, values: pd.DataFrame, label: str, log: bool, used: dict[str, Any]) -> None:
+    """A bar for each component: the mean over runs, from the lowest to the highest."""
+    if not log:
+        values, label = _scale(values, label)
+    places = np.arange(len(values.columns))
+    parts = [component.rpartition(".")[2] for component in values.columns]
+    means = values.mean().to_numpy()
+    for part in dict.fromkeys(parts):
+        colour, hatch = _PARTS[part]
+        which = [place for place in places if parts[place] == part]
+        looks: dict[str, Any] = {"facecolor": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.5}
+        panel.barh(which, means[which], **looks)
+        used.setdefault(part, Patch(**looks))
+    if len(values) > 1:
+        reach = np.abs(values.agg(["min", "max"]).to_numpy() - means)
+        panel.errorbar(means, places, xerr=reach, fmt="none", ecolor="black", capsize=1.5, linewidth=0.8)
+    top = np.nanmax(values.to_numpy())
+    panel.set_xlabel(label)
+    if not log:
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        return
+    nothing = ~(means > top / _REACH)
+    if nothing.all():
+        panel.set_xticks([])
+    else:
+        panel.set_xscale("log")
+        panel.set_xlim(means[~nothing].min() / 2, top * 2)
+    for place in places[nothing]:
+        panel.text(0.02, place, "none", transform=panel.get_yaxis_transform(), va="center", fontsize=6.5, color="0.35")
+
+
 def _draw_map(
-    figure: Figure, panel: Any, mine: pd.DataFrame, components: list[str], cells: tuple[str, str], log: bool
-) -> None:
-    """Block x component; components outside the blocks are left pale."""
+    figure: Figure, panel: Any, mine: pd.DataFrame, components: list[str], cells: tuple[str, str], log: bool,
+    used: dict[str, Any],
+) -> None:  # fmt: skip
+    """Block x component; components outside the blocks are left white."""
     name, label = cells
     inside = mine[mine["block"] != "-"]
     table = inside.assign(block=inside["block"].astype(int)).groupby(["component", "block"])[name].mean().unstack()
@@ -98,14 +124,24 @@ def _draw_map(
         table, label = _scale(table, label)
     values = table.to_numpy(float)
     top = np.nanmax(values)
-    low = max(np.nanmin(np.where(values > top / _REACH, values, np.nan)), top / _REACH) if top > 0 else 0.1
-    scale = LogNorm(low if top > low else low / 10, max(top, low)) if log else Normalize(0, top if top > 0 else 1)
-    image = panel.imshow(np.ma.masked_invalid(values), norm=scale, cmap=_map(), aspect="auto", interpolation="nearest")
-    panel.set_facecolor(PALE)
+    nothing = (values <= top / _REACH) if log else np.zeros(values.shape, bool)
+    for row, block in zip(*np.nonzero(nothing), strict=True):
+        panel.add_patch(Rectangle((block - 0.5, row - 0.5), 1, 1, **_NOTHING))
+        used["none: 0, or below a ten-millionth of the largest"] = Patch(**_NOTHING)
+    shown = np.ma.masked_where(nothing | np.isnan(values), values)
+    if not shown.count():
+        scale: Normalize = Normalize(0, 1)
+    elif log:
+        low = float(shown.min())
+        scale = LogNorm(low if top > low else low / 10, top)
+    else:
+        scale = Normalize(0, top if top > 0 else 1)
+    image = panel.imshow(shown, norm=scale, cmap=MAP, aspect="auto", interpolation="nearest")
     panel.grid(visible=False)
     panel.set(xlabel="block (from 0)")
     tick_whole(panel.xaxis, 0, len(blocks) - 1)
-    figure.colorbar(image, ax=panel, label=label, pad=0.02)
+    if shown.count():
+        figure.colorbar(image, ax=panel, label=label, pad=0.02)
 
 
 def _scale(values: pd.DataFrame, label: str) -> tuple[pd.DataFrame, str]:
@@ -113,11 +149,3 @@ def _scale(values: pd.DataFrame, label: str) -> tuple[pd.DataFrame, str]:
     top = float(np.nanmax(values.to_numpy(float)))
     power = math.floor(math.log10(top)) if top > 0 else 0
     return (values, label) if -2 < power < 3 else (values / 10.0**power, f"{label}, $10^{{{power}}}$")
-
-
-def _map() -> Any:
-    """The map of colours; zeros and rounding take its palest."""
-    import matplotlib as mpl
-
-    colours = mpl.colormaps[MAP].copy()
-    return colours.with_extremes(bad=PALE, under=colours(0.0))

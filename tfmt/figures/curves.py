@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from tfmt.errors import RequestError
-from tfmt.figures.runs import find_shown
-from tfmt.figures.scores import score_label
-from tfmt.figures.style import add_legend, look, make_panels, styled, tick_whole, wrap_title
+from tfmt.figures.captions import tell_rates, title_with_rates, warn_of_rates
+from tfmt.figures.runs import Shown, find_shown
+from tfmt.figures.scores import fit_scores, score_label
+from tfmt.figures.style import finish_figure, look, make_panels, set_title, styled, tick_whole
 from tfmt.results.groups import column_title
 from tfmt.results.rows import Row
 from tfmt.training.epoch import Epoch
+
+# A loss this many times the typical run's largest one is not on the axis: it would flatten all others.
+_BEYOND = 5.0
+_MARKS: dict[str, dict[str, Any]] = {
+    "diverged": {"marker": "x", "markersize": 6.5, "markeredgewidth": 1.4},
+    "loss beyond the axis": {"marker": r"$\uparrow$", "markersize": 7, "markeredgewidth": 0.4},
+}
+_DIVERGED, _ABOVE = _MARKS
+_NOT_COMPLETED = ("diverged", "failed")
+_APART = 5.0  # points between the marks of two rows at the upper edge
 
 
 @styled
 def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "best") -> tuple[Figure, pd.DataFrame]:
     """Mean training loss and development score after each epoch, of each mode at its chosen learning rate.
 
-    Thin lines are seeds, the thick one is their mean over the epochs that all of them have. A run that diverged is
-    shown up to its last whole epoch.
+    Thin lines are seeds, the thick one is the mean of those that completed, over the epochs that all of them have. A
+    run that diverged is shown up to its last whole epoch, with a cross there; the axis of losses is that of the runs
+    that completed, and an arrow tells that a loss lies beyond it.
 
     Args:
       runs: the folder of the runs' folders.
@@ -31,7 +49,8 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
       epoch: whose scores choose the rate: each run's `best` epoch's or its `last` one's.
 
     Returns:
-      The figure, and `task`, `row`, `learning_rate`, `seed`, `run_id`, `epoch`, `train_loss`, `score` (a fraction).
+      The figure, and `task`, `row`, `learning_rate`, `seed`, `run_id`, `epoch`, `train_loss`, `score` (a fraction),
+      `outcome` (scored, undefined, diverged or failed).
 
     Raises:
       RequestError: no run with an epoch.
@@ -45,7 +64,56 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
     kept = [row for row in group.rows if row.layers == "all"] or list(group.rows)
     if len(kept) < len(group.rows):
         notes.append(f"left out: {len(group.rows) - len(kept)} rows of single blocks")
-    rows = []
+    frame, lost = _tabulate(shown, kept)
+    columns = [column for column in group.columns if column in set(frame["task"])]
+    if not columns:
+        raise RequestError(f"--runs={runs}: no run ended an epoch, so there is nothing to draw")
+    # A task's two panels lie side by side, and many tasks two by two.
+    beside = 1 if len(columns) <= 3 else 2
+    figure, panels = make_panels(math.ceil(len(columns) / beside), 2 * beside, *((3.6, 2.4), (2.7, 2.2))[beside - 1])
+    for empty in panels.flat[2 * len(columns) :]:
+        empty.remove()
+    titles = [row.title for row in kept]
+    rates = pd.concat([frame, lost]).groupby("row")["learning_rate"].unique()
+    handles: dict[str, Any] = {}
+    marks: dict[str, Any] = {}
+    for (losses, scores), column in zip(panels.reshape(-1, 2), columns, strict=False):
+        mine, last = frame[frame["task"] == column], int(frame.loc[frame["task"] == column, "epoch"].max())
+        top = _fit_losses(losses, mine)
+        for number, title in enumerate(titles):
+            part = mine[mine["row"] == title]
+            ended_early = lost[(lost["task"] == column) & (lost["row"] == title)]
+            if part.empty and ended_early.empty:
+                continue
+            # With one epoch there are no lines, only points: side by side.
+            aside = 0.5 * ((number + 0.5) / len(titles) - 0.5) if last == 1 else 0.0
+            style = look(number)
+            handles.setdefault(f"{title}, {tell_rates(rates[title])}", Line2D([], [], **style))
+            for panel, name, times in ((losses, "train_loss", 1), (scores, "score", 100)):
+                _draw_row(panel, part, name, times, style, aside)
+            away = _APART * (number - (len(titles) - 1) / 2)
+            _mark_lost(losses, part, ended_early, top, style["color"], (aside, away), marks)
+        losses.set_ylabel("mean training loss")
+        scores.set_ylabel(score_label(group, column))
+        fit_scores(scores, 100 * mine["score"].astype(float), 100 * mine["score"].astype(float))
+        for panel in (losses, scores):
+            set_title(panel, title_with_rates(column, mine["learning_rate"]))
+            panel.set_xlabel("epoch")
+            tick_whole(panel.xaxis, 1, last)
+            panel.set_xlim(1 - max(0.3, 0.03 * last), last + max(0.3, 0.03 * last))
+        notes += _tell_beyond(column, mine[mine["train_loss"] > top])
+    for column, row, seed, outcome in zip(*(lost[name] for name in ("task", "row", "seed", "outcome")), strict=True):
+        notes.append(f"{column_title(column)}: {row}, seed {seed}: {outcome} before an epoch ended")
+    warned = warn_of_rates(frame)
+    finish_figure(figure, handles | {name: marks[name] for name in _MARKS if name in marks}, warned)
+    frame.attrs["notes"] = notes + warned
+    return figure, frame
+
+
+def _tabulate(shown: Shown, kept: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The epochs of the runs at the chosen rates; and the runs of which none ended (`task`, `row`, `seed`, ...)."""
+    group = shown.group
+    rows, lost = [], []
     for column in group.columns:
         for row in kept:
             if (row, column) not in group.cells:
@@ -53,42 +121,83 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
             rate = group.cells[row, column].learning_rate
             mine = group.runs[(group.runs["column"] == column) & (group.runs["row"] == row)]
             mine = mine[mine["learning_rate"] == rate]
-            for run_id, seed in zip(mine["run_id"], mine["seed"], strict=True):
+            for run_id, seed, outcome in zip(mine["run_id"], mine["seed"], mine["outcome"], strict=True):
                 result = shown.records[run_id].result
-                for each in result.epochs if result else ():
-                    score = headline_of(each, result.score_name if result else "")
-                    rows.append((column, row.title, rate, int(seed), run_id, each.epoch, each.train_loss, score))
-    names = ["task", "row", "learning_rate", "seed", "run_id", "epoch", "train_loss", "score"]
-    frame = pd.DataFrame(rows, columns=names).astype({"score": float})
-    columns = [column for column in group.columns if column in set(frame["task"])]
-    if not columns:
-        raise RequestError(f"--runs={runs}: no run ended an epoch, so there is nothing to draw")
-    figure, panels = make_panels(len(columns), 2, 3.6, 2.4)
-    handles: dict[str, Any] = {}
-    titles = [row.title for row in kept]
-    for (losses, scores), column in zip(panels, columns, strict=True):
-        for number, title in enumerate(titles):
-            part = frame[(frame["task"] == column) & (frame["row"] == title)]
-            if part.empty:
-                continue
-            style = look(number)
-            for panel, name, times in ((losses, "train_loss", 1), (scores, "score", 100)):
-                table = times * part.pivot(index="epoch", columns="seed", values=name)
-                if table.shape[1] > 1:
-                    thin = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.7, "alpha": 0.45}
-                    panel.plot(table.index, table, **thin)
-                mean = table.mean(axis=1, skipna=False)
-                (drawn,) = panel.plot(mean.index, mean, **style, markevery=max(1, len(mean) // 10))
-                handles.setdefault(title, drawn)
-        losses.set_ylabel("mean training loss")
-        scores.set_ylabel(score_label(group, column))
-        for panel in (losses, scores):
-            panel.set(title=wrap_title(column_title(column), 3.2), xlabel="epoch")
-            tick_whole(panel.xaxis, 1, int(frame["epoch"].max()))
-            panel.set_xlim(0.7, frame["epoch"].max() + 0.3)
-    add_legend(figure, handles)
-    frame.attrs["notes"] = notes
-    return figure, frame
+                start = (column, row.title, rate, int(seed), run_id)
+                if not (result and result.epochs):
+                    lost.append((*start, outcome))
+                    continue
+                for each in result.epochs:
+                    score = headline_of(each, result.score_name)
+                    rows.append((*start, each.epoch, each.train_loss, score, outcome))
+    names = ["task", "row", "learning_rate", "seed", "run_id"]
+    frame = pd.DataFrame(rows, columns=[*names, "epoch", "train_loss", "score", "outcome"]).astype({"score": float})
+    return frame, pd.DataFrame(lost, columns=[*names, "outcome"])
+
+
+def _fit_losses(panel: Axes, mine: pd.DataFrame) -> float:
+    """Limits of the axis of losses: those of runs that completed and did not leave the others; returns the upper."""
+    completed = mine[~mine["outcome"].isin(_NOT_COMPLETED)]
+    usual = completed if len(completed) else mine
+    typical = float(usual.groupby("run_id")["train_loss"].max().median())
+    values = usual.loc[usual["train_loss"] <= _BEYOND * typical, "train_loss"]
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or max(0.05 * abs(high), 1e-3)
+    panel.set_ylim(max(low - margin, -0.02 * high), high + margin)
+    panel.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    return high + margin
+
+
+def _draw_row(panel: Axes, part: pd.DataFrame, name: str, times: float, style: dict[str, Any], aside: float) -> None:
+    """The seeds of a row as thin lines, points where a line has one, and the mean of those that completed."""
+    thin = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.7, "alpha": 0.45}
+    table = times * part.pivot(index="epoch", columns="seed", values=name)
+    ended = set(part.loc[~part["outcome"].isin(_NOT_COMPLETED), "seed"])
+    completed = [seed for seed in table if seed in ended]
+    for seed in table if table.shape[1] > 1 or not completed else ():
+        values = table[seed].dropna()
+        panel.plot(values.index + aside, values, **thin, marker="." if len(values) == 1 else None, markersize=4)
+    if completed:
+        mean = table[completed].mean(axis=1, skipna=False)
+        panel.plot(mean.index + aside, mean, **style, markevery=max(1, len(mean) // 10))
+
+
+def _mark_lost(
+    panel: Axes, part: pd.DataFrame, ended_early: pd.DataFrame, top: float, colour: str, moved: tuple[float, float],
+    marks: dict[str, Any],
+) -> None:  # fmt: skip
+    """A cross where a run diverged, and at the upper edge an arrow for each epoch whose loss lies beyond it."""
+    aside, away = moved
+    figure = panel.get_figure()
+    assert figure is not None
+
+    def mark(name: str, epoch: float, loss: float) -> None:
+        looks = {**_MARKS[name], "linestyle": "none", "zorder": 5}
+        marks.setdefault(name, Line2D([], [], **looks, color="0.3"))
+        if loss <= top:
+            panel.plot([epoch + aside], [loss], **looks, color=colour)
+        else:  # the arrow above the cross
+            below = ScaledTranslation(away / 72, (-6 if name == _ABOVE else -15) / 72, figure.dpi_scale_trans)
+            panel.plot([epoch + aside], [1], **looks, color=colour, transform=panel.get_xaxis_transform() + below)
+
+    for _, run in part.groupby("run_id"):
+        for epoch in run.loc[run["train_loss"] > top, "epoch"]:
+            mark(_ABOVE, epoch, np.inf)
+        last = run.sort_values("epoch").iloc[-1]
+        if last["outcome"] == "diverged":
+            mark(_DIVERGED, last["epoch"], last["train_loss"])
+    if (ended_early["outcome"] == "diverged").any():
+        mark(_DIVERGED, 1, np.inf)
+
+
+def _tell_beyond(column: str, beyond: pd.DataFrame) -> list[str]:
+    """Which runs leave the axis of losses."""
+    worst = beyond.loc[beyond.groupby("run_id", sort=False)["train_loss"].idxmax()]
+    named = zip(*(worst[name] for name in ("row", "seed", "epoch", "train_loss")), strict=True)
+    return [
+        f"{column_title(column)}: {row}, seed {seed}: the loss of epoch {epoch}, {loss:.3g}, lies beyond the axis"
+        for row, seed, epoch, loss in named
+    ]
 
 
 def headline_of(epoch: Epoch, score_name: str) -> float | None:

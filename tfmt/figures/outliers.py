@@ -9,16 +9,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from tfmt.bert.vocabulary import Weight
 from tfmt.figures.base import read_weights
-from tfmt.figures.style import COLOURS, add_legend, make_panels, styled, tick_whole
+from tfmt.figures.style import COLOURS, finish_figure, make_panels, set_title, styled, tick_whole
 
 DEVIATIONS = 3.0
 RECURRING_SHARE = 0.25
 _TITLES = {"attention_layernorm": "attention LayerNorm", "feedforward_layernorm": "feed-forward LayerNorm"}
 _LOOKS = {"gamma": (COLOURS[4], "o"), "beta": (COLOURS[2], "^")}
 _MOST_NAMED = 16
+# Distances in standard deviations whose marker the legend shows; farther ones are drawn as the last.
+_SIZES = (3.0, 10.0, 30.0)
 
 
 def find_outliers(weights: Sequence[Weight], read: Callable[[str], np.ndarray]) -> pd.DataFrame:
@@ -60,6 +63,8 @@ def find_outliers(weights: Sequence[Weight], read: Callable[[str], np.ndarray]) 
 def plot_outliers(model: Any) -> tuple[Figure, pd.DataFrame]:
     """Where the farthest LayerNorm weights lie, and the dimensions that recur across blocks, which are named.
 
+    A marker's area grows with the distance from the mean of its vector in standard deviations.
+
     Args:
       model: a name or folder as for `--model`, the folder of a run that kept its weights, or a TFBert model from tfmt.
 
@@ -80,7 +85,7 @@ def plot_outliers(model: Any) -> tuple[Figure, pd.DataFrame]:
         mine = frame[frame["sublayer"] == sublayer]
         for part, (colour, marker) in _LOOKS.items():
             some = mine[mine["part"] == part]
-            sizes = np.clip(3 * np.abs(some["deviations"].to_numpy()), 8, 90)
+            sizes = _area(np.abs(some["deviations"].to_numpy()))
             # Hollow, so that the gamma and the beta of one dimension can both be seen.
             drawn = panel.scatter(some["dimension"], some["block"], s=sizes, marker=marker, facecolors="none",
                                   edgecolors=colour, linewidths=1.0, zorder=3)  # fmt: skip
@@ -92,15 +97,32 @@ def plot_outliers(model: Any) -> tuple[Figure, pd.DataFrame]:
         if len(recurring) > len(named):
             notes.append(f"{title}: {len(recurring)} dimensions recur; the {len(named)} most frequent are named")
         _name_dimensions(panel, named, hidden)
-        panel.set_title(f"{name}: {title}", pad=26 if named else None)
+        set_title(panel, f"{name}: {title}", pad=26 if named else None)
         panel.set_ylabel("block (from 0)")
         panel.set_xlim(-0.01 * hidden, 1.01 * hidden)
         panel.set_ylim(-0.6, blocks - 0.4)
         tick_whole(panel.yaxis, 0, blocks - 1, most=8)
     panels.flat[-1].set_xlabel("dimension (from 0)")
-    add_legend(figure, handles)
+    farthest = float(np.abs(frame["deviations"]).max()) if len(frame) else 0.0
+    finish_figure(figure, handles | _size_handles(farthest))
     frame.attrs["notes"] = notes
     return figure, frame
+
+
+def _area(deviations: Any) -> Any:
+    """A marker's area in square points; it grows with the distance up to the last of `_SIZES`."""
+    return 3.0 * np.minimum(deviations, _SIZES[-1])
+
+
+def _size_handles(farthest: float) -> dict[str, Any]:
+    """The legend's entries that say what a marker's size means, for the distances that are there."""
+    entries = {}
+    for distance in _SIZES:
+        if distance <= farthest:
+            name = f"{distance:g} standard deviations{' or more' if distance == _SIZES[-1] else ''}"
+            entries[name] = Line2D([], [], linestyle="none", marker="o", markersize=float(_area(distance)) ** 0.5,
+                                   markerfacecolor="none", markeredgecolor="0.4")  # fmt: skip
+    return entries
 
 
 def _name_dimensions(panel: Axes, named: Sequence[int], hidden: int) -> None:

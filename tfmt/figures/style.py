@@ -83,23 +83,49 @@ def make_panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def make_task_panels(tasks: Sequence[str], width: float = 3.4, height: float = 2.6) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each task, at most four beside each other."""
-    columns = min(len(tasks), 4 if len(tasks) != 6 else 3)
-    rows = math.ceil(len(tasks) / columns)
-    figure, panels = make_panels(rows, columns, width, height)
+def make_task_panels(tasks: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each task, at most three beside each other: about the width of a paper's page."""
+    columns = {1: 1, 2: 2, 4: 2}.get(len(tasks), 3)
+    width, height = {1: (4.6, 2.9), 2: (3.4, 2.6)}.get(columns, (2.7, 2.4))
+    figure, panels = make_panels(math.ceil(len(tasks) / columns), columns, width, height)
     for empty in panels.flat[len(tasks) :]:
-        empty.set_axis_off()
+        empty.remove()
     return figure, list(panels.flat[: len(tasks)])
 
 
-def add_legend(figure: Figure, handles: dict[str, Any]) -> None:
-    """One legend below all panels, as many columns as fit."""
-    if not handles:
-        return
-    inches = 0.65 + 0.062 * max(map(len, handles))
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+def finish_figure(figure: Figure, handles: dict[str, Any], notes: Sequence[str] = ()) -> None:
+    """One legend below all panels, as many columns as fit, and above them what the reader must know.
+
+    The page grows by what they take, so that no panel pays for them.
+
+    Args:
+      figure: with its panels drawn, at the size that these need.
+      handles: label to artist; a label that is too long for the page is broken into lines.
+      notes: sentences.
+    """
+    width = figure.get_figwidth()
+    lines = 0
+    if handles:
+        labels = [wrap_label(label, width - 0.75, 0.062) for label in handles]
+        inches = 0.65 + 0.062 * max(len(line) for label in labels for line in label.split("\n"))
+        columns = max(1, min(len(handles), int(width / inches)))
+        deep = math.ceil(len(labels) / columns)  # a legend is filled column by column
+        lines = max(
+            sum(label.count("\n") + 1 for label in labels[at : at + deep]) for at in range(0, len(labels), deep)
+        )
+        figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=columns)
+    told = "\n".join(wrap_label(note, width - 0.2, 0.062) for note in notes)
+    if told:
+        figure.suptitle(told, fontsize=8, style="italic")
+        lines += told.count("\n") + 1
+    titles: dict[int, int] = {}
+    for panel in figure.axes:
+        place = panel.get_subplotspec()
+        if place is not None:
+            row = place.rowspan.start
+            titles[row] = max(titles.get(row, 0), panel.get_title().count("\n"))
+    lines += sum(titles.values())
+    figure.set_figheight(figure.get_figheight() + 0.17 * lines + (0.1 if lines else 0))
 
 
 def tick_whole(axis: Axis, first: int, last: int, most: int = 12) -> None:
@@ -107,9 +133,19 @@ def tick_whole(axis: Axis, first: int, last: int, most: int = 12) -> None:
     axis.set_ticks(list(range(first, last + 1, max(1, math.ceil((last - first + 1) / most)))))
 
 
-def wrap_title(text: str, inches: float) -> str:
-    """A title in lines that fit a width."""
-    return "\n".join(textwrap.wrap(text, max(12, int(inches / 0.075))))
+def set_title(panel: Axes, text: str, **options: Any) -> None:
+    """A panel's title, each of its lines broken where it would leave the panel."""
+    place = panel.get_subplotspec()
+    figure = panel.get_figure()
+    assert place is not None
+    assert isinstance(figure, Figure)
+    inches = figure.get_figwidth() / place.get_gridspec().ncols - 0.5
+    panel.set_title("\n".join(wrap_label(line, inches, 0.075) for line in text.split("\n")), **options)
+
+
+def wrap_label(text: str, inches: float, letter: float) -> str:
+    """A text in lines that fit a width, for letters of a width."""
+    return "\n".join(textwrap.wrap(text, max(12, int(inches / letter))))
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

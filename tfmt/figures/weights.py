@@ -14,9 +14,10 @@ from matplotlib.ticker import MaxNLocator
 
 from tfmt.errors import RequestError
 from tfmt.figures.base import read_weights
+from tfmt.figures.captions import tell_rates, warn_of_rates
 from tfmt.figures.components import draw_components
 from tfmt.figures.runs import read_table
-from tfmt.figures.style import COLOURS, PALE, add_legend, make_panels, styled, wrap_title
+from tfmt.figures.style import COLOURS, PALE, finish_figure, make_panels, set_title, styled, wrap_label
 from tfmt.results.analyses import describe, full_runs, tabulate_change
 from tfmt.results.groups import column_title
 from tfmt.runs.records import find_distributions
@@ -42,9 +43,9 @@ def plot_weights(
 ) -> tuple[Figure, pd.DataFrame]:
     """Distributions of the weights of the four sublayers over all blocks, pre-trained beside fully fine-tuned.
 
-    A LayerNorm's gammas and betas are drawn apart; together their areas are 1. Above each panel stand Sarle's
-    bimodality coefficient of its weights after fine-tuning (two modes above 0.56; see `tfmt.results.bimodality`) and
-    the share of those that are larger than 0.5, `distribution.MAGNITUDE`.
+    A LayerNorm's gammas and betas are drawn apart; together their areas are 1. Above each panel stand, before and
+    after fine-tuning, Sarle's bimodality coefficient of its weights (two modes above 0.56; see
+    `tfmt.results.bimodality`) and the share of those that are larger than 0.5, `distribution.MAGNITUDE`.
 
     Args:
       runs: the folder of the runs' folders, with `full` runs.
@@ -55,9 +56,9 @@ def plot_weights(
 
     Returns:
       The figure, and one row for each `task`, `sublayer`, `part` (kernel, bias, gamma, beta, all) and `state`
-      (pre-trained, fine-tuned): `runs`, `count`, `mean`, `deviation`, `lowest`, `highest`, `bimodality`, `threshold`,
-      `magnitude_ratio` (missing for one mode), `ashman_d`, `bimodality_of_all`, `share_beyond`. A task's runs are
-      taken together.
+      (pre-trained, fine-tuned): `learning_rate` (of the fine-tuned runs; missing for a model), `runs`, `count`, `mean`,
+      `deviation`, `lowest`, `highest`, `bimodality`, `threshold`, `magnitude_ratio` (missing for one mode), `ashman_d`,
+      `bimodality_of_all`, `share_beyond`. A task's runs are taken together.
 
     Raises:
       RequestError: neither or both of runs and model, no `full` runs, or no such model.
@@ -67,6 +68,7 @@ def plot_weights(
     notes: list[str] = []
     shown: dict[str, dict[str, Distributions]] = {}
     counts: dict[str, int] = {}
+    rates: dict[str, float] = {}
     if runs is None:
         weights, read, name = read_weights(model)
         shown[name], counts[name] = {"pre-trained": measure_sublayers(weights, read)}, 1
@@ -81,34 +83,44 @@ def plot_weights(
                     "pre-trained": found[0].before,
                     "fine-tuned": _join_runs([each.after for each in found]),
                 }
-                counts[task] = len(found)
+                counts[task], rates[task] = len(found), float(mine["learning_rate"].iloc[0])
             else:
                 notes.append(f"left out: {task}, whose full runs kept no distributions")
         if not shown:
             raise RequestError(f"--runs={runs}: no full run with its distributions of weights; {_MAKE}")
-    figure, panels = make_panels(len(shown), len(_TITLES), 2.6, 2.3)
+    figure, panels = make_panels(len(shown), len(_TITLES), 2.6, 2.0)
     handles: dict[str, Any] = {}
     for row, (task, states) in zip(panels, shown.items(), strict=True):
+        trained = f", {tell_rates([rates[task]])}" if task in rates else ""
         for panel, (sublayer, title) in zip(row, _TITLES.items(), strict=True):
             _draw_sublayer(panel, {state: part[sublayer] for state, part in states.items()}, handles)
-            told = describe(list(states.values())[-1][sublayer])
-            panel.set_title(
-                f"{title}\nSarle {told['bimodality']:.2f}, |w| > {MAGNITUDE}: {100 * told['share_beyond']:.2g} %"
-            )
+            set_title(panel, f"{title}{trained}\n{_tell_states([part[sublayer] for part in states.values()])}")
             panel.set_xlabel("weight")
-        row[0].set_ylabel(f"{wrap_title(column_title(task), 2.2)}\n\ndensity")
-    add_legend(figure, handles)
+        row[0].set_ylabel(f"{wrap_label(column_title(task), 1.8, 0.075)}\n\ndensity")
     rows = []
     for task, states in shown.items():
         for sublayer in _TITLES:
             for state, measured in states.items():
                 parts = {**measured[sublayer], "all": join(measured[sublayer].values())}
                 for part, whole in parts.items():
-                    start = {"task": task, "sublayer": sublayer, "part": part, "state": state, "runs": counts[task]}
-                    rows.append(start | _tell(whole))
-    frame = pd.DataFrame(rows)
-    frame.attrs["notes"] = notes
+                    start: dict[str, Any] = {"task": task, "sublayer": sublayer, "part": part, "state": state}
+                    rows.append(start | {"learning_rate": rates.get(task), "runs": counts[task]} | _tell(whole))
+    frame = pd.DataFrame(rows).astype({"learning_rate": float})
+    warned = warn_of_rates(frame)
+    finish_figure(figure, handles, warned)
+    frame.attrs["notes"] = notes + warned
     return figure, frame
+
+
+def _tell_states(states: Sequence[Mapping[str, Distribution]]) -> str:
+    """Two lines on a sublayer's weights, each number before and after fine-tuning if there are both."""
+    told = [describe(parts) for parts in states]
+    times = ("before", "after") if len(told) > 1 else ("",)
+    sarle = ", ".join(f"{each['bimodality']:.2f} {time}".strip() for each, time in zip(told, times, strict=True))
+    share = ", ".join(
+        f"{100 * each['share_beyond']:.2g} % {time}".strip() for each, time in zip(told, times, strict=True)
+    )
+    return f"Sarle {sarle}\n|w| > {MAGNITUDE}: {share}"
 
 
 def _tell(whole: Distribution) -> dict[str, float]:
@@ -176,23 +188,26 @@ def plot_change(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
       epoch: whose scores choose the learning rate.
 
     Returns:
-      The figure, and `task`, `seed`, `run_id`, `component`, `block` (`-` outside the blocks), `change`.
+      The figure, and `task`, `learning_rate`, `seed`, `run_id`, `component`, `block` (`-` outside the blocks),
+      `change`.
 
     Raises:
       RequestError: no `full` runs.
     """
     table, records, notes = read_table(runs, tasks)
-    change = tabulate_change(records.values())
+    change = tabulate_change(records.values())[["run_id", "component", "block", "change"]]
     parts = [
-        mine[["run_id", "seed"]].merge(change, on="run_id").assign(task=task) for task, mine in full_runs(table, epoch)
+        mine[["run_id", "learning_rate", "seed"]].merge(change, on="run_id").assign(task=task)
+        for task, mine in full_runs(table, epoch)
     ]
     found = [part for part in parts if not part.empty]
     if not found:
         raise RequestError(f"--runs={runs}: no full run with its change; {_MAKE}")
-    frame = pd.concat(found, ignore_index=True)[["task", "seed", "run_id", "component", "block", "change"]]
+    frame = pd.concat(found, ignore_index=True)
+    frame = frame[["task", "learning_rate", "seed", "run_id", "component", "block", "change"]]
     label = "mean |fine-tuned - pre-trained|"
     figure = draw_components(
         frame.assign(run=frame["run_id"]), [("change", label, False)], ("change", label), log=False
     )
-    frame.attrs["notes"] = notes
+    frame.attrs["notes"] = notes + warn_of_rates(frame)
     return figure, frame
