@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation
 
 from tfmt.errors import RequestError
 from tfmt.figures.captions import tell_rates, title_with_rates, warn_of_rates
+from tfmt.figures.marks import APART, BEYOND, DIVERGED, draw_above, draw_marks, mark_handles
 from tfmt.figures.runs import Shown, find_shown
 from tfmt.figures.scores import fit_scores, score_label
 from tfmt.figures.style import finish_figure, look, make_panels, set_title, styled, tick_whole
@@ -26,13 +25,7 @@ from tfmt.training.epoch import Epoch
 
 # A loss this many times the typical run's largest one is not on the axis: it would flatten all others.
 _BEYOND = 5.0
-_MARKS: dict[str, dict[str, Any]] = {
-    "diverged": {"marker": "x", "markersize": 6.5, "markeredgewidth": 1.4},
-    "loss beyond the axis": {"marker": r"$\uparrow$", "markersize": 7, "markeredgewidth": 0.4},
-}
-_DIVERGED, _ABOVE = _MARKS
 _NOT_COMPLETED = ("diverged", "failed")
-_APART = 5.0  # points between the marks of two rows at the upper edge
 
 
 @styled
@@ -76,14 +69,16 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
     titles = [row.title for row in kept]
     rates = pd.concat([frame, lost]).groupby("row")["learning_rate"].unique()
     handles: dict[str, Any] = {}
-    marks: dict[str, Any] = {}
+    kinds: set[str] = set()
+    above = 0
     for (losses, scores), column in zip(panels.reshape(-1, 2), columns, strict=False):
-        mine, last = frame[frame["task"] == column], int(frame.loc[frame["task"] == column, "epoch"].max())
+        mine, unfinished = frame[frame["task"] == column], lost[lost["task"] == column]
+        last = int(mine["epoch"].max())
         top = _fit_losses(losses, mine)
+        marks = []
         for number, title in enumerate(titles):
-            part = mine[mine["row"] == title]
-            ended_early = lost[(lost["task"] == column) & (lost["row"] == title)]
-            if part.empty and ended_early.empty:
+            part, none = mine[mine["row"] == title], unfinished[unfinished["row"] == title]
+            if part.empty and none.empty:
                 continue
             # With one epoch there are no lines, only points: side by side.
             aside = 0.5 * ((number + 0.5) / len(titles) - 0.5) if last == 1 else 0.0
@@ -91,13 +86,16 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
             handles.setdefault(f"{title}, {tell_rates(rates[title])}", Line2D([], [], **style))
             for panel, name, times in ((losses, "train_loss", 1), (scores, "score", 100)):
                 _draw_row(panel, part, name, times, style, aside)
-            away = _APART * (number - (len(titles) - 1) / 2)
-            _mark_lost(losses, part, ended_early, top, style["color"], (aside, away), marks)
+            marks += _mark_lost(losses, part, none, top, style, aside)
+        kinds |= {kind for _, kind, _ in marks} | ({DIVERGED} if "diverged" in set(mine["outcome"]) else set())
+        lines = draw_above(losses, marks, 3 if 1 < last < 10 else 1)
+        above = max(above, lines)
         losses.set_ylabel("mean training loss")
         scores.set_ylabel(score_label(group, column))
-        fit_scores(scores, 100 * mine["score"].astype(float), 100 * mine["score"].astype(float))
+        fit_scores(scores, 100 * mine["score"], 100 * mine["score"])
         for panel in (losses, scores):
-            set_title(panel, title_with_rates(column, mine["learning_rate"]))
+            pad = 6 + (APART * lines if panel is losses else 0)
+            set_title(panel, title_with_rates(column, mine["learning_rate"]), pad=pad)
             panel.set_xlabel("epoch")
             tick_whole(panel.xaxis, 1, last)
             panel.set_xlim(1 - max(0.3, 0.03 * last), last + max(0.3, 0.03 * last))
@@ -105,7 +103,7 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
     for column, row, seed, outcome in zip(*(lost[name] for name in ("task", "row", "seed", "outcome")), strict=True):
         notes.append(f"{column_title(column)}: {row}, seed {seed}: {outcome} before an epoch ended")
     warned = warn_of_rates(frame)
-    finish_figure(figure, handles | {name: marks[name] for name in _MARKS if name in marks}, warned)
+    finish_figure(figure, handles | mark_handles(kinds), warned, APART * above)
     frame.attrs["notes"] = notes + warned
     return figure, frame
 
@@ -163,31 +161,20 @@ def _draw_row(panel: Axes, part: pd.DataFrame, name: str, times: float, style: d
 
 
 def _mark_lost(
-    panel: Axes, part: pd.DataFrame, ended_early: pd.DataFrame, top: float, colour: str, moved: tuple[float, float],
-    marks: dict[str, Any],
-) -> None:  # fmt: skip
-    """A cross where a run diverged, and at the upper edge an arrow for each epoch whose loss lies beyond it."""
-    aside, away = moved
-    figure = panel.get_figure()
-    assert figure is not None
-
-    def mark(name: str, epoch: float, loss: float) -> None:
-        looks = {**_MARKS[name], "linestyle": "none", "zorder": 5}
-        marks.setdefault(name, Line2D([], [], **looks, color="0.3"))
-        if loss <= top:
-            panel.plot([epoch + aside], [loss], **looks, color=colour)
-        else:  # the arrow above the cross
-            below = ScaledTranslation(away / 72, (-6 if name == _ABOVE else -15) / 72, figure.dpi_scale_trans)
-            panel.plot([epoch + aside], [1], **looks, color=colour, transform=panel.get_xaxis_transform() + below)
-
+    panel: Axes, part: pd.DataFrame, unfinished: pd.DataFrame, top: float, style: dict[str, Any], aside: float
+) -> list[tuple[float, str, dict[str, Any]]]:
+    """A cross where a run diverged; returns the marks above the panel, for losses beyond the axis and for no loss."""
+    above = []
     for _, run in part.groupby("run_id"):
-        for epoch in run.loc[run["train_loss"] > top, "epoch"]:
-            mark(_ABOVE, epoch, np.inf)
+        above += [(epoch + aside, BEYOND) for epoch in run.loc[run["train_loss"] > top, "epoch"]]
         last = run.sort_values("epoch").iloc[-1]
-        if last["outcome"] == "diverged":
-            mark(_DIVERGED, last["epoch"], last["train_loss"])
-    if (ended_early["outcome"] == "diverged").any():
-        mark(_DIVERGED, 1, np.inf)
+        if last["outcome"] == "diverged" and last["train_loss"] <= top:
+            draw_marks(panel, DIVERGED, [last["epoch"] + aside], [last["train_loss"]], style)
+        elif last["outcome"] == "diverged":
+            above.append((last["epoch"] + aside, DIVERGED))
+    if (unfinished["outcome"] == "diverged").any():
+        above.append((1 + aside, DIVERGED))
+    return [(place, kind, style) for place, kind in dict.fromkeys(above)]
 
 
 def _tell_beyond(column: str, beyond: pd.DataFrame) -> list[str]:

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tfmt.figures.captions import tell_rates, title_with_rates, warn_of_rates
+from tfmt.figures.marks import mark_collapsed, mark_handles
 from tfmt.figures.runs import find_shown
-from tfmt.figures.scores import fit_scores, mark_collapsed, score_label
+from tfmt.figures.scores import fit_scores, score_label
 from tfmt.figures.style import COLOURS, finish_figure, look, make_task_panels, set_title, styled, tick_whole
 from tfmt.results.groups import Group, column_title
 from tfmt.results.rows import MODE_TITLES, Row
@@ -57,13 +58,14 @@ def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
     columns = list(dict.fromkeys(frame["task"]))
     figure, panels = make_task_panels(columns)
     handles: dict[str, Any] = {}
+    kinds: set[str] = set()
     for panel, column in zip(panels, columns, strict=True):
         mine = frame[frame["task"] == column]
         blocks = mine.dropna(subset="block")
         count = int(blocks["block"].max()) + 1
         for label, reference in _references(frame, column, notes).items():
             handles.setdefault(label, _draw_reference(panel, reference))
-        handles |= _draw_blocks(panel, blocks, count)
+        handles |= _draw_blocks(panel, blocks, count, kinds)
         set_title(panel, title_with_rates(column, blocks["learning_rate"]))
         panel.set(xlabel="block (from 0)", ylabel=score_label(group, column))
         panel.set_xlim(-0.6, count - 0.4)
@@ -71,7 +73,7 @@ def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
         spread = mine["deviation"].fillna(0)
         fit_scores(panel, 100 * (mine["mean"] - spread), 100 * (mine["mean"] + spread))
     warned = warn_of_rates(frame)
-    finish_figure(figure, handles, warned)
+    finish_figure(figure, handles | mark_handles(kinds), warned)
     frame.attrs["notes"] = notes + warned
     return figure, frame
 
@@ -125,8 +127,8 @@ def _draw_reference(panel: Axes, reference: pd.Series[Any]) -> Any:
     return panel.axhline(mean, color=colour, linestyle=_REFERENCES[reference["mode"]])
 
 
-def _draw_blocks(panel: Axes, mine: pd.DataFrame, blocks: int) -> dict[str, Any]:
-    """The line over the blocks, and one for runs over cached blocks; {label: artist}."""
+def _draw_blocks(panel: Axes, mine: pd.DataFrame, blocks: int, kinds: set[str]) -> dict[str, Any]:
+    """The line over the blocks, and one for runs over cached blocks; {label: artist}. Adds the marks it needed."""
     live = mine["frozen_prefix"] == Row("layernorm").frozen_prefix
     lines = {"": mine[live]}
     if not live.all():
@@ -142,5 +144,5 @@ def _draw_blocks(panel: Axes, mine: pd.DataFrame, blocks: int) -> dict[str, Any]
         drawn[f"LayerNorms of one block{ending}"] = panel.errorbar(
             points.index, means, yerr=np.nan_to_num(spread), capsize=2.5, linewidth=1, **style
         )
-        drawn |= mark_collapsed(panel, points.index, means, points["collapsed"])
+        kinds |= mark_collapsed(panel, points.index, means, points["collapsed"])
     return drawn

@@ -12,20 +12,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
-from matplotlib.transforms import ScaledTranslation
 
+from tfmt.figures.marks import APART, CHOSEN, LOST, PARTLY_LOST, draw_above, draw_marks, mark_collapsed, mark_handles
 from tfmt.figures.runs import find_shown
-from tfmt.figures.scores import fit_scores, mark_collapsed, score_label
+from tfmt.figures.scores import fit_scores, score_label
 from tfmt.figures.style import finish_figure, look, make_task_panels, set_title, styled
 from tfmt.results.groups import Group, column_title
 from tfmt.results.rows import Row
 from tfmt.results.tables import format_rate
-
-_RING: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 10, "markerfacecolor": "none"}
-# Crosses of what was lost stand above a panel, so many beside each other and so far apart in points.
-_BESIDE, _APART = 3, 6.5
 
 
 @styled
@@ -60,8 +55,9 @@ def plot_rates(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "bes
     titles = [row.title for row in group.rows]
     rates = sorted(set(frame["learning_rate"]))
     figure, panels = make_task_panels(group.columns)
-    rows: dict[str, Any] = {}
-    marks: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
+    kinds: set[str] = set()
+    above = 0
     for panel, column in zip(panels, group.columns, strict=True):
         mine = frame[frame["task"] == column]
         for number, title in enumerate(titles):
@@ -69,15 +65,22 @@ def plot_rates(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "bes
             if not part.empty:
                 # Side by side, so that bars of equal rates can be told apart.
                 aside = 10 ** (min(0.025, 0.15 / len(titles)) * (number - (len(titles) - 1) / 2))
-                drawn = _draw_rates(panel, part, look(number), aside, marks)
-                rows.setdefault(title, drawn)
-        deep = _draw_lost(panel, mine[mine["seeds"] == 0], titles, marks)
-        set_title(panel, column_title(column), pad=6 + _APART * deep)
+                drawn = _draw_rates(panel, part, look(number), aside, kinds)
+                handles.setdefault(title, drawn)
+        lost = mine[mine["seeds"] == 0]
+        kinds |= {LOST} if len(lost) else set()
+        crosses = [
+            (rate, LOST, look(titles.index(title)))
+            for rate, title in zip(lost["learning_rate"], lost["row"], strict=True)
+        ]
+        lines = draw_above(panel, crosses, 3)
+        above = max(above, lines)
+        set_title(panel, column_title(column), pad=6 + APART * lines)
         panel.set(xlabel="peak learning rate", ylabel=score_label(group, column))
         _tick_rates(panel, rates)
         spread = mine["deviation"].fillna(0)
         fit_scores(panel, 100 * (mine["mean"] - spread), 100 * (mine["mean"] + spread))
-    finish_figure(figure, rows | marks)
+    finish_figure(figure, handles | mark_handles(kinds), above=APART * above)
     frame.attrs["notes"] = list(shown.notes)
     return figure, frame
 
@@ -105,8 +108,8 @@ def _tabulate(group: Group) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).astype({"mean": float, "deviation": float})
 
 
-def _draw_rates(panel: Axes, part: pd.DataFrame, style: dict[str, Any], aside: float, marks: dict[str, Any]) -> Any:
-    """One row's line; returns what stands for it in the legend, and adds there the marks that it needed."""
+def _draw_rates(panel: Axes, part: pd.DataFrame, style: dict[str, Any], aside: float, kinds: set[str]) -> Any:
+    """One row's line; returns what stands for it in the legend, and adds the marks that it needed."""
     places = part["learning_rate"].to_numpy(float) * aside
     means, spread = (100 * part[name].to_numpy(float) for name in ("mean", "deviation"))
     (drawn,) = panel.plot(places, means, **style)
@@ -114,41 +117,12 @@ def _draw_rates(panel: Axes, part: pd.DataFrame, style: dict[str, Any], aside: f
     panel.errorbar(places[known], means[known], yerr=np.nan_to_num(spread[known]), fmt="none", ecolor=style["color"],
                    capsize=2, linewidth=0.8)  # fmt: skip
     chosen = part["chosen"].to_numpy(bool)
-    panel.plot(places[chosen], means[chosen], **_RING, markeredgecolor=style["color"])
-    if chosen.any():
-        marks["the rate that a table reports"] = Line2D([], [], **_RING, markeredgecolor="0.4")
     partly = known & (part[["diverged", "failed", "undefined"]].sum(axis=1).to_numpy() > 0)
-    hollow: dict[str, Any] = {"linestyle": "none", "markerfacecolor": "white", "zorder": 4}
-    panel.plot(places[partly], means[partly], **hollow, marker=style["marker"], color=style["color"])
-    if partly.any():
-        marks["some seeds lost"] = Line2D([], [], **hollow, marker="o", color="0.4")
-    marks |= mark_collapsed(panel, places, means, part["collapsed"])
+    for kind, which in ((CHOSEN, chosen), (PARTLY_LOST, partly)):
+        draw_marks(panel, kind, places[which], means[which], style)
+        kinds |= {kind} if which.any() else set()
+    kinds |= mark_collapsed(panel, places, means, part["collapsed"])
     return drawn
-
-
-def _draw_lost(panel: Axes, lost: pd.DataFrame, titles: Sequence[str], marks: dict[str, Any]) -> int:
-    """Above the panel the marker, crossed out, of each row that lost all seeds of a rate; returns how many lines."""
-    deep = 0
-    for rate in sorted(set(lost["learning_rate"])):
-        part = lost[lost["learning_rate"] == rate]
-        for place, title in enumerate(part["row"]):
-            beside = min(len(part) - place // _BESIDE * _BESIDE, _BESIDE)
-            right = _APART * (place % _BESIDE - (beside - 1) / 2) / 72
-            up = _APART * (place // _BESIDE + 0.7) / 72
-            figure = panel.get_figure()
-            assert figure is not None
-            moved = panel.get_xaxis_transform() + ScaledTranslation(right, up, figure.dpi_scale_trans)
-            style = look(titles.index(title))
-            for marker, size in ((style["marker"], 4.5), ("x", 5.5)):
-                panel.plot([rate], [1], linestyle="none", marker=marker, markersize=size, color=style["color"],
-                           markerfacecolor="white", markeredgewidth=0.8, transform=moved, clip_on=False)  # fmt: skip
-            deep = max(deep, place // _BESIDE + 1)
-    if deep:
-        crossed = (
-            Line2D([], [], linestyle="none", marker=marker, color="0.4", markerfacecolor="white") for marker in "ox"
-        )
-        marks["all seeds lost"] = tuple(crossed)
-    return deep
 
 
 def _tick_rates(panel: Axes, rates: Sequence[float]) -> None:

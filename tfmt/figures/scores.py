@@ -1,4 +1,4 @@
-"""The axis of scores in percent, and the marks that scores share."""
+"""The axis of scores in percent."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tfmt.figures.style import PALE
 from tfmt.results.groups import Group
 
 # Words of the names of scores that may be below zero.
 _SIGNED = ("correlation", "pearson", "spearman")
-# Behind a point: some of its seeds predict one class only.
-_COLLAPSED: dict[str, Any] = {
-    "linestyle": "none", "marker": "s", "markersize": 10, "markerfacecolor": PALE, "markeredgecolor": PALE,
-    "zorder": 1.5,
-}  # fmt: skip
 
 
 def score_label(group: Group, column: str) -> str:
@@ -46,12 +39,3 @@ def fit_scores(panel: Axes, lows: Any, highs: Any) -> None:
     panel.set_yticks([tick for tick in ticks if max(low - margin, floor) <= tick <= min(high + margin, 100.0)])
     if not len(known):
         panel.text(0.5, 0.5, "no score", transform=panel.transAxes, ha="center", va="center", color="0.4")
-
-
-def mark_collapsed(panel: Axes, places: Any, means: Any, collapsed: Any) -> dict[str, Any]:
-    """A pale square behind the points of which seeds collapsed; its entry for the legend."""
-    which = np.asarray(collapsed, float) > 0
-    if not which.any():
-        return {}
-    panel.plot(np.asarray(places)[which], np.asarray(means)[which], **_COLLAPSED)
-    return {"some seeds predict one class": Line2D([], [], **_COLLAPSED)}

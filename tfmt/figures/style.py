@@ -8,6 +8,7 @@ alone tells the values, dark for large.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ MAP = "cividis_r"
 PALE = "0.85"
 ENDINGS = (".png", ".pdf", ".svg")
 _DPI = 150
+# The width of a letter of legends and of titles in inches, a little more than the mean.
+_LETTER, _TITLE_LETTER = 0.064, 0.075
 _SETTINGS: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -86,46 +89,61 @@ def make_panels(
 def make_task_panels(tasks: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each task, at most three beside each other: about the width of a paper's page."""
     columns = {1: 1, 2: 2, 4: 2}.get(len(tasks), 3)
-    width, height = {1: (4.6, 2.9), 2: (3.4, 2.6)}.get(columns, (2.7, 2.4))
+    width, height = {1: (5.2, 3.0), 2: (3.4, 2.6)}.get(columns, (2.7, 2.4))
     figure, panels = make_panels(math.ceil(len(tasks) / columns), columns, width, height)
     for empty in panels.flat[len(tasks) :]:
         empty.remove()
     return figure, list(panels.flat[: len(tasks)])
 
 
-def finish_figure(figure: Figure, handles: dict[str, Any], notes: Sequence[str] = ()) -> None:
+def finish_figure(figure: Figure, handles: dict[str, Any], notes: Sequence[str] = (), above: float = 0.0) -> None:
     """One legend below all panels, as many columns as fit, and above them what the reader must know.
 
-    The page grows by what they take, so that no panel pays for them.
+    The page grows by what they and the panels' titles take, so that no panel pays for them.
 
     Args:
-      figure: with its panels drawn, at the size that these need.
+      figure: with its panels drawn, at the size that these need with titles of one line.
       handles: label to artist; a label that is too long for the page is broken into lines.
       notes: sentences.
+      above: how many points stand between a panel and its title.
     """
     width = figure.get_figwidth()
     lines = 0
     if handles:
-        labels = [wrap_label(label, width - 0.75, 0.062) for label in handles]
-        inches = 0.65 + 0.062 * max(len(line) for label in labels for line in label.split("\n"))
-        columns = max(1, min(len(handles), int(width / inches)))
-        deep = math.ceil(len(labels) / columns)  # a legend is filled column by column
-        lines = max(
-            sum(label.count("\n") + 1 for label in labels[at : at + deep]) for at in range(0, len(labels), deep)
-        )
+        labels = [_wrap(label, width - 0.75, _LETTER) for label in handles]
+        columns = _count_columns(labels, width)
+        lines += max(sum(label.count("\n") + 1 for label in column) for column in _split(labels, columns))
         figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=columns)
-    told = "\n".join(wrap_label(note, width - 0.2, 0.062) for note in notes)
-    if told:
+    if notes:
+        told = "\n".join(_wrap(note, width - 0.2, _LETTER) for note in notes)
         figure.suptitle(told, fontsize=8, style="italic")
         lines += told.count("\n") + 1
-    titles: dict[int, int] = {}
+    titles: dict[int, int] = {}  # of each row of panels the lines beyond the first
     for panel in figure.axes:
         place = panel.get_subplotspec()
         if place is not None:
-            row = place.rowspan.start
-            titles[row] = max(titles.get(row, 0), panel.get_title().count("\n"))
+            titles[place.rowspan.start] = max(titles.get(place.rowspan.start, 0), panel.get_title().count("\n"))
     lines += sum(titles.values())
-    figure.set_figheight(figure.get_figheight() + 0.17 * lines + (0.1 if lines else 0))
+    inches = 0.17 * lines + (0.1 if handles else 0) + len(titles) * above / 72
+    figure.set_figheight(figure.get_figheight() + inches)
+
+
+def _count_columns(labels: Sequence[str], width: float) -> int:
+    """The most columns of a legend that fit a width in inches."""
+    for columns in range(len(labels), 1, -1):
+        letters = (
+            max(len(line) for label in column for line in label.split("\n")) for column in _split(labels, columns)
+        )
+        if sum(0.62 + _LETTER * count for count in letters) < width:
+            return columns
+    return 1
+
+
+def _split(labels: Sequence[str], columns: int) -> list[Sequence[str]]:
+    """A legend's columns: it is filled column by column, the first ones longer by one."""
+    short, longer = divmod(len(labels), columns)
+    ends = [number * short + min(number, longer) for number in range(columns + 1)]
+    return [labels[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def tick_whole(axis: Axis, first: int, last: int, most: int = 12) -> None:
@@ -140,11 +158,15 @@ def set_title(panel: Axes, text: str, **options: Any) -> None:
     assert place is not None
     assert isinstance(figure, Figure)
     inches = figure.get_figwidth() / place.get_gridspec().ncols - 0.5
-    panel.set_title("\n".join(wrap_label(line, inches, 0.075) for line in text.split("\n")), **options)
+    panel.set_title("\n".join(wrap_title(line, inches) for line in text.split("\n")), **options)
 
 
-def wrap_label(text: str, inches: float, letter: float) -> str:
-    """A text in lines that fit a width, for letters of a width."""
+def wrap_title(text: str, inches: float) -> str:
+    """A title in lines that fit a width."""
+    return _wrap(text, inches, _TITLE_LETTER)
+
+
+def _wrap(text: str, inches: float, letter: float) -> str:
     return "\n".join(textwrap.wrap(text, max(12, int(inches / letter))))
 
 

@@ -17,7 +17,7 @@ from tfmt.figures.base import read_weights
 from tfmt.figures.captions import tell_rates, warn_of_rates
 from tfmt.figures.components import draw_components
 from tfmt.figures.runs import read_table
-from tfmt.figures.style import COLOURS, PALE, finish_figure, make_panels, set_title, styled, wrap_label
+from tfmt.figures.style import COLOURS, PALE, finish_figure, make_panels, set_title, styled, wrap_title
 from tfmt.results.analyses import describe, full_runs, tabulate_change
 from tfmt.results.groups import column_title
 from tfmt.runs.records import find_distributions
@@ -96,7 +96,7 @@ def plot_weights(
             _draw_sublayer(panel, {state: part[sublayer] for state, part in states.items()}, handles)
             set_title(panel, f"{title}{trained}\n{_tell_states([part[sublayer] for part in states.values()])}")
             panel.set_xlabel("weight")
-        row[0].set_ylabel(f"{wrap_label(column_title(task), 1.8, 0.075)}\n\ndensity")
+        row[0].set_ylabel(f"{wrap_title(column_title(task), 1.8)}\n\ndensity")
     rows = []
     for task, states in shown.items():
         for sublayer in _TITLES:
