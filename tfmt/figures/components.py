@@ -25,8 +25,12 @@ _PARTS = {
     "gamma": (COLOURS[4], "....."),
     "beta": (COLOURS[1], "xxxxx"),
 }
-# What is smaller than the largest by more than this is rounding: the bias of a key moves no softmax.
-_REACH = 1e7
+# Of squared gradients, what is smaller than the largest by more than this is rounding: the bias of a key moves no
+# softmax, so that its gradient is of the size of float32's last bits.
+_REACH = 1e12
+# Inches of a panel of bars and of a map with its scale.
+_BAR, _CELLS = 1.9, 2.6
+_NOTHING_LABEL = "none: 0 or rounding"
 _NOTHING: dict[str, Any] = {"facecolor": PALE, "edgecolor": "0.5", "hatch": "xxxx", "linewidth": 0}
 
 
@@ -47,22 +51,24 @@ def draw_components(
     tasks = list(dict.fromkeys(frame["task"]))
     by_task = {task: frame[frame["task"] == task] for task in tasks}
     beside = 1 if len(tasks) <= 2 else 2
+    named = {task: list(dict.fromkeys(mine["component"])) for task, mine in by_task.items()}
     lines = [tasks[start : start + beside] for start in range(0, len(tasks), beside)]
-    counts = [max(by_task[task]["component"].nunique() for task in line) for line in lines]
+    counts = [max(6, *(len(named[task]) for task in line)) for line in lines]
     wide = len(bars) + 1
-    size = beside * (1.5 + 2.1 * len(bars) + 2.6), sum(0.8 + 0.155 * max(count, 6) for count in counts)
+    size = 1.8 + beside * (_BAR * len(bars) + _CELLS), sum(0.75 + 0.14 * count for count in counts)
     figure = Figure(figsize=size, layout="constrained")
     panels: Any = figure.subplots(
         len(lines), wide * beside, squeeze=False,
-        gridspec_kw={"width_ratios": [*[2.0] * len(bars), 2.6] * beside,
-                     "height_ratios": [max(count, 6) for count in counts]},
+        gridspec_kw={"width_ratios": [*[_BAR] * len(bars), _CELLS] * beside, "height_ratios": counts},
     )  # fmt: skip
     for empty in panels.flat[wide * len(tasks) :]:
         empty.remove()
     used: dict[str, Any] = {}
     for row, task in zip(panels.reshape(-1, wide), tasks, strict=False):
         mine = by_task[task]
-        components = list(dict.fromkeys(mine["component"]))
+        components = named[task]
+        left = tasks[tasks.index(task) - 1] if tasks.index(task) % beside else None
+        told = left is None or named[left] != components  # else the names to the left serve both
         title = title_with_rates(task, mine["learning_rate"]) if "learning_rate" in mine else column_title(task)
         for panel, (name, label, added) in zip(row, bars, strict=False):
             by_run = mine.groupby(["run", "component"])[name]
@@ -70,10 +76,10 @@ def draw_components(
             _draw_bars(panel, values, label, log, used)
             panel.grid(axis="y", visible=False)
         for panel in row:
-            panel.set_yticks(range(len(components)), components if panel is row[0] else [""] * len(components))
+            panel.set_yticks(range(len(components)), components if told and panel is row[0] else [""] * len(components))
             panel.set_ylim(len(components) - 0.5, -0.5)
             panel.tick_params(axis="y", length=0)
-            set_title(panel, title)
+            set_title(panel, title, _BAR - 0.3)
         _draw_map(figure, row[-1], mine, components, cells, log, used)
     finish_figure(figure, used, warn_of_rates(frame) if "learning_rate" in frame else ())
     return figure
@@ -92,17 +98,18 @@ def _draw_bars(panel: Any, values: pd.DataFrame, label: str, log: bool, used: di
         looks: dict[str, Any] = {"facecolor": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.5}
         panel.barh(which, means[which], **looks)
         used.setdefault(part, Patch(**looks))
-    if len(values) > 1:
-        reach = np.abs(values.agg(["min", "max"]).to_numpy() - means)
-        panel.errorbar(means, places, xerr=reach, fmt="none", ecolor="black", capsize=1.5, linewidth=0.8)
     top = np.nanmax(values.to_numpy())
+    nothing = ~(means > top / _REACH) if log else np.zeros(len(means), bool)
+    if len(values) > 1:
+        reach = np.abs(values.agg(["min", "max"]).to_numpy() - means)[:, ~nothing]
+        panel.errorbar(means[~nothing], places[~nothing], xerr=reach, fmt="none", ecolor="black", capsize=1.5,
+                       linewidth=0.8)  # fmt: skip
     panel.set_xlabel(label)
     if not log:
         panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
         return
-    nothing = ~(means > top / _REACH)
     if nothing.all():
-        panel.set_xticks([])
+        panel.set(xlim=(0, 1), xticks=[])
     else:
         panel.set_xscale("log")
         panel.set_xlim(means[~nothing].min() / 2, top * 2)
@@ -127,7 +134,7 @@ def _draw_map(
     nothing = (values <= top / _REACH) if log else np.zeros(values.shape, bool)
     for row, block in zip(*np.nonzero(nothing), strict=True):
         panel.add_patch(Rectangle((block - 0.5, row - 0.5), 1, 1, **_NOTHING))
-        used["none: 0, or below a ten-millionth of the largest"] = Patch(**_NOTHING)
+        used[_NOTHING_LABEL] = Patch(**_NOTHING)
     shown = np.ma.masked_where(nothing | np.isnan(values), values)
     if not shown.count():
         scale: Normalize = Normalize(0, 1)
@@ -139,7 +146,7 @@ def _draw_map(
     image = panel.imshow(shown, norm=scale, cmap=MAP, aspect="auto", interpolation="nearest")
     panel.grid(visible=False)
     panel.set(xlabel="block (from 0)")
-    tick_whole(panel.xaxis, 0, len(blocks) - 1)
+    tick_whole(panel.xaxis, 0, len(blocks) - 1, most=8)
     if shown.count():
         figure.colorbar(image, ax=panel, label=label, pad=0.02)
 

@@ -94,8 +94,7 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
         scores.set_ylabel(score_label(group, column))
         fit_scores(scores, 100 * mine["score"], 100 * mine["score"])
         for panel in (losses, scores):
-            pad = 6 + (APART * lines if panel is losses else 0)
-            set_title(panel, title_with_rates(column, mine["learning_rate"]), pad=pad)
+            set_title(panel, title_with_rates(column, mine["learning_rate"]), pad=6 + APART * lines)
             panel.set_xlabel("epoch")
             tick_whole(panel.xaxis, 1, last)
             panel.set_xlim(1 - max(0.3, 0.03 * last), last + max(0.3, 0.03 * last))

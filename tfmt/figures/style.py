@@ -32,7 +32,7 @@ PALE = "0.85"
 ENDINGS = (".png", ".pdf", ".svg")
 _DPI = 150
 # The width of a letter of legends and of titles in inches, a little more than the mean.
-_LETTER, _TITLE_LETTER = 0.064, 0.075
+_LETTER, _TITLE_LETTER = 0.064, 0.068
 _SETTINGS: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -151,13 +151,13 @@ def tick_whole(axis: Axis, first: int, last: int, most: int = 12) -> None:
     axis.set_ticks(list(range(first, last + 1, max(1, math.ceil((last - first + 1) / most)))))
 
 
-def set_title(panel: Axes, text: str, **options: Any) -> None:
-    """A panel's title, each of its lines broken where it would leave the panel."""
-    place = panel.get_subplotspec()
-    figure = panel.get_figure()
-    assert place is not None
-    assert isinstance(figure, Figure)
-    inches = figure.get_figwidth() / place.get_gridspec().ncols - 0.5
+def set_title(panel: Axes, text: str, inches: float | None = None, **options: Any) -> None:
+    """A panel's title, its lines broken at a width; as a rule the panel's with the gap beside it."""
+    if inches is None:
+        place, figure = panel.get_subplotspec(), panel.get_figure()
+        assert place is not None
+        assert isinstance(figure, Figure)
+        inches = figure.get_figwidth() / place.get_gridspec().ncols - 0.3
     panel.set_title("\n".join(wrap_title(line, inches) for line in text.split("\n")), **options)
 
 

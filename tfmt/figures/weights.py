@@ -94,7 +94,8 @@ def plot_weights(
         trained = f", {tell_rates([rates[task]])}" if task in rates else ""
         for panel, (sublayer, title) in zip(row, _TITLES.items(), strict=True):
             _draw_sublayer(panel, {state: part[sublayer] for state, part in states.items()}, handles)
-            set_title(panel, f"{title}{trained}\n{_tell_states([part[sublayer] for part in states.values()])}")
+            told = _tell_states([part[sublayer] for part in states.values()])
+            set_title(panel, f"{title}{trained}\n{told}", 2.8, fontsize=8)
             panel.set_xlabel("weight")
         row[0].set_ylabel(f"{wrap_title(column_title(task), 1.8)}\n\ndensity")
     rows = []
@@ -113,14 +114,13 @@ def plot_weights(
 
 
 def _tell_states(states: Sequence[Mapping[str, Distribution]]) -> str:
-    """Two lines on a sublayer's weights, each number before and after fine-tuning if there are both."""
-    told = [describe(parts) for parts in states]
-    times = ("before", "after") if len(told) > 1 else ("",)
-    sarle = ", ".join(f"{each['bimodality']:.2f} {time}".strip() for each, time in zip(told, times, strict=True))
-    share = ", ".join(
-        f"{100 * each['share_beyond']:.2g} % {time}".strip() for each, time in zip(told, times, strict=True)
-    )
-    return f"Sarle {sarle}\n|w| > {MAGNITUDE}: {share}"
+    """A line on a sublayer's weights; with fine-tuned ones one before and one after."""
+    times = ("before: ", "after: ") if len(states) > 1 else ("",)
+    lines = []
+    for time, parts in zip(times, states, strict=True):
+        told = describe(parts)
+        lines.append(f"{time}Sarle {told['bimodality']:.2f}, |w| > {MAGNITUDE}: {100 * told['share_beyond']:.2g} %")
+    return "\n".join(lines)
 
 
 def _tell(whole: Distribution) -> dict[str, float]:
