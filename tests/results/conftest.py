@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from tfmt.runs.records import RECORD_FILE, Record, read_runs
 from tfmt.spec import ARITHMETIC, RunSpec
@@ -133,3 +139,62 @@ def runs(tmp_path: Path) -> Callable[[], pd.DataFrame]:
     """Reads what was written so far."""
     (tmp_path / "runs").mkdir(exist_ok=True)
     return lambda: read_runs(tmp_path / "runs")
+
+
+# ---- figures as drawn ----------------------------------------------------------------------------------------------
+
+
+def texts_of(figure: Figure) -> list[Text]:
+    """What is written on a figure, drawn once so that everything has its place."""
+    FigureCanvasAgg(figure).draw()
+    texts = [*figure.texts, *(text for panel in figure.axes for text in (panel.title, panel.xaxis.label))]
+    texts += [panel.yaxis.label for panel in figure.axes]
+    for panel in figure.axes:
+        texts += panel.texts
+        for axis in (panel.xaxis, panel.yaxis) if panel.axison else ():
+            low, high = sorted(axis.get_view_interval())  # ticks beyond are there and not drawn
+            ticks = axis.get_major_ticks() + axis.get_minor_ticks()
+            texts += [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_visible()]
+    for legend in figure.legends:
+        texts += legend.get_texts()
+    return [text for text in texts if text.get_text() and text.get_visible()]
+
+
+def overlaps(left: list[Bbox], right: list[Bbox]) -> np.ndarray:
+    """(i, j): whether the i-th box of the left and the j-th of the right share more than a pixel each way."""
+    one, other = (np.array([box.extents for box in boxes]).reshape(-1, 4) for boxes in (left, right))
+    low, high = np.maximum(one[:, None, :2], other[None, :, :2]), np.minimum(one[:, None, 2:], other[None, :, 2:])
+    return (high - low > 1).all(axis=2)
+
+
+def check_drawn(figure: Figure) -> None:
+    """No two texts touch, no text touches a mark above a panel, nothing leaves the page, panels have a size to read."""
+    assert figure.axes
+    texts = texts_of(figure)
+    boxes = [Text.get_window_extent(text) for text in texts]  # of an annotation the text alone, without its arrow
+    lines = [line for panel in figure.axes for line in panel.lines if not line.get_clip_on()]
+    marks = [line.get_window_extent() for line in lines]
+    width, height = figure.canvas.get_width_height()
+    for artist, box in zip(texts + lines, boxes + marks, strict=True):
+        assert box.x0 > -1, artist
+        assert box.x1 < width + 1, artist
+        assert box.y0 > -1, artist
+        assert box.y1 < height + 1, artist
+    touching = [(texts[one], texts[other]) for one, other in np.argwhere(np.triu(overlaps(boxes, boxes), 1))]
+    touching += [(texts[one], lines[other]) for one, other in np.argwhere(overlaps(boxes, marks))]
+    assert not touching
+    for panel in figure.axes:
+        if panel.get_subplotspec() is not None:  # a scale of colours has none
+            box = panel.get_window_extent()
+            assert box.width > 1.2 * figure.dpi, panel.get_title()
+            assert box.height > 1.0 * figure.dpi, panel.get_title()
+    for legend in figure.legends:
+        assert legend.get_window_extent().height < 0.35 * height
+
+
+@pytest.fixture
+def check() -> Iterator[Callable[[Figure], None]]:
+    """`check_drawn`, in a test in which a figure that draws with a warning fails."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield check_drawn

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from safetensors.numpy import load_file, save_file
 
 from tfmt import analyze, figures, report
@@ -25,195 +22,17 @@ from tfmt.bert.configs import BertShape
 from tfmt.bert.vocabulary import list_weights
 from tfmt.errors import RequestError
 from tfmt.figures.outliers import find_outliers, spread
-from tfmt.figures.style import look
 from tfmt.runs.records import DISTRIBUTIONS_FILE, RECORD_FILE, Record, WeightDistributions
 from tfmt.selection.stored import FisherNotes
 from tfmt.training.distribution import measure_sublayers
 
 Add = Callable[..., Record]
-RATES = (1e-5, 1e-4, 1e-3)
-
-
-@pytest.fixture(autouse=True)
-def _no_warnings() -> Any:
-    """A figure that draws with a warning is a broken one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
-def texts_of(figure: Figure) -> list[Text]:
-    """What is written on a figure, drawn once so that everything has its place."""
-    FigureCanvasAgg(figure).draw()
-    texts = [text for panel in figure.axes for text in (panel.title, panel.xaxis.label, panel.yaxis.label)]
-    for panel in figure.axes:
-        texts += panel.texts
-        for axis in (panel.xaxis, panel.yaxis) if panel.axison else ():
-            low, high = sorted(axis.get_view_interval())  # ticks beyond are there and not drawn
-            ticks = axis.get_major_ticks() + axis.get_minor_ticks()
-            texts += [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_visible()]
-    for legend in figure.legends:
-        texts += legend.get_texts()
-    return [text for text in texts if text.get_text() and text.get_visible()]
-
-
-def check(figure: Figure) -> None:
-    """The figure has a panel with something in it, and no two texts of it touch or leave the page."""
-    assert figure.axes
-    # Of an annotation the text alone, without its arrow.
-    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts_of(figure)]
-    width, height = figure.canvas.get_width_height()
-    for text, box in boxes:
-        assert box.x0 > -1, text
-        assert box.x1 < width + 1, text
-        assert box.y0 > -1, text
-        assert box.y1 < height + 1, text
-    for (one, left), (other, right) in itertools.combinations(boxes, 2):
-        apart = left.x1 <= right.x0 + 1 or right.x1 <= left.x0 + 1 or left.y1 <= right.y0 + 1 or right.y1 <= left.y0 + 1
-        assert apart, f"{one!r} touches {other!r}"
+Check = Callable[[Figure], None]
 
 
 def drawn(panel: Axes) -> int:
     """How many artists of a panel show data."""
     return len(panel.lines) + len(panel.patches) + len(panel.collections) + len(panel.images)
-
-
-# ---- scores --------------------------------------------------------------------------------------------------------
-
-
-def add_blocks(add: Add, task: str, blocks: list[float], **keywords: Any) -> None:
-    for block, score in enumerate(blocks):
-        for seed in (0, 1):
-            add(score + 0.02 * seed, task=task, mode="layernorm", layers=str(block), seed=seed, **keywords)
-
-
-def test_layers(add_run: Add, tmp_path: Path) -> None:
-    for task in ("mrpc", "cola"):
-        add_blocks(add_run, task, [0.5, 0.7, 0.6])
-    add_run(0.9, task="mrpc", mode="full")
-    add_run(0.3, task="mrpc", mode="frozen")
-    add_run(0.8, task="mrpc", mode="layernorm")
-    figure, frame = figures.plot_layers(tmp_path / "runs")
-    check(figure)
-    mine = frame[(frame["task"] == "mrpc") & frame["block"].notna()]
-    assert mine["block"].tolist() == [0, 1, 2]
-    assert mine["mean"].tolist() == pytest.approx([0.51, 0.71, 0.61])
-    assert mine["deviation"].tolist() == pytest.approx([np.std([0, 0.02], ddof=1)] * 3)
-    assert dict(zip(frame["row"], frame["mean"], strict=True))["Full-FT"] == 0.9
-    cola, mrpc = figure.axes
-    assert (cola.get_title(), mrpc.get_title()) == ("CoLA", "MRPC")
-    (points,) = (line for line in mrpc.lines if line.get_marker() == "o")
-    np.testing.assert_allclose(points.get_ydata(), [51, 71, 61])
-    assert [line.get_ydata()[0] for line in mrpc.lines[:3]] == [90, 80, 30]
-    assert mrpc.get_ylabel() == "f1 (%)"
-
-
-def test_layers_leaves_a_gap_where_a_block_is_missing(add_run: Add, tmp_path: Path) -> None:
-    for block, score in ((0, 0.5), (3, 0.6)):
-        add_run(score, mode="layernorm", layers=str(block))
-    add_run(None, mode="layernorm", layers="2", status="diverged")
-    figure, frame = figures.plot_layers(tmp_path / "runs")
-    check(figure)
-    (points,) = (line for line in figure.axes[0].lines if line.get_marker() == "o")
-    np.testing.assert_array_equal(points.get_ydata(), [50, np.nan, np.nan, 60])
-    assert frame[frame["block"] == 2]["lost"].tolist() == [1]
-
-
-def test_layers_over_cached_blocks_are_a_line_of_their_own(add_run: Add, tmp_path: Path) -> None:
-    add_run(0.5, mode="layernorm", layers="0")  # nothing lies below it
-    for block, score in ((1, 0.4), (2, 0.6)):
-        add_run(score, mode="layernorm", layers=str(block), frozen_prefix="cached")
-    figure, frame = figures.plot_layers(tmp_path / "runs")
-    check(figure)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["LayerNorms of one block, cached prefix"]
-    assert frame["frozen_prefix"].tolist() == ["live", "cached", "cached"]
-    add_run(0.7, mode="layernorm", layers="2")
-    figure, frame = figures.plot_layers(tmp_path / "runs")
-    check(figure)
-    lines = [
-        line.get_ydata() for line in figure.axes[0].lines if len(line.get_xdata()) == 3 and line.get_marker() != "_"
-    ]
-    drawn_lines = [list(line) for line in lines if not np.isnan(line).all()]
-    assert [50, 40, 60] in drawn_lines
-    assert any(np.array_equal(line, [50, np.nan, 70], equal_nan=True) for line in drawn_lines)
-
-
-def test_rates(add_run: Add, tmp_path: Path) -> None:
-    for mode, rate, seed in itertools.product(("full", "layernorm"), RATES, (0, 1)):
-        add_run(0.5 + 0.1 * RATES.index(rate) + 0.02 * seed, mode=mode, learning_rate=rate, seed=seed)
-    add_run(None, status="diverged", mode="full", learning_rate=1e-2, seed=0)
-    add_run(0.6, mode="full", learning_rate=5e-3, seed=0)
-    add_run(None, status="diverged", mode="full", learning_rate=5e-3, seed=1)
-    figure, frame = figures.plot_rates(tmp_path / "runs")
-    check(figure)
-    full = frame[frame["mode"] == "full"].set_index("learning_rate")
-    assert full["mean"].round(6).tolist() == [0.51, 0.61, 0.71, 0.6, pytest.approx(np.nan, nan_ok=True)]
-    assert full["diverged"].tolist() == [0, 0, 0, 1, 1]
-    assert full.index[full["chosen"]].tolist() == [1e-3]
-    (panel,) = figure.axes
-    marks = {
-        line.get_marker(): line for line in panel.lines if line.get_linestyle() == "None" and len(line.get_xdata())
-    }
-    assert len(marks["x"].get_xdata()) == 1
-    rings = [line for line in panel.lines if line.get_markersize() == 10]
-    assert [len(line.get_xdata()) for line in rings] == [1, 1]
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["1e-5", "1e-4", "1e-3", "5e-3", "1e-2"]
-
-
-def test_many_rows_and_tasks(add_run: Add, tmp_path: Path) -> None:
-    modes: list[dict[str, Any]] = [{"mode": mode} for mode in ("full", "frozen", "attention", "feedforward", "bitfit")]
-    modes += [
-        {"mode": mode, "mask_size": size} for mode in ("outliers", "outliers_control") for size in (4, 16, 64, 256)
-    ]
-    tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
-    for task, mode, rate in itertools.product(tasks, modes, (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)):
-        add_run(0.5, task=task, learning_rate=rate, epochs_kept=3, **mode)
-    for draw in (figures.plot_rates, figures.plot_curves):
-        figure, frame = draw(tmp_path / "runs")
-        check(figure)
-        assert set(frame["task"]) == set(tasks)
-        assert len(figure.legends[0].get_texts()) == len(modes)
-    assert len({str(look(number)) for number in range(40)}) == 40
-
-
-def test_one_run(add_run: Add, tmp_path: Path) -> None:
-    add_run(0.5, mode="layernorm", layers="0", epochs_kept=2)
-    for draw in (figures.plot_layers, figures.plot_curves):
-        figure, frame = draw(tmp_path / "runs")
-        check(figure)
-        assert drawn(figure.axes[0])
-        assert len(frame) in (1, 2)
-    add_run(0.5, mode="full")
-    figure, frame = figures.plot_rates(tmp_path / "runs")
-    check(figure)
-    assert len(frame) == 1
-
-
-def test_curves(add_run: Add, tmp_path: Path) -> None:
-    for seed in (0, 1):
-        add_run(0.5 + 0.1 * seed, mode="layernorm", seed=seed, epochs_kept=4)
-        add_run(0.4, mode="layernorm", seed=seed, epochs_kept=4, learning_rate=1e-5)  # not the chosen rate
-    add_run(None, mode="full", status="diverged")
-    figure, frame = figures.plot_curves(tmp_path / "runs")
-    check(figure)
-    assert frame["learning_rate"].unique().tolist() == [1e-3]
-    assert frame.groupby("epoch")["score"].mean().tolist() == pytest.approx([0.55] * 4)
-    losses, scores = figure.axes
-    np.testing.assert_allclose(scores.lines[-1].get_ydata(), [55] * 4)
-    assert losses.get_ylabel() == "mean training loss"
-    assert scores.get_ylabel() == "f1 (%)"
-
-
-def test_runs_that_may_not_be_compared_are_left_out_and_told(add_run: Add, tmp_path: Path) -> None:
-    for seed in (0, 1):
-        add_run(0.5, mode="full", seed=seed)
-    add_run(0.9, mode="full", batching="grouped")
-    figure, frame = figures.plot_rates(tmp_path / "runs")
-    check(figure)
-    assert frame["mean"].tolist() == [0.5]
-    assert frame.attrs["notes"] == [
-        "left out: 1 runs that differ, batching grouped", "shown: 2 runs, batching random",
-    ]  # fmt: skip
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
@@ -260,7 +79,7 @@ def add_full(add_run: Add, tmp_path: Path) -> Callable[..., Record]:
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-def test_weights(add_full: Add, tmp_path: Path, runs: int) -> None:
+def test_weights(check: Check, add_full: Add, tmp_path: Path, runs: int) -> None:
     for task, seed in itertools.product(("mrpc", "rte")[:runs], range(runs)):
         add_full(task=task, seed=seed)
     figure, frame = figures.plot_weights(tmp_path / "runs")
@@ -276,6 +95,15 @@ def test_weights(add_full: Add, tmp_path: Path, runs: int) -> None:
     assert whole["bimodality"] > whole["threshold"]
     assert whole["magnitude_ratio"] == pytest.approx(0.8 / (0.05 * np.sqrt(2 / np.pi)), rel=0.1)
     assert whole["share_beyond"] == pytest.approx(0.5, abs=0.01)
+    panel = next(panel for panel in figure.axes if panel.get_title().startswith("feed-forward LayerNorm"))
+    told = {state: one.loc[("feedforward_layernorm", "all", state)] for state in ("pre-trained", "fine-tuned")}
+    assert told["pre-trained"]["bimodality"] - told["fine-tuned"]["bimodality"] > 0.01  # the shift brings them closer
+    assert panel.get_title().splitlines() == [
+        "feed-forward LayerNorm, rate 1e-3",
+        f"before: Sarle {told['pre-trained']['bimodality']:.2f}, |w| > 0.5: 50 %",
+        f"after: Sarle {told['fine-tuned']['bimodality']:.2f}, |w| > 0.5: 50 %",
+    ]
+    assert frame["learning_rate"].unique().tolist() == [1e-3]
     for sublayer in ("attention", "feedforward"):
         single = one.loc[(sublayer, "all", "fine-tuned")]
         assert single["bimodality"] < single["threshold"]
@@ -292,7 +120,7 @@ def test_areas_of_a_layernorms_parts_make_one(add_full: Add, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("blocks", "runs"), [(4, 1), (1, 1), (2, 3)])
-def test_change(add_full: Add, tmp_path: Path, blocks: int, runs: int) -> None:
+def test_change(check: Check, add_full: Add, tmp_path: Path, blocks: int, runs: int) -> None:
     for seed in range(runs):
         add_full(blocks, shift=0.3 + 0.1 * seed, seed=seed)
     figure, frame = figures.plot_change(tmp_path / "runs")
@@ -303,6 +131,47 @@ def test_change(add_full: Add, tmp_path: Path, blocks: int, runs: int) -> None:
     bars, chart = figure.axes[:2]
     assert len(bars.patches) == len(means) == 16 + 5 + 2
     assert chart.images[0].get_array().shape == (23, blocks)
+
+
+TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+
+
+@pytest.mark.parametrize("draw", [figures.plot_change, figures.plot_weights])
+def test_panels_of_different_rates_say_so(check: Check, add_full: Add, tmp_path: Path, draw: Any) -> None:
+    add_full(task="mrpc", learning_rate=5e-3)
+    figure, frame = draw(tmp_path / "runs")
+    check(figure)
+    assert not figure.texts
+    assert frame.attrs["notes"] == []
+    add_full(task="rte", learning_rate=1e-4, collapsed=True)
+    figure, frame = draw(tmp_path / "runs")
+    check(figure)
+    assert dict(zip(frame["task"], frame["learning_rate"], strict=True)) == {"mrpc": 5e-3, "rte": 1e-4}
+    assert frame.attrs["notes"] == [
+        "Learning rates differ between panels (MRPC 5e-3, RTE 1e-4): what differs between them is not the task's"
+        " effect alone.",
+        "RTE: 1 of 1 runs predict one class.",
+    ]
+    assert [text.get_text().replace("\n", " ") for text in figure.texts] == [" ".join(frame.attrs["notes"])]
+    titles = [panel.get_title() for panel in figure.axes if panel.get_subplotspec() is not None]
+    half = len(titles) // 2
+    assert all("rate 5e-3" in title for title in titles[:half])
+    assert all("rate 1e-4" in title for title in titles[half:])
+
+
+def test_many_tasks_and_long_names(check: Check, add_run: Add, add_full: Add, tmp_path: Path) -> None:
+    for task in TASKS:
+        add_full(2, task=task, learning_rate=1e-4 if task < "n" else 5e-3)
+        add_fisher(add_run, tmp_path, 2, task=task)
+    for draw in (figures.plot_change, figures.plot_weights, figures.plot_fisher):
+        figure, frame = draw(tmp_path / "runs")
+        check(figure)
+        assert list(dict.fromkeys(frame["task"])) == list(TASKS)
+        assert figure.get_figheight() < 24
+    for schedule in ("linear", "constant"):
+        add_full(2, task="conll2003_ner", schedule=schedule, batching="grouped", warmup_ratio=0.25)
+    for draw in (figures.plot_change, figures.plot_weights):
+        check(draw(tmp_path / "runs", tasks=["conll2003_ner", "mrpc"])[0])
 
 
 def test_a_run_without_its_numbers_is_named(add_run: Add, tmp_path: Path) -> None:
@@ -340,7 +209,7 @@ def add_fisher(
 
 
 @pytest.mark.parametrize(("blocks", "seeds"), [(3, 1), (1, 1), (3, 3)])
-def test_fisher(add_run: Add, tmp_path: Path, blocks: int, seeds: int) -> None:
+def test_fisher(check: Check, add_run: Add, tmp_path: Path, blocks: int, seeds: int) -> None:
     for seed, fraction in itertools.product(range(seeds), (0.1, 0.2)):  # a fraction does not change the information
         add_fisher(add_run, tmp_path, blocks, seed=seed, mask_fraction=fraction)
     figure, frame = figures.plot_fisher(tmp_path / "runs")
@@ -351,6 +220,35 @@ def test_fisher(add_run: Add, tmp_path: Path, blocks: int, seeds: int) -> None:
     assert beta["mean"].tolist() == pytest.approx((beta["total"] / 48).tolist())
     own, _ = figures.plot_fisher(frame[["task", "component", "block", "total", "weights", "seed"]])
     check(own)
+
+
+def test_a_component_without_information_is_shown_as_none(check: Check, add_run: Add, tmp_path: Path) -> None:
+    add_fisher(add_run, tmp_path, 3)  # no bias has any
+    figure, frame = figures.plot_fisher(tmp_path / "runs")
+    check(figure)
+    names = list(dict.fromkeys(frame["component"]))
+    biases = {name for name in names if name.endswith(".bias")}
+    sums, _, cells = figure.axes[:3]
+    written = {names[round(text.get_position()[1])] for text in sums.texts}
+    assert {text.get_text() for text in sums.texts} == {"none"}
+    assert written == biases
+    image = cells.images[0].get_array()
+    hatched = {names[round(patch.get_y() + 0.5)] for patch in cells.patches}
+    inside = {name for name in biases if not name.startswith(("pooler", "classifier"))}
+    assert hatched == inside
+    assert len(cells.patches) == 3 * len(inside)
+    for row, name in enumerate(names):
+        has_cells = name not in biases and not name.startswith(("pooler", "classifier", "embeddings"))
+        assert np.ma.getmaskarray(image)[row].tolist() == [not has_cells] * 3
+    assert "none: 0 or rounding" in [text.get_text() for text in figure.legends[0].get_texts()]
+    frame["total"] = frame["total"].where(frame["component"] != "key.kernel", 1e-17)  # rounding, squared
+    figure, _ = figures.plot_fisher(frame)
+    check(figure)
+    assert "key.kernel" in {names[round(text.get_position()[1])] for text in figure.axes[0].texts}
+    figure, _ = figures.plot_fisher(frame.assign(total=0.0))
+    check(figure)
+    assert len(figure.axes[0].texts) == len(names)
+    assert figure.axes[2].images[0].get_array().count() == 0
 
 
 def test_the_most_examples_speak(add_run: Add, tmp_path: Path) -> None:
@@ -404,15 +302,39 @@ def test_planted_outliers_are_found() -> None:
     assert frame["deviations"].iloc[0] == pytest.approx((-3 - vector.mean()) / vector.std())
 
 
-def test_a_model_without_outliers(toy_bert: Path) -> None:
+def test_a_model_without_outliers(check: Check, toy_bert: Path) -> None:
     figure, frame = figures.plot_outliers(str(toy_bert))  # of 16 weights none can lie far from the mean
     check(figure)
     assert len(frame) == 0
     assert frame.columns.tolist()[-2:] == ["blocks", "recurs"]
 
 
+def test_a_markers_size_is_explained(check: Check, make_toy_bert: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_toy_bert(tmp_path / "bert", blocks=2, hidden=128)
+    tensors = load_file(folder / "model.safetensors")
+    for block, value in ((0, 0.1), (1, 5.0)):
+        weight = tensors[f"bert.encoder.layer.{block}.output.LayerNorm.weight"]
+        weight[:] = np.where(np.arange(128) % 2, 0.01, -0.01)
+        weight[20] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    figure, frame = figures.plot_outliers(str(folder))
+    check(figure)
+    mine = frame[(frame["sublayer"] == "feedforward_layernorm") & (frame["part"] == "gamma")]
+    far = mine["deviations"].abs()
+    assert far.between(5, 12).all()
+    areas = next(points.get_sizes() for points in figure.axes[1].collections if len(points.get_offsets()) == len(mine))
+    legend = figure.legends[0]
+    entries = dict(zip((text.get_text() for text in legend.get_texts()), legend.legend_handles, strict=True))
+    assert list(entries)[2:] == ["3 standard deviations", "10 standard deviations"]
+    for name, handle in list(entries.items())[2:]:
+        # A marker's area in the legend is that of a point as far away.
+        assert handle.get_markersize() ** 2 / float(name.split()[0]) == pytest.approx(areas[0] / far.iloc[0])
+
+
 @pytest.mark.parametrize("blocks", [1, 4])
-def test_outliers_of_a_model_folder(make_toy_bert: Callable[..., Path], tmp_path: Path, blocks: int) -> None:
+def test_outliers_of_a_model_folder(
+    check: Check, make_toy_bert: Callable[..., Path], tmp_path: Path, blocks: int
+) -> None:
     folder = make_toy_bert(tmp_path / "bert", blocks=blocks, hidden=64)
     tensors = load_file(folder / "model.safetensors")
     for block, dimension in itertools.product(range(blocks), (20, 21, 22)):

@@ -4,13 +4,14 @@ The DataFrame's `attrs["notes"]` are lines on what the figure leaves out and why
 global state or pyplot; in a notebook `%matplotlib inline` shows a Figure that is a cell's last value.
 """
 
+from tfmt.figures.change import plot_change
 from tfmt.figures.curves import plot_curves
 from tfmt.figures.fisher import plot_fisher
 from tfmt.figures.layers import plot_layers
 from tfmt.figures.outliers import plot_outliers
 from tfmt.figures.rates import plot_rates
 from tfmt.figures.style import save_figure
-from tfmt.figures.weights import plot_change, plot_weights
+from tfmt.figures.weights import plot_weights
 
 __all__ = [
     "plot_change",

@@ -1,4 +1,4 @@
-"""What a figure says of its runs' learning rates: without it a rate's effect looks like a task's."""
+"""What a figure says of its runs: without their learning rates a rate's effect looks like a task's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pandas as pd
 
 from tfmt.results.groups import column_title
 from tfmt.results.tables import format_rate
+
+MAKE_FULL_RUNS = "make some: tfmt-sweep --flagfile=figures.flags"
 
 
 def tell_rates(rates: Iterable[float]) -> str:
@@ -37,3 +39,9 @@ def warn_of_rates(frame: pd.DataFrame) -> list[str]:
         rates = dict(zip(frame["task"], frame["learning_rate"], strict=True))
         told = f" ({', '.join(f'{column_title(task)} {format_rate(rate)}' for task, rate in rates.items())})"
     return [f"Learning rates differ between panels{told}: what differs between them is not the task's effect alone."]
+
+
+def warn_of_collapse(task: str, runs: pd.DataFrame) -> list[str]:
+    """The sentence for a task of whose runs some predict one class: how far their weights moved tells of no task."""
+    collapsed = sum(each is True or each == 1 for each in runs["collapsed"])
+    return [f"{column_title(task)}: {collapsed} of {len(runs)} runs predict one class."] if collapsed else []

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from tfmt.figures.captions import title_with_rates, warn_of_rates
+from tfmt.figures.captions import title_with_rates
 from tfmt.figures.style import COLOURS, MAP, PALE, finish_figure, set_title, tick_whole
 from tfmt.results.groups import column_title
 
@@ -29,14 +29,15 @@ _PARTS = {
 # softmax, so that its gradient is of the size of float32's last bits.
 _REACH = 1e12
 # Inches of a panel of bars and of a map with its scale.
-_BAR, _CELLS = 1.9, 2.6
+_BAR, _CELLS = 2.0, 2.6
 _NOTHING_LABEL = "none: 0 or rounding"
 _NOTHING: dict[str, Any] = {"facecolor": PALE, "edgecolor": "0.5", "hatch": "xxxx", "linewidth": 0}
 
 
 def draw_components(
-    frame: pd.DataFrame, bars: Sequence[tuple[str, str, bool]], cells: tuple[str, str], *, log: bool
-) -> Figure:
+    frame: pd.DataFrame, bars: Sequence[tuple[str, str, bool]], cells: tuple[str, str], *, log: bool,
+    notes: Sequence[str] = (),
+) -> Figure:  # fmt: skip
     """Bars by component, and a map of block x component for each task; of many tasks two beside each other.
 
     On a logarithmic scale a component of nothing, 0 or rounding, has no bar but the word, and hatched cells.
@@ -47,6 +48,7 @@ def draw_components(
       bars: for each panel of bars the column, the axis' label, and whether blocks are added up instead of averaged.
       cells: the map's column and label; it shows the mean over runs.
       log: whether scales are logarithmic.
+      notes: what stands above the panels.
     """
     tasks = list(dict.fromkeys(frame["task"]))
     by_task = {task: frame[frame["task"] == task] for task in tasks}
@@ -79,9 +81,9 @@ def draw_components(
             panel.set_yticks(range(len(components)), components if told and panel is row[0] else [""] * len(components))
             panel.set_ylim(len(components) - 0.5, -0.5)
             panel.tick_params(axis="y", length=0)
-            set_title(panel, title, _BAR - 0.3)
+            set_title(panel, title, _BAR - 0.15)
         _draw_map(figure, row[-1], mine, components, cells, log, used)
-    finish_figure(figure, used, warn_of_rates(frame) if "learning_rate" in frame else ())
+    finish_figure(figure, used, notes)
     return figure
 
 

@@ -25,6 +25,8 @@ from tfmt.training.epoch import Epoch
 
 # A loss this many times the typical run's largest one is not on the axis: it would flatten all others.
 _BEYOND = 5.0
+# What a run that diverged adds to the axis: losses up to so many times the largest of the others.
+_NEAR = 1.25
 _NOT_COMPLETED = ("diverged", "failed")
 
 
@@ -133,11 +135,12 @@ def _tabulate(shown: Shown, kept: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataF
 
 
 def _fit_losses(panel: Axes, mine: pd.DataFrame) -> float:
-    """Limits of the axis of losses: those of runs that completed and did not leave the others; returns the upper."""
+    """Limits of the axis of losses, from runs that completed and from what lies near them; returns the upper one."""
     completed = mine[~mine["outcome"].isin(_NOT_COMPLETED)]
     usual = completed if len(completed) else mine
     typical = float(usual.groupby("run_id")["train_loss"].max().median())
-    values = usual.loc[usual["train_loss"] <= _BEYOND * typical, "train_loss"]
+    highest = float(usual.loc[usual["train_loss"] <= _BEYOND * typical, "train_loss"].max())
+    values = mine.loc[mine["train_loss"] <= _NEAR * highest, "train_loss"]
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or max(0.05 * abs(high), 1e-3)
     panel.set_ylim(max(low - margin, -0.02 * high), high + margin)

@@ -1,4 +1,4 @@
-"""How weights are distributed (P1, figures 1 and 2), and how far full fine-tuning moved them (P1, section 3; P2)."""
+"""How weights are distributed (P1, figures 1 and 2)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from matplotlib.ticker import MaxNLocator
 
 from tfmt.errors import RequestError
 from tfmt.figures.base import read_weights
-from tfmt.figures.captions import tell_rates, warn_of_rates
-from tfmt.figures.components import draw_components
+from tfmt.figures.captions import MAKE_FULL_RUNS, tell_rates, warn_of_collapse, warn_of_rates
 from tfmt.figures.runs import read_table
 from tfmt.figures.style import COLOURS, PALE, finish_figure, make_panels, set_title, styled, wrap_title
-from tfmt.results.analyses import describe, full_runs, tabulate_change
+from tfmt.results.analyses import describe, full_runs
 from tfmt.results.groups import column_title
 from tfmt.runs.records import find_distributions
 from tfmt.training.distribution import MAGNITUDE, Distribution, Distributions, bin_edges, join, measure_sublayers
@@ -29,7 +28,6 @@ _TITLES = {
     "feedforward": "feed-forward",
     "feedforward_layernorm": "feed-forward LayerNorm",
 }
-_MAKE = "make some: tfmt-sweep --flagfile=figures.flags"
 # How a part's weights are drawn after fine-tuning; kernel and bias are drawn as one, gamma and beta apart.
 _LINES = {"gamma": (COLOURS[4], "-"), "beta": (COLOURS[2], "--"), "all": (COLOURS[0], "-")}
 _LABELS = {"gamma": "gamma", "beta": "beta", "all": "all weights"}
@@ -69,6 +67,7 @@ def plot_weights(
     shown: dict[str, dict[str, Distributions]] = {}
     counts: dict[str, int] = {}
     rates: dict[str, float] = {}
+    warned: list[str] = []
     if runs is None:
         weights, read, name = read_weights(model)
         shown[name], counts[name] = {"pre-trained": measure_sublayers(weights, read)}, 1
@@ -84,20 +83,11 @@ def plot_weights(
                     "fine-tuned": _join_runs([each.after for each in found]),
                 }
                 counts[task], rates[task] = len(found), float(mine["learning_rate"].iloc[0])
+                warned += warn_of_collapse(task, mine[mine["run_id"].isin(list(stored))])
             else:
                 notes.append(f"left out: {task}, whose full runs kept no distributions")
         if not shown:
-            raise RequestError(f"--runs={runs}: no full run with its distributions of weights; {_MAKE}")
-    figure, panels = make_panels(len(shown), len(_TITLES), 2.6, 2.0)
-    handles: dict[str, Any] = {}
-    for row, (task, states) in zip(panels, shown.items(), strict=True):
-        trained = f", {tell_rates([rates[task]])}" if task in rates else ""
-        for panel, (sublayer, title) in zip(row, _TITLES.items(), strict=True):
-            _draw_sublayer(panel, {state: part[sublayer] for state, part in states.items()}, handles)
-            told = _tell_states([part[sublayer] for part in states.values()])
-            set_title(panel, f"{title}{trained}\n{told}", 2.8, fontsize=8)
-            panel.set_xlabel("weight")
-        row[0].set_ylabel(f"{wrap_title(column_title(task), 1.8)}\n\ndensity")
+            raise RequestError(f"--runs={runs}: no full run with its distributions of weights; {MAKE_FULL_RUNS}")
     rows = []
     for task, states in shown.items():
         for sublayer in _TITLES:
@@ -107,20 +97,27 @@ def plot_weights(
                     start: dict[str, Any] = {"task": task, "sublayer": sublayer, "part": part, "state": state}
                     rows.append(start | {"learning_rate": rates.get(task), "runs": counts[task]} | _tell(whole))
     frame = pd.DataFrame(rows).astype({"learning_rate": float})
-    warned = warn_of_rates(frame)
+    figure, panels = make_panels(len(shown), len(_TITLES), 2.6, 2.0)
+    handles: dict[str, Any] = {}
+    for row, (task, states) in zip(panels, shown.items(), strict=True):
+        trained = f", {tell_rates([rates[task]])}" if task in rates else ""
+        for panel, (sublayer, title) in zip(row, _TITLES.items(), strict=True):
+            _draw_sublayer(panel, {state: part[sublayer] for state, part in states.items()}, handles)
+            mine = (frame["task"] == task) & (frame["sublayer"] == sublayer) & (frame["part"] == "all")
+            set_title(panel, f"{title}{trained}\n{_tell_states(frame[mine])}", 2.8, fontsize=8)
+            panel.set_xlabel("weight")
+        row[0].set_ylabel(f"{wrap_title(column_title(task), 1.8)}\n\ndensity")
+    warned = warn_of_rates(frame) + warned
     finish_figure(figure, handles, warned)
     frame.attrs["notes"] = notes + warned
     return figure, frame
 
 
-def _tell_states(states: Sequence[Mapping[str, Distribution]]) -> str:
+def _tell_states(states: pd.DataFrame) -> str:
     """A line on a sublayer's weights; with fine-tuned ones one before and one after."""
     times = ("before: ", "after: ") if len(states) > 1 else ("",)
-    lines = []
-    for time, parts in zip(times, states, strict=True):
-        told = describe(parts)
-        lines.append(f"{time}Sarle {told['bimodality']:.2f}, |w| > {MAGNITUDE}: {100 * told['share_beyond']:.2g} %")
-    return "\n".join(lines)
+    told = zip(times, states["bimodality"], states["share_beyond"], strict=True)
+    return "\n".join(f"{time}Sarle {sarle:.2f}, |w| > {MAGNITUDE}: {100 * share:.2g} %" for time, sarle, share in told)
 
 
 def _tell(whole: Distribution) -> dict[str, float]:
@@ -174,40 +171,3 @@ def _reach(whole: Distribution) -> tuple[float, float]:
 def _mass(part: Distribution, edges: np.ndarray) -> np.ndarray:
     """Weights between the edges; a stored bin that an edge cuts is taken as even."""
     return np.diff(np.interp(edges, bin_edges(), np.concatenate([[0], np.cumsum(part.histogram)])))
-
-
-@styled
-def plot_change(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "best") -> tuple[Figure, pd.DataFrame]:
-    """How far full fine-tuning moved each component: mean |fine-tuned - pre-trained|, overall and by block.
-
-    Bars show the mean over a task's runs at its chosen rate, and from the lowest to the highest.
-
-    Args:
-      runs: the folder of the runs' folders, with `full` runs.
-      tasks: which tasks; none means all.
-      epoch: whose scores choose the learning rate.
-
-    Returns:
-      The figure, and `task`, `learning_rate`, `seed`, `run_id`, `component`, `block` (`-` outside the blocks),
-      `change`.
-
-    Raises:
-      RequestError: no `full` runs.
-    """
-    table, records, notes = read_table(runs, tasks)
-    change = tabulate_change(records.values())[["run_id", "component", "block", "change"]]
-    parts = [
-        mine[["run_id", "learning_rate", "seed"]].merge(change, on="run_id").assign(task=task)
-        for task, mine in full_runs(table, epoch)
-    ]
-    found = [part for part in parts if not part.empty]
-    if not found:
-        raise RequestError(f"--runs={runs}: no full run with its change; {_MAKE}")
-    frame = pd.concat(found, ignore_index=True)
-    frame = frame[["task", "learning_rate", "seed", "run_id", "component", "block", "change"]]
-    label = "mean |fine-tuned - pre-trained|"
-    figure = draw_components(
-        frame.assign(run=frame["run_id"]), [("change", label, False)], ("change", label), log=False
-    )
-    frame.attrs["notes"] = notes + warn_of_rates(frame)
-    return figure, frame

@@ -1,0 +1,55 @@
+"""How far full fine-tuning moved the weights (P1, section 3; P2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tfmt.errors import RequestError
+from tfmt.figures.captions import MAKE_FULL_RUNS, warn_of_collapse, warn_of_rates
+from tfmt.figures.components import draw_components
+from tfmt.figures.runs import read_table
+from tfmt.figures.style import styled
+from tfmt.results.analyses import full_runs, tabulate_change
+
+
+@styled
+def plot_change(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "best") -> tuple[Figure, pd.DataFrame]:
+    """How far full fine-tuning moved each component: mean |fine-tuned - pre-trained|, overall and by block.
+
+    Bars show the mean over a task's runs at its chosen rate, and from the lowest to the highest.
+
+    Args:
+      runs: the folder of the runs' folders, with `full` runs.
+      tasks: which tasks; none means all.
+      epoch: whose scores choose the learning rate.
+
+    Returns:
+      The figure, and `task`, `learning_rate`, `seed`, `run_id`, `component`, `block` (`-` outside the blocks),
+      `change`.
+
+    Raises:
+      RequestError: no `full` runs.
+    """
+    table, records, notes = read_table(runs, tasks)
+    change = tabulate_change(records.values())[["run_id", "component", "block", "change"]]
+    parts, warned = [], []
+    for task, runs_of_task in full_runs(table, epoch):
+        mine = runs_of_task[runs_of_task["run_id"].isin(change["run_id"])]
+        if not mine.empty:
+            parts.append(mine[["run_id", "learning_rate", "seed"]].merge(change, on="run_id").assign(task=task))
+            warned += warn_of_collapse(task, mine)
+    if not parts:
+        raise RequestError(f"--runs={runs}: no full run with its change; {MAKE_FULL_RUNS}")
+    frame = pd.concat(parts, ignore_index=True)
+    frame = frame[["task", "learning_rate", "seed", "run_id", "component", "block", "change"]]
+    warned = warn_of_rates(frame) + warned
+    label = "mean |fine-tuned - pre-trained|"
+    figure = draw_components(
+        frame.assign(run=frame["run_id"]), [("change", label, False)], ("change", label), log=False, notes=warned
+    )
+    frame.attrs["notes"] = notes + warned
+    return figure, frame
