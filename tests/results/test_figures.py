@@ -168,8 +168,8 @@ def test_many_tasks_and_long_names(check: Check, add_run: Add, add_full: Add, tm
         check(figure)
         assert list(dict.fromkeys(frame["task"])) == list(TASKS)
         assert figure.get_figheight() < 24
-    for schedule in ("linear", "constant"):
-        add_full(2, task="conll2003_ner", schedule=schedule, batching="grouped", warmup_ratio=0.25)
+    for schedule, batching, ratio in (("linear", "random", 0.1), ("constant", "grouped", 0.25)):
+        add_full(2, task="conll2003_ner", schedule=schedule, batching=batching, warmup_ratio=ratio)
     for draw in (figures.plot_change, figures.plot_weights):
         check(draw(tmp_path / "runs", tasks=["conll2003_ner", "mrpc"])[0])
 

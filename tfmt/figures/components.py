@@ -81,7 +81,7 @@ def draw_components(
             panel.set_yticks(range(len(components)), components if told and panel is row[0] else [""] * len(components))
             panel.set_ylim(len(components) - 0.5, -0.5)
             panel.tick_params(axis="y", length=0)
-            set_title(panel, title, _BAR - 0.15)
+            set_title(panel, title, _BAR - 0.15, fontsize=8)
         _draw_map(figure, row[-1], mine, components, cells, log, used)
     finish_figure(figure, used, notes)
     return figure

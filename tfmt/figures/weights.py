@@ -103,8 +103,8 @@ def plot_weights(
         trained = f", {tell_rates([rates[task]])}" if task in rates else ""
         for panel, (sublayer, title) in zip(row, _TITLES.items(), strict=True):
             _draw_sublayer(panel, {state: part[sublayer] for state, part in states.items()}, handles)
-            mine = (frame["task"] == task) & (frame["sublayer"] == sublayer) & (frame["part"] == "all")
-            set_title(panel, f"{title}{trained}\n{_tell_states(frame[mine])}", 2.8, fontsize=8)
+            shown_here = (frame["task"] == task) & (frame["sublayer"] == sublayer) & (frame["part"] == "all")
+            set_title(panel, f"{title}{trained}\n{_tell_states(frame[shown_here])}", 2.8, fontsize=8)
             panel.set_xlabel("weight")
         row[0].set_ylabel(f"{wrap_title(column_title(task), 1.8)}\n\ndensity")
     warned = warn_of_rates(frame) + warned
