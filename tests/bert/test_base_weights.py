@@ -16,7 +16,7 @@ import tfmt
 from tfmt.bert import digests
 from tfmt.bert.base_weights import BaseWeights, model_digest
 from tfmt.bert.digests import file_digest
-from tfmt.errors import RequestError, RequestWarning
+from tfmt.errors import RequestError
 
 
 def copy_without_weights(source, target):
@@ -194,15 +194,6 @@ def test_quantised_weights_are_refused(toy_bert, tmp_path):
     name = "bert.encoder.layer.0.attention.self.key.weight"
     save_file(tensors | {name: tensors[name].astype(np.int8)}, folder / "model.safetensors")
     with pytest.raises(RequestError, match=f"{name} is stored as I8.*quantised"):
-        BaseWeights(folder, "sentence")
-
-
-def test_blocks_that_the_config_leaves_out_are_told(toy_bert, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(toy_bert, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
-    with pytest.warns(RequestWarning, match="holds 2 blocks.*lowest 1"):
         BaseWeights(folder, "sentence")
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tfmt.bert.configs import find_model, read_config
-from tfmt.errors import RequestError
+from tfmt.errors import RequestError, RequestWarning
 from tfmt.runs.runner import prepare
 from tfmt.spec import RunSpec
 
@@ -80,6 +80,13 @@ def test_rows_without_a_word_are_noted_and_words_without_a_row_refused(make_toy_
     with pytest.raises(RequestError, match=r"25 entries.*24 rows"):
         make_request(padded, toy_glue, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_blocks_that_the_config_leaves_out_are_told(toy_bert, toy_glue, tmp_path):
+    folder = change_config(toy_bert, tmp_path / "model", num_hidden_layers=1)
+    with pytest.warns(RequestWarning, match="holds 2 blocks.*lowest 1"):
+        request = make_request(folder, toy_glue, tmp_path / "runs")
+    assert request.model_notes == {"stored_blocks": 2}
 
 
 @pytest.mark.parametrize("holds", ["whole", "shards", "keras"])

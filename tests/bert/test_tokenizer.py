@@ -219,6 +219,23 @@ def test_transformers_warnings_are_shown_in_one_line(folder, monkeypatch):
         transformers.utils.logging.set_verbosity(before)
 
 
+def test_tokenizer_without_special_tokens_is_told_and_one_without_padding_pads(folder):
+    from tfmt.data.examples import Examples
+    from tfmt.data.tokens import tokenize
+
+    made = word_pieces(None)
+    made.post_processor = processors.TemplateProcessing("$A", "$A $B:1", [])
+    made.save(str(folder / "tokenizer.json"))
+    write_json(folder, "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    with pytest.warns(RequestWarning, match="no special tokens"):
+        tokenizer = load_tokenizer(folder)
+    assert tokenizer.pad_token_id is None
+    examples = Examples((["the film", "The"],), None)
+    split = tokenize(examples, tokenizer, 8, tokenizer_digest(tokenizer))
+    assert split.pad_id == 0
+    assert split.ids.tolist() == [WORDS.index("the"), WORDS.index("film"), WORDS.index("The")]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tfmt.bert.configs import read_config, shape_of
 from tfmt.bert.digests import file_digest, json_digest
 from tfmt.bert.tokenizer import describe_tokenizer, uses_bert_class
 from tfmt.bert.vocabulary import Weight, list_weights
-from tfmt.errors import RequestError, RequestWarning
+from tfmt.errors import RequestError
 
 # What the forward pass depends on beside the weights, with what transformers takes where a config is silent.
 _CONFIG_DEFAULTS = {
@@ -34,6 +33,10 @@ class BaseWeights:
     Args:
       folder: the model's folder.
       head: `sentence` or `tokens`; the second needs no pooler.
+
+    Attributes:
+      from_tensorflow: whether the file has TensorFlow's names and orientation.
+      stored_blocks: how many blocks the file holds.
 
     Raises:
       RequestError: a file is missing or broken, lacks a weight, or holds one of another shape or type.
@@ -63,13 +66,8 @@ class BaseWeights:
                 raise RequestError(
                     f"{source}: {tensor.name} has shape {list(tensor.shape)}, config.json asks for {list(expected)}"
                 )
-        blocks = 1 + max(int(block) for block in _BLOCK.findall("\n".join(found)))
-        if blocks > shape.num_hidden_layers:
-            warnings.warn(
-                f"{source}: holds {blocks} blocks, and config.json asks for the lowest {shape.num_hidden_layers} alone",
-                RequestWarning,
-                stacklevel=2,
-            )
+        # A config may ask for the lowest blocks of a file alone.
+        self.stored_blocks = 1 + max(int(block) for block in _BLOCK.findall("\n".join(found)))
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -146,6 +146,8 @@ def _load(folder: Path) -> tuple[Any, list[str]]:
     _check_types(tokenizer, folder)
     # That the other name of a class is not its name is no news.
     told = [line for line in said if not any(other in line for other in _TODAY)]
+    if not tokenizer.num_special_tokens_to_add():
+        told.append("the tokenizer adds no special tokens ([CLS], [SEP]), and a head reads a text's first token")
     return tokenizer, [*told, *_case_warning(tokenizer, settings)]
 
 

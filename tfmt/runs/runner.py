@@ -61,7 +61,8 @@ class Request:
       digests: of the model and the data.
       folder: where the run's files go.
       union: with `fisher_from`, the selected indices by path.
-      model_notes: what the record says about the model: `embedding_rows` and `vocabulary`, where rows have no word.
+      model_notes: what the record says about the model: `embedding_rows` and `vocabulary` where rows have no word,
+        `stored_blocks` where its file holds more blocks than it has.
     """
 
     spec: RunSpec
@@ -98,7 +99,7 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
     shared = like is not None and bench_key(like.spec) == bench_key(spec)
     dataset = like.dataset if like is not None and shared else read_dataset_for(spec)
     task = dataset.task
-    BaseWeights(model_folder, task.head)  # a file that lacks a weight is the request's fault
+    base = BaseWeights(model_folder, task.head)  # a file that lacks a weight is the request's fault
     if spec.max_length > shape.max_position_embeddings:
         raise RequestError(
             f"--max_length={spec.max_length}: {spec.model} has {shape.max_position_embeddings} positions"
@@ -121,8 +122,17 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
         )
     if union is not None:
         digests["fisher_from"] = digest_masks(union)
-    unused = {"embedding_rows": shape.vocab_size, "vocabulary": tokenizer.words}
-    notes = unused if tokenizer.words < shape.vocab_size else {}
+    notes = {}
+    if tokenizer.words < shape.vocab_size:
+        notes |= {"embedding_rows": shape.vocab_size, "vocabulary": tokenizer.words}
+    if base.stored_blocks > shape.num_hidden_layers:
+        notes["stored_blocks"] = base.stored_blocks
+        warnings.warn(
+            f"--model={spec.model}: its file holds {base.stored_blocks} blocks, and config.json asks for the lowest "
+            f"{shape.num_hidden_layers} alone (num_hidden_layers)",
+            RequestWarning,
+            stacklevel=2,
+        )
     return Request(spec, task, dataset, model_folder, digests, Path(output_dir) / spec.run_id(**digests), union, notes)
 
 
