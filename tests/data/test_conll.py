@@ -65,7 +65,9 @@ def write_conll2003(folder, shape, seed=0):
     generator = np.random.default_rng(seed)
     written = {}
     for name, (entities, adjacent, needless, sentences, words) in shape.items():
-        lengths = 1 + generator.multinomial(words - sentences - adjacent - entities, np.full(sentences, 1 / sentences))
+        lengths = 1 + generator.multinomial(
+            words - sentences - 2 * entities + adjacent, np.full(sentences, 1 / sentences)
+        )
         owner = np.sort(generator.integers(0, sentences, entities - adjacent))
         joined = set(generator.choice(entities - adjacent, adjacent, replace=False).tolist())
         needless_at = set(generator.choice([i for i in range(entities - adjacent) if i not in joined], needless,
@@ -104,7 +106,7 @@ def test_files_of_the_real_shape_are_iob1_with_two_odd_tags(tmp_path):
     dataset = read_dataset("conll2003_ner", str(tmp_path))
     splits = dataset.splits | {"test": read_test_split("conll2003_ner", str(tmp_path), "test")}
     for (name, found), examples in zip(written.items(), splits.values(), strict=True):
-        assert len(examples) == REAL[name][3]
+        assert (len(examples), len(examples.labels)) == REAL[name][3:]
         assert len(found) == REAL[name][0]
         assert entities_of(examples, dataset.task.classes) == found
         names = np.array(dataset.task.classes)[examples.labels]

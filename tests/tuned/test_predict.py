@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from seqeval.metrics import f1_score
 
 from tfmt import predict
 from tfmt.data.examples import Examples
@@ -96,6 +97,31 @@ def test_validation_gives_the_score_of_the_record_again(request, tmp_path, name)
     assert written.scores.values == kept_metrics(run)
     assert written.source.same_data
     assert written.examples == read_record(run).result.examples["validation"]
+
+
+def test_entities_in_iobes_are_learnt_and_scored_as_entities(toy_bert, tmp_path, capsys):
+    truth = {}
+    for seed, name in enumerate(("train", "validation")):
+        lines, truth[name] = [], []
+        for number, text in enumerate(sentences(300, seed)):
+            words = text.split() + ["good", "film"] * (number % 2)
+            tags = ["S-who" if word == "actor" else "O" for word in words]
+            for i in range(len(words) - 1):
+                if words[i : i + 2] == ["good", "film"]:
+                    tags[i : i + 2] = ["B-what", "E-what"]
+            truth[name].append(tags)
+            lines += ["# id = 1", *(f"{word} {tag}" for word, tag in zip(words, tags, strict=True)), ""]
+        write_lines(tmp_path / f"{name}.conll", lines)
+    run = tune(toy_bert, tmp_path / "runs", task="custom", data_dir=str(tmp_path), text_columns=("0",),
+               label_column="1", task_type="tokens")  # fmt: skip
+    record = read_record(run)
+    assert record.result.score_name == "f1"
+    assert record.origin.data_notes["entity_tags"]["train"]["scheme"] == "IOBES"
+    assert call(capsys, run=run, split="validation", output=tmp_path / "out.tsv")[0] == 0
+    blocks = (tmp_path / "out.tsv").read_text().strip().split("\n\n")
+    predicted = [[line.split("\t")[1] for line in block.splitlines()] for block in blocks]
+    assert kept_metrics(run)["f1"] == pytest.approx(f1_score(truth["validation"], predicted))
+    assert kept_metrics(run)["f1"] > 0
 
 
 def test_glue_files_are_those_of_the_server(mrpc, tmp_path, capsys):
