@@ -7,11 +7,7 @@ replicas see nothing but selected weights, without a line written for a particul
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,41 +16,17 @@ import tf_keras as keras
 
 from tfmt.bert.vocabulary import variable_path
 from tfmt.errors import RequestError
-
-# These treat every weight alike, whatever variable it lies in, so many masked variables can share one vector: a step
-# then costs a handful of operations instead of a handful for each variable. Any other class, also a subclass of these,
-# gets a vector for each variable.
-_ELEMENTWISE = (
-    keras.optimizers.Adadelta,
-    keras.optimizers.Adagrad,
-    keras.optimizers.Adam,
-    keras.optimizers.AdamW,
-    keras.optimizers.Adamax,
-    keras.optimizers.Lion,
-    keras.optimizers.RMSprop,
-    keras.optimizers.SGD,
+from tfmt.selection.inner_optimizers import ELEMENTWISE, check_optimizer, state_of
+from tfmt.selection.masks import MaskDigest, check_fit, check_masks, unknown_path
+from tfmt.selection.vectors import (
+    Masked,
+    Vector,
+    join_gradients,
+    load_vectors,
+    make_vector,
+    select_gradient,
+    store_vectors,
 )
-
-
-@dataclass(frozen=True)
-class _Masked:
-    """A masked variable of the model; `indices` is a variable, so that a traced step can be given another mask."""
-
-    path: str
-    variable: Any
-    indices: Any
-
-
-@dataclass(frozen=True)
-class _Vector:
-    """What the inner optimizer sees: the selected weights of some variables, one after the other.
-
-    `values` is scratch space. It is filled from the model before each update and is in no checkpoint, because a second
-    copy of a weight that outlives the step would overrule load_weights.
-    """
-
-    values: Any
-    members: tuple[_Masked, ...]
 
 
 @keras.utils.register_keras_serializable(package="tfmt")
@@ -101,10 +73,10 @@ class GradientMask(keras.optimizers.Optimizer):
         _check_inner(optimizer)
         self.name = "GradientMask"
         self._optimizer = optimizer
-        self._selected, self._shapes = _check_masks(masks)
-        self._vectors: list[_Vector] = []
+        self._selected, self._shapes = check_masks(masks)
+        self._vectors: list[Vector] = []
         self._whole: list[Any] = []
-        self._masked_of: dict[Any, _Masked] = {}
+        self._masked_of: dict[Any, Masked] = {}
         self._tables: set[str] = set()
         # Others (LossScaleOptimizer, Model.fit) read these from every optimizer.
         self._mesh = optimizer._mesh
@@ -112,7 +84,7 @@ class GradientMask(keras.optimizers.Optimizer):
         self._distribution_strategy = optimizer._distribution_strategy
         self.jit_compile = optimizer.jit_compile
         self._track_trackable(optimizer, "optimizer")
-        self._track_trackable(_MaskDigest(self), "masks")
+        self._track_trackable(MaskDigest(self._selected), "masks")
 
     @property
     def inner_optimizer(self) -> Any:
@@ -147,16 +119,16 @@ class GradientMask(keras.optimizers.Optimizer):
                 masked[path] = variable
         for path in self._selected:
             if path not in masked:
-                raise RequestError(_unknown_path(path, [variable_path(variable) for variable in whole]))
-            _check_fit(path, masked[path], self._selected[path], self._shapes[path])
+                raise RequestError(unknown_path(path, [variable_path(variable) for variable in whole]))
+            check_fit(path, masked[path], self._selected[path], self._shapes[path])
 
         inner = self._optimizer
         decays = {path: inner._use_weight_decay(variable) for path, variable in masked.items()}
-        shared = type(inner) in _ELEMENTWISE and not inner.clipnorm and not inner.use_ema
+        shared = type(inner) in ELEMENTWISE and not inner.clipnorm and not inner.use_ema
         groups: dict[Any, list[str]] = {}
         for path, variable in masked.items():
             groups.setdefault((_dtype(variable), decays[path]) if shared else path, []).append(path)
-        vectors = [self._make_vector({path: masked[path] for path in paths}) for paths in groups.values()]
+        vectors = [make_vector({path: masked[path] for path in paths}, self._selected) for paths in groups.values()]
 
         fixed = [variable for variable in whole if not inner._use_weight_decay(variable)]
         fixed += [vector.values for vector in vectors if not decays[vector.members[0].path]]
@@ -170,19 +142,6 @@ class GradientMask(keras.optimizers.Optimizer):
             for member in vector.members:
                 self._masked_of[self._var_key(member.variable)] = member
                 self._masked_of[self._var_key(member.indices)] = member
-
-    def _make_vector(self, variables: Mapping[str, Any]) -> _Vector:
-        members = []
-        for path, variable in variables.items():
-            # An open shape lets `assign_masks` change how many weights each variable has in the vector.
-            indices = tf.Variable(
-                self._selected[path], shape=[None], dtype=tf.int64, trainable=False, name=f"{path}/selected"
-            )
-            members.append(_Masked(path, variable, indices))
-        start = [tf.gather(tf.reshape(member.variable, [-1]), self._selected[member.path]) for member in members]
-        only = members[0].variable if len(members) == 1 else None
-        name = "selected_weights" if only is None else only.name.split(":")[0]
-        return _Vector(tf.Variable(tf.concat(start, 0), trainable=False, name=name), tuple(members))
 
     # Keras's own optimizers are not rewritten by AutoGraph either; it would only lengthen the first step.
     @tf.autograph.experimental.do_not_convert
@@ -203,7 +162,7 @@ class GradientMask(keras.optimizers.Optimizer):
             return pairs
         # Whole vectors are summed, because replicas exchange tensors of a fixed size only, and few of them.
         gradients, whole = self._sort(pairs)
-        joined = [(_join(vector, gradients), vector.values) for vector in self._vectors]
+        joined = [(join_gradients(vector, gradients), vector.values) for vector in self._vectors]
         summed = list(self._optimizer.aggregate_gradients(joined + whole))
         selected = []
         for vector, (total, _) in zip(self._vectors, summed, strict=False):
@@ -241,7 +200,7 @@ class GradientMask(keras.optimizers.Optimizer):
         pairs = self._select(pairs) if skip else self.aggregate_gradients(pairs)
 
         gradients, whole = self._sort(pairs)
-        joined = [(_join(vector, gradients), vector.values) for vector in self._vectors]
+        joined = [(join_gradients(vector, gradients), vector.values) for vector in self._vectors]
 
         merge_call = tf.__internal__.distribute.interim.maybe_merge_call
         merge_call(self._load, self._distribution_strategy)
@@ -265,7 +224,7 @@ class GradientMask(keras.optimizers.Optimizer):
                 continue
             if isinstance(gradient, tf.IndexedSlices):
                 self._tables.add(member.path)
-            part = _select_gradient(gradient, variable.shape, tf.convert_to_tensor(member.indices))
+            part = select_gradient(gradient, variable.shape, tf.convert_to_tensor(member.indices))
             selected.append((part, member.indices))
         return selected
 
@@ -282,37 +241,10 @@ class GradientMask(keras.optimizers.Optimizer):
         return gradients, whole
 
     def _load(self, strategy: Any) -> None:
-        """Fills the vectors from the model's variables."""
-        for vector in self._vectors:
-            tables = [member.path in self._tables for member in vector.members]
-
-            def fill(values: Any, variables: Any, indices: Any, tables: Sequence[bool] = tables) -> None:
-                parts = [_read(*each) for each in zip(variables, indices, tables, strict=True)]
-                values.assign(parts[0] if len(parts) == 1 else tf.concat(parts, 0))
-
-            variables = [member.variable for member in vector.members]
-            indices = [member.indices for member in vector.members]
-            strategy.extended.update(vector.values, fill, args=(variables, indices), group=False)
+        load_vectors(strategy, self._vectors, frozenset(self._tables))
 
     def _store(self, strategy: Any, moved: Iterable[str]) -> None:
-        """Writes the vectors back into those variables whose paths are in `moved`."""
-        moved = set(moved)
-        for vector in self._vectors:
-            start = tf.constant(0)
-            for member in vector.members:
-                # The variable comes first, and not the vector, because an update hands out one replica's part of its
-                # first argument only, and the mirrored others cannot be written in place.
-                def write(
-                    variable: Any, values: Any, indices: Any, start: Any, table: bool = member.path in self._tables
-                ) -> None:
-                    indices = tf.convert_to_tensor(indices)
-                    part = tf.slice(tf.convert_to_tensor(values), [start], tf.shape(indices))
-                    _write(variable, indices, part, table)
-
-                if member.path in moved:
-                    arguments = (vector.values, member.indices, start)
-                    strategy.extended.update(member.variable, write, args=arguments, group=False)
-                start += tf.size(member.indices)
+        store_vectors(strategy, self._vectors, frozenset(self._tables), moved)
 
     def assign_masks(self, masks: Mapping[str, Any]) -> None:
         """Selects other weights without tracing a step again, and resets the state, which belonged to the old ones.
@@ -325,7 +257,7 @@ class GradientMask(keras.optimizers.Optimizer):
         Raises:
           RequestError: if the masks fit only a new GradientMask.
         """
-        selected, shapes = _check_masks(masks)
+        selected, shapes = check_masks(masks)
         if set(selected) != set(self._selected):
             differing = ", ".join(sorted(set(selected) ^ set(self._selected)))
             raise RequestError(
@@ -333,14 +265,14 @@ class GradientMask(keras.optimizers.Optimizer):
             )
         for vector in self._vectors:
             for member in vector.members:
-                _check_fit(member.path, member.variable, selected[member.path], shapes[member.path])
+                check_fit(member.path, member.variable, selected[member.path], shapes[member.path])
             size = sum(selected[member.path].size for member in vector.members)
             if size != vector.values.shape[0]:
                 raise RequestError(
                     "assign_masks expects as many selected weights as before; make a new GradientMask. Received: "
                     f"{size} instead of {vector.values.shape[0]} in {', '.join(each.path for each in vector.members)}."
                 )
-        # In place, because _MaskDigest and this object share the dictionaries.
+        # In place, because MaskDigest and this object share the dictionaries.
         self._selected.update(selected)
         self._shapes.update(shapes)
         with self._distribution_strategy.scope():
@@ -364,7 +296,7 @@ class GradientMask(keras.optimizers.Optimizer):
             if self._built:
                 self._load(self._distribution_strategy)
                 fresh.build([vector.values for vector in self._vectors] + self._whole)
-            for variable, start in zip(_state(inner), _state(fresh), strict=True):
+            for variable, start in zip(state_of(inner), state_of(fresh), strict=True):
                 variable.assign(start.numpy())
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
@@ -448,48 +380,6 @@ class GradientMask(keras.optimizers.Optimizer):
         return dict(super()._trackable_children(save_type, **kwargs))
 
 
-class _MaskDigest(tf.__internal__.tracking.Trackable):
-    """Stores in a checkpoint which weights its slots belong to, and refuses a checkpoint of other weights.
-
-    Slots of another selection of the same size would load without a word.
-    """
-
-    def __init__(self, optimizer: GradientMask) -> None:
-        self._selected = optimizer._selected
-
-    def _serialize_to_tensors(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for path in sorted(self._selected):
-            digest.update(f"{path}:{self._selected[path].size}:".encode())
-            digest.update(self._selected[path].astype("<i8").tobytes())
-        return {"sha256": tf.constant(digest.hexdigest())}
-
-    def _restore_from_tensors(self, restored_tensors: Mapping[str, Any]) -> None:
-        if bytes(restored_tensors["sha256"].numpy()) != bytes(self._serialize_to_tensors()["sha256"].numpy()):
-            raise RequestError(
-                "the checkpoint is of a GradientMask with other masks; make the optimizer with the masks that it was "
-                "saved with, or restore the model alone."
-            )
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Refuses what is not an optimizer of tf_keras 2.11 or newer.
-
-    Args:
-      optimizer: what the user passed; a `LossScaleOptimizer` is one, too.
-
-    Raises:
-      RequestError: for an optimizer of Keras 3, a `legacy` one, or anything else.
-    """
-    kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-    expected = "expected a tf_keras optimizer, such as tf_keras.optimizers.Adam(1e-3)"
-    if isinstance(optimizer, keras.optimizers.legacy.Optimizer):
-        raise RequestError(f"{expected}, without `legacy`. Received: optimizer={kind}.")
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        remedy = "; `import tf_keras as keras` instead of Keras 3" if kind.startswith("keras.") else ""
-        raise RequestError(f"{expected}{remedy}. Received: optimizer={kind}.")
-
-
 def _check_inner(optimizer: Any) -> None:
     if isinstance(optimizer, GradientMask):
         raise RequestError("GradientMask cannot wrap another one; put all masks into one.")
@@ -500,130 +390,6 @@ def _check_inner(optimizer: Any) -> None:
         raise RequestError("GradientMask expects an optimizer that has not been built; pass a new one.")
 
 
-def _check_masks(
-    masks: Mapping[str, Any],
-) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, ...] | None]]:
-    """Turns each mask into ascending indices, and remembers the shape of a boolean one for `build` to check."""
-    selected: dict[str, np.ndarray] = {}
-    shapes: dict[str, tuple[int, ...] | None] = {}
-    for path, mask in masks.items():
-        array = np.asarray(mask)
-        shapes[path] = array.shape if array.dtype == bool else None
-        if array.dtype == bool:
-            array = np.flatnonzero(array)
-        elif array.ndim != 1 or not (array.size == 0 or np.issubdtype(array.dtype, np.integer)):
-            raise RequestError(
-                "a mask is a 1-D sequence of indices into the flattened variable, or a boolean array of its shape. "
-                f"Received: masks[{path!r}] of type {array.dtype} and shape {array.shape}."
-            )
-        indices = np.sort(array).astype(np.int64)
-        twice = indices[1:][indices[1:] == indices[:-1]]
-        if twice.size:
-            raise RequestError(
-                f"every index is selected once; remove duplicates. Received: {twice[0]} in masks[{path!r}]."
-            )
-        if indices.size and indices[0] < 0:
-            raise RequestError(
-                f"indices count from 0 in the flattened variable. Received: {indices[0]} in masks[{path!r}]."
-            )
-        selected[path] = indices
-    if not any(indices.size for indices in selected.values()):
-        raise RequestError(
-            "the masks select no weight (selected = trains); select at least one, or use the optimizer without "
-            f"GradientMask and freeze these variables. Received: masks of {len(selected)} variables."
-        )
-    return selected, shapes
-
-
-def _check_fit(path: str, variable: Any, indices: np.ndarray, mask_shape: tuple[int, ...] | None) -> None:
-    shape = tuple(variable.shape)
-    if mask_shape is not None and mask_shape != shape:
-        raise RequestError(
-            f"a boolean mask has its variable's shape, {shape}. Received: masks[{path!r}] of shape {mask_shape}."
-        )
-    if indices.size and indices[-1] >= math.prod(shape):
-        raise RequestError(
-            f"{path} has {math.prod(shape)} weights, indices 0 to {math.prod(shape) - 1}. Received: {indices[-1]}."
-        )
-    if getattr(variable, "constraint", None) is not None:
-        raise RequestError(f"{path} has a constraint, which would move unselected weights; remove it or the mask.")
-
-
-def _unknown_path(path: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(path, known, n=3) or list(known[:3])
-    return (
-        f"no trainable variable is called {path}; use its name without ':0' and without the BERT model's own name, and "
-        f"see that it is trainable. Close to it: {', '.join(close) or 'none'}."
-    )
-
-
 def _dtype(variable: Any) -> Any:
     # Under mixed precision a variable reports the type it is cast to; it is stored and updated in its true one.
     return getattr(variable, "true_dtype", variable.dtype)
-
-
-def _state(optimizer: Any) -> list[Any]:
-    """All variables of an optimizer but its learning rate; some keep a few outside `variables`."""
-    state = list(optimizer.variables)
-    for name, value in sorted(vars(optimizer).items()):
-        if isinstance(value, tf.Variable) and name != "_learning_rate" and not any(value is each for each in state):
-            state.append(value)
-    return state
-
-
-def _join(vector: _Vector, gradients: Mapping[str, Any]) -> Any:
-    """The vector's gradient; None if no member has one. A member without one is not written back, so zeros do."""
-    parts = []
-    for member in vector.members:
-        part = gradients.get(member.path)
-        parts.append(tf.zeros(tf.shape(member.indices), vector.values.dtype) if part is None else part)
-    if not any(member.path in gradients for member in vector.members):
-        return None
-    joined = parts[0] if len(parts) == 1 else tf.concat(parts, 0)
-    return tf.ensure_shape(joined, vector.values.shape)
-
-
-def _select_gradient(gradient: Any, shape: Any, indices: Any) -> Any:
-    """The gradient at the selected indices of the flattened variable.
-
-    Gathering, not multiplying by 0 and 1, keeps NaN and inf of unselected weights out.
-    """
-    if not isinstance(gradient, tf.IndexedSlices):
-        return tf.gather(tf.reshape(gradient, [-1]), indices)
-    # Slices of the same row are summed where the first of them stands; rows without a slice point at a row of zeros
-    # behind the last. Costs one integer for each row of the table, not the table.
-    count = tf.shape(gradient.indices)[0]
-    width = math.prod(shape[1:])
-    first = tf.math.unsorted_segment_min(tf.range(count), gradient.indices, shape[0])
-    first = tf.minimum(first, count)
-    rows = tf.reshape(gradient.values, [count, width])
-    rows = tf.math.unsorted_segment_sum(rows, tf.gather(first, gradient.indices), count + 1)
-    columns = tf.cast(indices % width, first.dtype)
-    return tf.gather_nd(rows, tf.stack([tf.gather(first, indices // width), columns], axis=-1))
-
-
-def _read(variable: Any, indices: Any, table: bool) -> Any:
-    """The variable's selected weights. A table is one that the model reads by rows, seen from its sparse gradient."""
-    indices = tf.convert_to_tensor(indices)
-    if not table:
-        return tf.gather(tf.reshape(variable, [-1]), indices)
-    width = math.prod(variable.shape[1:])
-    rows = tf.reshape(tf.gather(variable, indices // width), [-1, width])  # reads these rows alone
-    return tf.gather(rows, indices % width, batch_dims=1)
-
-
-def _write(variable: Any, indices: Any, values: Any, table: bool) -> None:
-    """Sets the variable's selected weights.
-
-    Writing in place makes TensorFlow copy the variable at every later whole read, also in evaluation. That is free for
-    a table, which is only read by rows; for the others one copy at each step is cheaper.
-    """
-    if table:
-        position = []
-        for size in reversed(variable.shape):
-            position.append(indices % size)
-            indices = indices // size
-        variable.scatter_nd_update(tf.stack(position[::-1], axis=-1), values)
-    else:
-        flat = tf.tensor_scatter_nd_update(tf.reshape(variable, [-1]), indices[:, tf.newaxis], values)
-        variable.assign(tf.reshape(flat, variable.shape))

@@ -11,7 +11,8 @@ import numpy as np
 from tfmt.bert.models import adopt, weights_of
 from tfmt.bert.vocabulary import SUBLAYERS, Weight, variable_path
 from tfmt.errors import RequestError
-from tfmt.selection.gradient_mask import GradientMask, check_optimizer
+from tfmt.selection.gradient_mask import GradientMask
+from tfmt.selection.inner_optimizers import check_optimizer
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
 from tfmt.selection.stored import read_fisher
 from tfmt.selection.summary import format_summary
