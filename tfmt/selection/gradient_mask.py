@@ -16,15 +16,27 @@ import tf_keras as keras
 
 from tfmt.bert.vocabulary import variable_path
 from tfmt.errors import RequestError
-from tfmt.selection.inner_optimizers import ELEMENTWISE, check_optimizer, state_of
+from tfmt.selection.inner_optimizers import (
+    ELEMENTWISE,
+    advance,
+    check_inner,
+    count_in_graph,
+    refuse_python_state,
+    slots_of,
+    state_of,
+    variables_of,
+)
 from tfmt.selection.masks import MaskDigest, check_fit, check_masks, unknown_path
 from tfmt.selection.vectors import (
     Masked,
     Vector,
     join_gradients,
+    keep_members,
     load_vectors,
-    make_vector,
+    make_vectors,
+    read_slots,
     select_gradient,
+    split_gradient,
     store_vectors,
 )
 
@@ -70,7 +82,7 @@ class GradientMask(keras.optimizers.Optimizer):
     # saved, and the inner optimizer is tracked by hand below.
     @tf.__internal__.tracking.no_automatic_dependency_tracking
     def __init__(self, optimizer: Any, masks: Mapping[str, Any]) -> None:
-        _check_inner(optimizer)
+        check_inner(optimizer, GradientMask)
         self.name = "GradientMask"
         self._optimizer = optimizer
         self._selected, self._shapes = check_masks(masks)
@@ -125,16 +137,14 @@ class GradientMask(keras.optimizers.Optimizer):
         inner = self._optimizer
         decays = {path: inner._use_weight_decay(variable) for path, variable in masked.items()}
         shared = type(inner) in ELEMENTWISE and not inner.clipnorm and not inner.use_ema
-        groups: dict[Any, list[str]] = {}
-        for path, variable in masked.items():
-            groups.setdefault((_dtype(variable), decays[path]) if shared else path, []).append(path)
-        vectors = [make_vector({path: masked[path] for path in paths}, self._selected) for paths in groups.values()]
+        vectors = make_vectors(masked, self._selected, decays if shared else {path: path for path in masked})
 
-        fixed = [variable for variable in whole if not inner._use_weight_decay(variable)]
-        fixed += [vector.values for vector in vectors if not decays[vector.members[0].path]]
+        undecayed = [variable for variable in whole if not inner._use_weight_decay(variable)]
+        undecayed += [vector.values for vector in vectors if not decays[vector.members[0].path]]
         # What excluded a variable, by its name or itself, has to exclude its vector, and no other vector.
-        inner.exclude_from_weight_decay(var_list=fixed)
+        inner.exclude_from_weight_decay(var_list=undecayed)
         inner.build([vector.values for vector in vectors] + whole)
+        count_in_graph(inner)
         # Extended, not assigned: Keras would wrap, track and save a list that is assigned outside the constructor.
         self._vectors.extend(vectors)
         self._whole.extend(whole)
@@ -166,11 +176,8 @@ class GradientMask(keras.optimizers.Optimizer):
         summed = list(self._optimizer.aggregate_gradients(joined + whole))
         selected = []
         for vector, (total, _) in zip(self._vectors, summed, strict=False):
-            sizes = [tf.size(member.indices) for member in vector.members]
-            parts = [None] * len(sizes) if total is None else tf.split(total, tf.stack(sizes), num=len(sizes))
-            for member, part in zip(vector.members, parts, strict=True):
-                if member.path in gradients:
-                    selected.append((part, member.indices))
+            parts = split_gradient(vector, total)
+            selected += [(parts[member.path], member.indices) for member in vector.members if member.path in gradients]
         return selected + summed[len(joined) :]
 
     @tf.autograph.experimental.do_not_convert
@@ -202,10 +209,26 @@ class GradientMask(keras.optimizers.Optimizer):
         gradients, whole = self._sort(pairs)
         joined = [(join_gradients(vector, gradients), vector.values) for vector in self._vectors]
 
+        # Of these vectors only a part has a gradient: what Keras does with a variable without one is nothing at all.
+        partly = [v for v in self._vectors if 0 < sum(m.path in gradients for m in v.members) < len(v.members)]
+        slots = [slots_of(self._optimizer, vector.values) for vector in partly]
+        before: dict[Any, Any] = {}
+
+        def start(strategy: Any) -> None:
+            load_vectors(strategy, self._vectors, self._tables)
+            advance(strategy, self._optimizer)
+            before.update(read_slots(strategy, [slot for own in slots for slot in own]))
+
+        def finish(strategy: Any) -> None:
+            for vector, own in zip(partly, slots, strict=True):
+                keep_members(strategy, vector, gradients, own, before)
+            store_vectors(strategy, self._vectors, self._tables, gradients)
+
         merge_call = tf.__internal__.distribute.interim.maybe_merge_call
-        merge_call(self._load, self._distribution_strategy)
-        iterations = self._optimizer.apply_gradients(joined + whole, name=name, skip_gradients_aggregation=True)
-        merge_call(lambda strategy: self._store(strategy, gradients), self._distribution_strategy)
+        merge_call(start, self._distribution_strategy)
+        with refuse_python_state(self._optimizer):
+            iterations = self._optimizer.apply_gradients(joined + whole, name=name, skip_gradients_aggregation=True)
+        merge_call(finish, self._distribution_strategy)
         return iterations
 
     def _select(self, pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
@@ -239,12 +262,6 @@ class GradientMask(keras.optimizers.Optimizer):
             elif gradient is not None:
                 gradients[member.path] = gradient
         return gradients, whole
-
-    def _load(self, strategy: Any) -> None:
-        load_vectors(strategy, self._vectors, frozenset(self._tables))
-
-    def _store(self, strategy: Any, moved: Iterable[str]) -> None:
-        store_vectors(strategy, self._vectors, frozenset(self._tables), moved)
 
     def assign_masks(self, masks: Mapping[str, Any]) -> None:
         """Selects other weights without tracing a step again, and resets the state, which belonged to the old ones.
@@ -294,7 +311,7 @@ class GradientMask(keras.optimizers.Optimizer):
                 config["learning_rate"] = inner._learning_rate  # a user's own schedule need not be registered
             fresh = type(inner).from_config(config)
             if self._built:
-                self._load(self._distribution_strategy)
+                load_vectors(self._distribution_strategy, self._vectors, self._tables)
                 fresh.build([vector.values for vector in self._vectors] + self._whole)
             for variable, start in zip(state_of(inner), state_of(fresh), strict=True):
                 variable.assign(start.numpy())
@@ -311,7 +328,8 @@ class GradientMask(keras.optimizers.Optimizer):
         members = [self._masked_of.get(self._var_key(variable)) for variable in var_list]
         whole = [variable for variable, member in zip(var_list, members, strict=True) if member is None]
         self._optimizer.finalize_variable_values([vector.values for vector in self._vectors] + whole)
-        self._store(self._distribution_strategy, [member.path for member in members if member is not None])
+        moved = [member.path for member in members if member is not None]
+        store_vectors(self._distribution_strategy, self._vectors, self._tables, moved)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -337,11 +355,6 @@ class GradientMask(keras.optimizers.Optimizer):
         return cls(optimizer, config["masks"])
 
     @property
-    def variables(self) -> Any:
-        """`iterations` and the inner optimizer's slots; the masks and the model's weights are not among them."""
-        return self._optimizer.variables
-
-    @property
     def iterations(self) -> Any:
         """Number of steps so far."""
         return self._optimizer.iterations
@@ -365,8 +378,12 @@ class GradientMask(keras.optimizers.Optimizer):
         return self._optimizer.use_ema
 
     @property
-    def _variables(self) -> Any:  # what the base class's set_weights, save_own_variables, load_own_variables go by
-        return self._optimizer._variables
+    def _variables(self) -> list[Any]:
+        """What the base class's `variables`, `set_weights`, `save_own_variables` and `load_own_variables` go by.
+
+        `iterations` and the inner optimizer's state; the masks and the model's weights are not among them.
+        """
+        return variables_of(self._optimizer)
 
     @property
     def _built(self) -> bool:
@@ -378,18 +395,3 @@ class GradientMask(keras.optimizers.Optimizer):
             # trace the check of the masks.
             return dict(self._optimizer._trackable_children(save_type, **kwargs))
         return dict(super()._trackable_children(save_type, **kwargs))
-
-
-def _check_inner(optimizer: Any) -> None:
-    if isinstance(optimizer, GradientMask):
-        raise RequestError("GradientMask cannot wrap another one; put all masks into one.")
-    if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
-        raise RequestError("GradientMask goes inside: LossScaleOptimizer(GradientMask(optimizer, masks)).")
-    check_optimizer(optimizer)
-    if getattr(optimizer, "_built", False):
-        raise RequestError("GradientMask expects an optimizer that has not been built; pass a new one.")
-
-
-def _dtype(variable: Any) -> Any:
-    # Under mixed precision a variable reports the type it is cast to; it is stored and updated in its true one.
-    return getattr(variable, "true_dtype", variable.dtype)

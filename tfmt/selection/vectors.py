@@ -6,12 +6,13 @@ What an optimizer does with the vectors is not known here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,28 @@ class Vector:
     members: tuple[Masked, ...]
 
 
-def make_vector(variables: Mapping[str, Any], selected: Mapping[str, np.ndarray]) -> Vector:
-    """The vector of the selected weights of `variables`, both by path; the variables are of one type."""
+def make_vectors(
+    variables: Mapping[str, Any], selected: Mapping[str, np.ndarray], groups: Mapping[str, Any]
+) -> list[Vector]:
+    """Vectors of the selected weights of variables of the same group and type.
+
+    Args:
+      variables: {path: variable}.
+      selected: {path: int64 indices into the flattened variable}.
+      groups: {path: what is equal for variables that may share a vector}.
+    """
+    together: dict[Any, list[str]] = {}
+    for path, variable in variables.items():
+        together.setdefault((_dtype(variable), groups[path]), []).append(path)
+    return [_make_vector({path: variables[path] for path in paths}, selected) for paths in together.values()]
+
+
+def _dtype(variable: Any) -> Any:
+    # Under mixed precision a variable reports the type it is cast to; it is stored and updated in its true one.
+    return getattr(variable, "true_dtype", variable.dtype)
+
+
+def _make_vector(variables: Mapping[str, Any], selected: Mapping[str, np.ndarray]) -> Vector:
     members = []
     for path, variable in variables.items():
         # An open shape lets another mask change how many weights each variable has in the vector.
@@ -48,7 +69,7 @@ def make_vector(variables: Mapping[str, Any], selected: Mapping[str, np.ndarray]
     return Vector(tf.Variable(tf.concat(start, 0), trainable=False, name=name), tuple(members))
 
 
-def load_vectors(strategy: Any, vectors: Sequence[Vector], tables: frozenset[str]) -> None:
+def load_vectors(strategy: Any, vectors: Sequence[Vector], tables: Collection[str]) -> None:
     """Fills the vectors from the model's variables.
 
     Args:
@@ -68,7 +89,7 @@ def load_vectors(strategy: Any, vectors: Sequence[Vector], tables: frozenset[str
         strategy.extended.update(vector.values, fill, args=(variables, indices), group=False)
 
 
-def store_vectors(strategy: Any, vectors: Sequence[Vector], tables: frozenset[str], moved: Iterable[str]) -> None:
+def store_vectors(strategy: Any, vectors: Sequence[Vector], tables: Collection[str], moved: Iterable[str]) -> None:
     """Writes the vectors back into those variables whose paths are in `moved`; else as `load_vectors`."""
     moved = frozenset(moved)
     for vector in vectors:
@@ -89,8 +110,46 @@ def store_vectors(strategy: Any, vectors: Sequence[Vector], tables: frozenset[st
             start += tf.size(member.indices)
 
 
+def read_slots(strategy: Any, slots: Sequence[Any]) -> dict[Any, Any]:
+    """What `keep_members` needs to know before the update: each replica's slot and its value; cross-replica context."""
+    before = {}
+
+    def read(slot: Any) -> None:
+        before[slot.ref()] = tf.identity(slot)
+
+    for slot in slots:
+        strategy.extended.update(slot, read, group=False)
+    return before
+
+
+def keep_members(
+    strategy: Any, vector: Vector, moved: Collection[str], slots: Sequence[Any], before: Mapping[Any, Any]
+) -> None:
+    """Sets the parts of slots that belong to members outside `moved` back to what they were before the update.
+
+    Args:
+      strategy: the slots' strategy, in cross-replica context.
+      vector: the vector that the slots belong to.
+      moved: paths of the members that had a gradient.
+      slots: variables of the vector's shape.
+      before: from `read_slots`.
+    """
+
+    def keep(slot: Any, indices: Any) -> None:
+        parts = [tf.fill(tf.shape(each), path in moved) for each, path in zip(indices, paths, strict=True)]
+        slot.assign(tf.where(tf.concat(parts, 0), slot, before[slot.ref()]))
+
+    paths = [member.path for member in vector.members]
+    indices = [member.indices for member in vector.members]
+    for slot in slots:
+        strategy.extended.update(slot, keep, args=(indices,), group=False)
+
+
 def join_gradients(vector: Vector, gradients: Mapping[str, Any]) -> Any:
-    """The vector's gradient out of its members', by path; zeros for a member without one, None if none has one."""
+    """The vector's gradient out of its members', by path; zeros for a member without one, None if none has one.
+
+    A member without a gradient is not written back, and `keep_members` keeps its slots.
+    """
     parts = []
     for member in vector.members:
         part = gradients.get(member.path)
@@ -99,6 +158,13 @@ def join_gradients(vector: Vector, gradients: Mapping[str, Any]) -> Any:
         return None
     joined = parts[0] if len(parts) == 1 else tf.concat(parts, 0)
     return tf.ensure_shape(joined, vector.values.shape)
+
+
+def split_gradient(vector: Vector, total: Any) -> dict[str, Any]:
+    """{path: its member's part} of a gradient of the whole vector, which may be None."""
+    sizes = [tf.size(member.indices) for member in vector.members]
+    parts = [None] * len(sizes) if total is None else tf.split(total, tf.stack(sizes), num=len(sizes))
+    return {member.path: part for member, part in zip(vector.members, parts, strict=True)}
 
 
 def select_gradient(gradient: Any, shape: Any, indices: Any) -> Any:
@@ -139,12 +205,14 @@ def _read(variable: Any, indices: Any, by_rows: bool) -> Any:
 
 
 def _write(variable: Any, indices: Any, values: Any, by_rows: bool) -> None:
-    """Sets the variable's selected weights.
+    """Sets the variable's selected weights, which are distinct, so that the order of writing decides nothing.
 
     Writing in place makes TensorFlow copy the variable at every later whole read, also in evaluation. That is free for
     a table, which is only read by rows; for the others one copy at each step is cheaper.
     """
-    if by_rows:
+    if _scatters_by_host(variable):
+        _write_in_copy(variable, indices, values)
+    elif by_rows:
         position = []
         for size in reversed(variable.shape):
             position.append(indices % size)
@@ -153,3 +221,29 @@ def _write(variable: Any, indices: Any, values: Any, by_rows: bool) -> None:
     else:
         flat = tf.tensor_scatter_nd_update(tf.reshape(variable, [-1]), indices[:, tf.newaxis], values)
         variable.assign(tf.reshape(flat, variable.shape))
+
+
+def _scatters_by_host(variable: Any) -> bool:
+    """Whether TensorFlow's scatter kernels would take the variable through the host.
+
+    On GPUs they do under op determinism: whole variable there and back, whether or not indices repeat. XLA compiles a
+    scatter for the device, and has no kernel for what `_write_in_copy` does.
+    """
+    return (
+        "GPU" in variable.device.upper()
+        and variable.dtype in (tf.float16, tf.float32, tf.float64)  # the types that InplaceUpdate has on GPUs
+        and variable.shape.num_elements() < 2**31  # it takes int32 indices
+        and not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    )
+
+
+def _write_in_copy(variable: Any, indices: Any, values: Any) -> None:
+    """Sets the selected weights in a copy on the variable's own device, which then becomes the variable.
+
+    The copy lives until the old buffer is given back, as that of `tensor_scatter_nd_update` does; beside it memory
+    grows with the selected weights alone. InplaceUpdate writes into its argument's buffer, hence the copy: the buffer
+    of the variable may be what somebody else has read. Read in TensorFlow's kernels, tried on CPUs, untried on a GPU.
+    """
+    copy = tf.raw_ops.DeepCopy(x=tf.reshape(variable, [-1]))
+    flat = tf.raw_ops.InplaceUpdate(x=copy, i=tf.cast(indices, tf.int32), v=values)
+    variable.assign(tf.reshape(flat, variable.shape))
