@@ -9,7 +9,8 @@ from scipy import stats
 from tfmt.bert.configs import PAPER_SHAPES, BertShape
 from tfmt.bert.vocabulary import list_weights
 from tfmt.errors import RequestError
-from tfmt.selection.modes import choose_weights, draw_without_replacement, plan_mode
+from tfmt.selection.modes import _largest, choose_weights, draw_without_replacement, plan_mode
+from tfmt.selection.stored import digest_masks
 
 BASE = list_weights(PAPER_SHAPES["bert-base-uncased"], "sentence", 2)
 LARGE = list_weights(PAPER_SHAPES["bert-large-cased"], "sentence", 2)
@@ -72,7 +73,7 @@ def flat_of(chosen, weights):
 def test_random_is_a_draw_from_all_of_the_encoder():
     plan = plan_mode(BASE, "random")
     tracemalloc.start()
-    chosen = choose_weights(plan, "random", seed=3)
+    chosen = choose_weights(plan, seed=3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8e6  # not an array the size of the model
@@ -81,9 +82,9 @@ def test_random_is_a_draw_from_all_of_the_encoder():
     assert plan.pools[0].size == 109_482_240
     # Uniform over the encoder: Kolmogorov-Smirnov against the uniform distribution.
     assert stats.kstest(positions / plan.pools[0].size, "uniform").pvalue > 1e-3
-    again = choose_weights(plan, "random", seed=3)
+    again = choose_weights(plan, seed=3)
     assert all(np.array_equal(chosen[path], again[path]) for path in chosen)
-    other = choose_weights(plan, "random", seed=4)
+    other = choose_weights(plan, seed=4)
     assert any(not np.array_equal(chosen[path], other.get(path, ())) for path in chosen)
 
 
@@ -112,7 +113,7 @@ def test_every_set_is_equally_likely():
 def test_outliers_are_the_farthest_from_the_mean():
     generator = np.random.default_rng(0)
     values = {weight.path: generator.normal(size=weight.shape) for weight in TOY}
-    chosen = choose_weights(plan_mode(TOY, "outliers", mask_size=5), "outliers", values=values.__getitem__)
+    chosen = choose_weights(plan_mode(TOY, "outliers", mask_size=5), values=values.__getitem__)
     for block in range(3):
         for norm in ("attention/output/LayerNorm", "output/LayerNorm"):
             stem = f"bert/encoder/layer_._{block}/{norm}"
@@ -126,7 +127,7 @@ def test_outliers_are_the_farthest_from_the_mean():
 def test_outliers_of_one_vector_and_ties_by_index():
     values = {weight.path: np.zeros(weight.shape) for weight in TOY}
     plan = plan_mode(TOY, "outliers", mask_size=3, outlier_pool="beta", layers="1")
-    chosen = choose_weights(plan, "outliers", values=values.__getitem__)
+    chosen = choose_weights(plan, values=values.__getitem__)
     assert len(chosen) == 2
     assert all(path.endswith("/beta") and indices.tolist() == [0, 1, 2] for path, indices in chosen.items())
 
@@ -135,11 +136,87 @@ def test_fisher_takes_the_highest_and_its_control_as_many():
     plan = plan_mode(TOY, "fisher", mask_fraction=0.1)
     generator = np.random.default_rng(1)
     fisher = {weight.path: generator.random(weight.shape) for weight in plan.pools[0].weights}
-    chosen = choose_weights(plan, "fisher", importance=fisher)
+    chosen = choose_weights(plan, importance=fisher)
     assert plan.tuned == 10  # 0.1 of 96, rounded up
     laid = np.concatenate([fisher[weight.path] for weight in plan.pools[0].weights])
     assert set(flat_of(chosen, plan.pools[0].weights)) == set(np.argsort(-laid)[:10])
-    control = choose_weights(plan_mode(TOY, "fisher_control", mask_fraction=0.1), "fisher_control", seed=1)
+    control = choose_weights(plan_mode(TOY, "fisher_control", mask_fraction=0.1), seed=1)
     assert sum(map(len, control.values())) == 10
     with pytest.raises(RequestError, match="Fisher information"):
-        choose_weights(plan, "fisher", importance={})
+        choose_weights(plan, importance={})
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "toy", "base"),
+    [
+        ("random", {}, "6e7d42de0fdb9181", "b2433eeee4dd80aa"),
+        ("random", {"layers": "1"}, "4dca057332979b50", "5da39897a57dd3ee"),
+        ("outliers_control", {"mask_size": 5}, "4480b21f67b2af0e", "1c6be3e29ee5dcc3"),
+        (
+            "outliers_control",
+            {"mask_size": 5, "outlier_pool": "gamma", "layers": "0,2"},
+            "851bd395066d2d49",
+            "b4cf3efa23191df9",
+        ),
+        ("fisher_control", {"mask_fraction": 0.1}, "aeac0018325908a8", "9c3e22415ddd17ba"),
+    ],
+)
+def test_draws_are_those_that_runs_were_made_with(mode, options, toy, base):
+    # Digests of draws as they were before pools said how they are chosen.
+    for weights, expected in ((TOY, toy), (BASE, base)):
+        assert digest_masks(choose_weights(plan_mode(weights, mode, **options), seed=3))[:16] == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "by"),
+    [
+        ("random", {}, "random"),
+        ("outliers", {"mask_size": 2}, "far"),
+        ("outliers_control", {"mask_size": 2}, "random"),
+        ("fisher", {"mask_fraction": 0.1}, "fisher"),
+        ("fisher", {"union_size": 3}, "union"),
+        ("fisher_control", {"mask_fraction": 0.1}, "random"),
+    ],
+)
+def test_pools_say_how_their_weights_are_chosen(mode, options, by):
+    pools = plan_mode(TOY, mode, **options).pools
+    assert {pool.by for pool in pools} == {by}
+    assert [pool.stream for pool in pools] == list(range(len(pools)))
+
+
+def test_a_union_is_taken_as_it_is_from_the_pool_alone():
+    plan = plan_mode(TOY, "fisher", union_size=3)
+    union = {plan.pools[0].weights[2].path: np.array([1, 4]), plan.pools[0].weights[0].path: np.array([0])}
+    chosen = choose_weights(plan, union=union)
+    assert {path: indices.tolist() for path, indices in chosen.items()} == {
+        path: indices.tolist() for path, indices in union.items()
+    }
+    with pytest.raises(RequestError, match="bert/pooler/dense/bias"):
+        choose_weights(plan, union={"bert/pooler/dense/bias": np.array([0])})
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.zeros(1000),
+        np.repeat([0.0, 1.0, 0.0, -0.0], 250),
+        np.random.default_rng(0).integers(4, size=1000).astype(float),
+        np.random.default_rng(1).normal(size=1000),
+        np.where(np.random.default_rng(2).random(1000) < 0.9, 0.0, np.random.default_rng(3).normal(size=1000)),
+        np.where(np.random.default_rng(4).random(1000) < 0.5, np.nan, 1.0),
+        np.full(1000, np.nan),
+    ],
+)
+@pytest.mark.parametrize("count", [0, 1, 17, 250, 999, 1000])
+def test_the_largest_are_those_of_a_stable_sort(scores, count):
+    expected = np.argsort(-scores, kind="stable")[:count]
+    assert sorted(_largest(scores.copy(), count)) == sorted(expected)
+
+
+def test_the_largest_cost_a_copy_or_two_not_a_sort():
+    scores = np.random.default_rng(0).normal(size=1_000_000)
+    tracemalloc.start()
+    _largest(scores, 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * scores.nbytes  # a sort of the negated scores takes 2.5 times as much as they do, or more

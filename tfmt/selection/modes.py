@@ -1,7 +1,7 @@
 """The modes: which weights each row of the papers' tables trains. Selected = trains. No TensorFlow here.
 
 A mode is a `Plan`: variables that train whole, and pools of variables out of which single weights are chosen. The plan
-gives every count; `choose_weights` then says which weights of a pool they are.
+gives every count and says by what each pool's weights are chosen; `choose_weights` then says which they are.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -30,10 +31,20 @@ _SUBLAYERS_OF: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Pool:
-    """`count` single weights, to be chosen out of these variables laid end to end."""
+    """`count` single weights, to be chosen out of these variables laid end to end.
+
+    Attributes:
+      weights: the variables.
+      count: how many weights are chosen.
+      by: `random` draws them; `far` takes those farthest from the pool's mean, `fisher` those with the highest Fisher
+        information, of equal ones the first; `union` takes those that are given.
+      stream: the number of a random pool's draw, so that pools of one plan are drawn independently.
+    """
 
     weights: tuple[Weight, ...]
     count: int
+    by: Literal["random", "far", "fisher", "union"]
+    stream: int = 0
 
     @property
     def size(self) -> int:
@@ -104,29 +115,29 @@ def plan_mode(
     if mode == "bitfit":
         return Plan(tuple(weight for weight in within if weight.part in ("bias", "beta")))
     if mode == "random":
-        return Plan((), (Pool(tuple(within), sum(weight.size for weight in of(*_LAYERNORMS))),))
+        return Plan((), (Pool(tuple(within), sum(weight.size for weight in of(*_LAYERNORMS)), "random"),))
     if mode in ("outliers", "outliers_control"):
         if mask_size is None:
             raise RequestError(f"mode={mode} needs mask_size, the number of weights per LayerNorm")
         parts = ("gamma", "beta") if outlier_pool == "layernorm" else (outlier_pool,)
         layernorms = [weight for weight in of(*_LAYERNORMS) if weight.part in parts]
         pairs = [tuple(layernorms[i : i + len(parts)]) for i in range(0, len(layernorms), len(parts))]
-        return Plan((), tuple(_pool(pair, mask_size, "mask_size") for pair in pairs))
+        pools = [Pool(pair, mask_size, "far" if mode == "outliers" else "random", i) for i, pair in enumerate(pairs)]
+        least = min((pool.size for pool in pools), default=mask_size)
+        if mask_size > least:
+            raise RequestError(
+                f"mask_size must be at most {least}, the weights to choose from. Received: mask_size={mask_size}"
+            )
+        return Plan((), tuple(pools))
     candidates = of("feedforward_layernorm")
     if union_size is not None:
-        return Plan((), (Pool(candidates, union_size),))
+        return Plan((), (Pool(candidates, union_size, "union"),))
     if mask_fraction is None:
         raise RequestError(
             f"mode={mode} needs mask_fraction, the part of the feed-forward LayerNorms' weights to train"
         )
-    return Plan((), (Pool(candidates, math.ceil(mask_fraction * sum(weight.size for weight in candidates) - 1e-9)),))
-
-
-def _pool(weights: tuple[Weight, ...], count: int, flag: str) -> Pool:
-    pool = Pool(weights, count)
-    if count > pool.size:
-        raise RequestError(f"{flag} must be at most {pool.size}, the weights to choose from. Received: {flag}={count}")
-    return pool
+    count = math.ceil(mask_fraction * sum(weight.size for weight in candidates) - 1e-9)
+    return Plan((), (Pool(candidates, count, "fisher" if mode == "fisher" else "random"),))
 
 
 def _chosen_blocks(weights: Sequence[Weight], layers: str) -> frozenset[int] | None:
@@ -143,49 +154,74 @@ def _chosen_blocks(weights: Sequence[Weight], layers: str) -> frozenset[int] | N
 
 def choose_weights(
     plan: Plan,
-    mode: str,
     *,
     seed: int = 0,
     values: Callable[[str], np.ndarray] | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
+    union: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Which single weights of a plan's pools train.
 
     Args:
       plan: from `plan_mode`.
-      mode: `random`, `outliers`, `outliers_control`, `fisher` or `fisher_control`.
-      seed: decides the drawn weights of `random` and the controls, on every machine alike.
-      values: gives a variable's pre-trained values by path, for `outliers`.
-      importance: for `fisher`, an array of the variable's shape by path, its Fisher information.
+      seed: decides the drawn weights of `random` pools, on every machine alike.
+      values: gives a variable's pre-trained values by path, for `far` pools.
+      importance: for `fisher` pools, an array of the variable's shape by path, its Fisher information.
+      union: for a `union` pool, its int64 indices by path, rising.
 
     Returns:
       {path: int64 indices into the flattened variable, rising} for every variable with a selected weight.
 
     Raises:
-      RequestError: `fisher` without the Fisher information of its variables.
+      RequestError: `fisher` without the Fisher information of its variables, `union` with weights outside the pool.
     """
     chosen: dict[str, np.ndarray] = {}
-    for number, pool in enumerate(plan.pools):
-        if mode == "outliers":
+    for pool in plan.pools:
+        if pool.by == "union":
+            assert union is not None
+            outside = union.keys() - {weight.path for weight in pool.weights}
+            if outside:
+                raise RequestError(f"union selects weights of {min(outside)}, which mode=fisher does not choose from")
+            chosen |= union
+            continue
+        if pool.by == "random":
+            picked = draw_without_replacement(pool.size, pool.count, seed, pool.stream)
+        elif pool.by == "far":
             assert values is not None
-            flat = np.concatenate([np.asarray(values(w.path), np.float64).ravel() for w in pool.weights])
-            picked = _largest(np.abs(flat - flat.mean()), pool.count)
-        elif mode == "fisher":
-            missing = [w.path for w in pool.weights if w.path not in (importance or {})]
+            flat = _lay(values, pool.weights)
+            flat -= flat.mean()
+            picked = _largest(np.abs(flat, out=flat), pool.count)
+        else:
+            missing = [weight.path for weight in pool.weights if weight.path not in (importance or {})]
             if missing:
                 raise RequestError(f"mode=fisher needs the Fisher information of {missing[0]}: give fisher=... with it")
             assert importance is not None
-            flat = np.concatenate([np.asarray(importance[w.path], np.float64).ravel() for w in pool.weights])
-            picked = _largest(flat, pool.count)
-        else:
-            picked = draw_without_replacement(pool.size, pool.count, seed, number)
+            picked = _largest(_lay(importance.__getitem__, pool.weights), pool.count)
         chosen |= _split(np.sort(picked), pool.weights)
     return chosen
 
 
+def _lay(values: Callable[[str], np.ndarray], weights: Sequence[Weight]) -> np.ndarray:
+    """The variables' values laid end to end, float64, a copy."""
+    flat = np.empty(sum(weight.size for weight in weights))
+    end = 0
+    for weight in weights:
+        flat[end : end + weight.size] = np.ravel(values(weight.path))
+        end += weight.size
+    return flat
+
+
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the largest scores; among equal ones the lower position comes first."""
-    return np.argsort(-scores, kind="stable")[:count]
+    """Positions of the `count` largest scores; among equal ones the lower position comes first, NaN last.
+
+    A sort of all positions would take three times the memory, and most of what it finds is not asked for.
+    """
+    if not count:
+        return np.zeros(0, np.int64)
+    scores[np.isnan(scores)] = -np.inf
+    smallest = np.partition(scores, len(scores) - count)[len(scores) - count]
+    above = np.flatnonzero(scores > smallest)
+    return np.concatenate([above, np.flatnonzero(scores == smallest)[: count - len(above)]])
 
 
 def _split(picked: np.ndarray, weights: Sequence[Weight]) -> dict[str, np.ndarray]:

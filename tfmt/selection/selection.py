@@ -148,16 +148,13 @@ def select(
     missing = [weight.path for weight in weights if weight.path not in variables]
     if missing or len(variables) != len(weights):
         raise RequestError(f"the model's variables are not those of a BERT, first: {(missing or ['?'])[0]}")
-    if union is not None:
-        masks = dict(union)
-    else:
-        masks = choose_weights(
-            plan,
-            mode,
-            seed=seed,
-            values=lambda path: variables[path].numpy(),
-            importance=read_fisher(fisher, weights) if isinstance(fisher, str | Path) else fisher,
-        )
+    masks = choose_weights(
+        plan,
+        seed=seed,
+        values=lambda path: variables[path].numpy(),
+        importance=read_fisher(fisher, weights) if isinstance(fisher, str | Path) else fisher,
+        union=union,
+    )
     selection = Selection(model, mode, plan, masks)
     apply_selection(model, selection.paths)
     return selection

@@ -71,11 +71,12 @@ def _rows(weights: tuple[Weight, ...], plan: Plan, spec: RunSpec) -> list[tuple[
     """(sublayer, weights, trained) of every sublayer of the model."""
     trained = {weight.path: weight.size for weight in weights if weight.sublayer == "classifier"}
     trained |= {weight.path: weight.size for weight in plan.whole}
-    if spec.mode == "random":  # the one mode whose pool spans sublayers; its draw needs no values
-        trained |= {path: len(indices) for path, indices in choose_weights(plan, spec.mode, seed=spec.seed).items()}
-    else:
-        # All of a pool lies in one sublayer, so its count can be booked on its first variable.
-        trained |= {pool.weights[0].path: pool.count for pool in plan.pools if pool.weights}
+    for pool in plan.pools:
+        if len({weight.sublayer for weight in pool.weights}) > 1:  # drawn, which needs no values
+            chosen = choose_weights(Plan((), (pool,)), seed=spec.seed)
+            trained |= {path: len(indices) for path, indices in chosen.items()}
+        elif pool.weights:
+            trained[pool.weights[0].path] = pool.count  # of that sublayer, as all of the pool
     rows = []
     for sublayer in SUBLAYERS:
         members = [weight for weight in weights if weight.sublayer == sublayer]
