@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
@@ -14,9 +15,11 @@ from tfmt.claims.claims import Verdict, evaluate_claims, tabulate_claims
 from tfmt.claims.comparisons import Gap, compare, student_interval
 from tfmt.claims.rules import RULES
 from tfmt.errors import RequestError
-from tfmt.results.analyses import tabulate_change
+from tfmt.results.analyses import tabulate_change, tabulate_weights
 from tfmt.results.formats import FORMATS, format_tables
+from tfmt.runs.records import WeightDistributions
 from tfmt.spec import ARITHMETIC
+from tfmt.training.distribution import measure
 
 Add = Callable[..., Any]
 Runs = Callable[[], pd.DataFrame]
@@ -436,3 +439,20 @@ def test_printed(add_score: Add, runs: Runs) -> None:
     )
     for form in FORMATS:
         assert "C11" in format_tables([table], form)
+
+
+def test_numbers_of_weights_tell_the_rate_and_what_collapsed(add_run: Add, runs: Runs) -> None:
+    distributions = {}
+    records = []
+    part = measure([np.linspace(-1.0, 1.0, 100, dtype=np.float32)])
+    for seed, (rate, score, collapsed) in enumerate(((1e-3, 0.5, False), (1e-4, 0.8, False), (1e-4, 0.8, True))):
+        records.append(
+            add_run(score, seed=seed, learning_rate=rate, collapsed=collapsed, change={"query.kernel": {"0": 0.1}})
+        )
+        distributions[records[-1].run_id] = WeightDistributions(
+            schema_=1, run_id=records[-1].run_id, before={}, after={"attention": {"kernel": part}}
+        )
+    change = tabulate_change(records).set_index("run_id")["learning_rate"].to_dict()
+    assert change == {record.run_id: record.spec.learning_rate for record in records}
+    measured = tabulate_weights(runs(), distributions)
+    assert measured[["learning_rate", "seed", "collapsed"]].values.tolist() == [[1e-4, 1, False], [1e-4, 2, True]]

@@ -45,22 +45,26 @@ COLUMNS = {
 
 
 def tabulate_change(records: Iterable[Record]) -> pd.DataFrame:
-    """The `change` of records as a DataFrame: `run_id`, `component`, `block` (text), `change`."""
+    """The `change` of records as a DataFrame: `run_id`, `learning_rate`, `component`, `block` (text), `change`.
+
+    How far weights move depends on the rate first of all: runs of different rates do not tell of their tasks.
+    """
     import pandas as pd
 
     rows = [
-        (record.run_id, component, block, change)
+        (record.run_id, record.spec.learning_rate, component, block, change)
         for record in records
         for component, blocks in (record.change or {}).items()
         for block, change in blocks.items()
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS["change"]))
+    return pd.DataFrame(rows, columns=["run_id", "learning_rate", "component", "block", "change"])
 
 
 def full_runs(runs: pd.DataFrame, epoch: str = "best") -> Iterator[tuple[str, pd.DataFrame]]:
-    """Full fine-tuning of whole models at each task's chosen rate: (task, its runs, one a seed).
+    """Full fine-tuning of whole models at each task's chosen rate: (task, its runs, one a seed, of one rate).
 
-    Where runs may not be compared with each other (other models, versions, ...) the task says which they are.
+    The runs have the columns of `annotate`; `learning_rate` is that rate, `collapsed` says which of them decide
+    nothing. Where runs may not be compared with each other (other models, versions, ...) the task says which they are.
     """
     annotated = annotate(runs, epoch)
     groups = group_runs(keep_runs(annotated, (row == Row("full") for row in annotated["row"])))
@@ -90,20 +94,22 @@ def tabulate_weights(
       epoch: whose scores choose the learning rate.
 
     Returns:
-      `task`, `seed`, `sublayer`, `bimodality` (Sarle's coefficient of the middle 98 % of the weights), `threshold`,
-      `magnitude_ratio`, `ashman_d`, `bimodality_of_all` (outliers included), `share_beyond` (of weights larger than
-      `distribution.MAGNITUDE`); see `bimodality`.
+      `task`, `learning_rate`, `seed`, `collapsed` (whether the run was), `sublayer`, `bimodality` (Sarle's coefficient
+      of the middle 98 % of the weights), `threshold`, `magnitude_ratio`, `ashman_d`, `bimodality_of_all` (outliers
+      included), `share_beyond` (of weights larger than `distribution.MAGNITUDE`); see `bimodality`.
     """
     import pandas as pd
 
     rows = []
     for task, mine in full_runs(runs, epoch):
-        for run_id, seed in zip(mine["run_id"], mine["seed"], strict=True):
+        names = ("run_id", "learning_rate", "seed", "collapsed")
+        for run_id, rate, seed, collapsed in zip(*(mine[name] for name in names), strict=True):
             if run_id in distributions:
+                run = {"task": task, "learning_rate": rate, "seed": int(seed), "collapsed": collapsed == 1}
                 for sublayer, parts in distributions[run_id].after.items():
-                    rows.append({"task": task, "seed": int(seed), "sublayer": sublayer} | describe(parts))
-    columns = ["task", "seed", "sublayer", "bimodality", "threshold", "magnitude_ratio", "ashman_d"]
-    return pd.DataFrame(rows, columns=[*columns, "bimodality_of_all", "share_beyond"])
+                    rows.append(run | {"sublayer": sublayer} | describe(parts))
+    columns = ["task", "learning_rate", "seed", "collapsed", "sublayer", "bimodality", "threshold", "magnitude_ratio"]
+    return pd.DataFrame(rows, columns=[*columns, "ashman_d", "bimodality_of_all", "share_beyond"])
 
 
 def describe(parts: Mapping[str, Distribution]) -> dict[str, float]:
