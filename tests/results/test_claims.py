@@ -373,6 +373,120 @@ def test_a_lost_run_is_no_evidence(add_run: Add, add_score: Add, runs: Runs) -> 
     assert "--learning_rate=1e-3,1e-2 --seed=0,1,2,3" in verdict.command
 
 
+def outcomes(runs: pd.DataFrame, **inputs: pd.DataFrame) -> dict[str, str]:
+    return {verdict.rule.name: verdict.outcome for verdict in evaluate_claims(runs, **inputs)}
+
+
+def test_two_collapsed_models_are_not_on_par(add_seeds: Add, runs: Runs) -> None:
+    for mode in ("full", "layernorm", "frozen"):
+        add_seeds([0.802, 0.802], mode=mode, collapsed=True)
+    add_seeds([0.802, 0.802], mode="outliers", mask_size=4)
+    frame = runs()
+    for claim, row in (("C2", "LayerNorms 2 of 2"), ("C9", "Frozen 2 of 2")):
+        verdict = verdict_on(claim, frame)
+        assert verdict.outcome == "undecided"
+        (comparison,) = verdict.comparisons
+        assert (comparison.value, comparison.low, comparison.high) == (0.0, 0.0, 0.0)  # it is shown
+        assert (comparison.holds, comparison.clear) == (None, False)
+        assert row in comparison.collapsed
+    summary, numbers, missing, _ = tabulate_claims(evaluate_claims(frame)).blocks
+    assert summary.columns == ("claim", "verdict", "for it", "clearly", "collapsed", "what it says")
+    assert summary.rows[1] == (
+        "C2", "undecided", "-", "-", "1 of 1", "LayerNorms are often on par with full fine-tuning."
+    )  # fmt: skip
+    assert numbers.rows[0] == ("C2", "MRPC", "LayerNorms - Full-FT", "0.0", "0.0 to 0.0", "-1.0", "2", "collapsed")
+    assert ("C2", "collapsed on MRPC: LayerNorms 2 of 2, Full-FT 2 of 2", "-") in missing.rows
+    assert ("C9", "collapsed on MRPC: Frozen 2 of 2", "-") in missing.rows
+    # Not a word of certainty on any claim.
+    assert ", clearly" not in format_tables([tabulate_claims(evaluate_claims(frame))], "markdown")
+    told = [row for row in tabulate_claims(evaluate_claims(frame)).numbers if row["claim"] == "C2"]
+    assert [(row["holds"], row["clear"], row["value"]) for row in told] == [(None, False, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("collapsed", "others", "outcome"),
+    [
+        # C2 holds from half of the comparisons for it and fails below a quarter: what is left open may not change that.
+        (1, [0.8], "holds"),
+        (1, [0.8, 0.5], "undecided"),  # 1 or 2 of 3: holds from 2
+        (1, [0.5], "undecided"),
+        (1, [0.5, 0.5, 0.5, 0.5], "fails"),  # at most 1 of 5
+        (1, [0.8, 0.8, 0.5, 0.5, 0.5, 0.5], "mixed"),  # 2 or 3 of 7
+        (1, [0.8, 0.5, 0.5, 0.5], "undecided"),  # 1 or 2 of 5, the first of which fails
+        (2, [0.8, 0.8], "holds"),
+        (2, [0.8, 0.5], "undecided"),
+        (2, [], "undecided"),
+    ],
+)
+def test_what_collapsed_is_counted_as_open(
+    add_seeds: Add, add_score: Add, runs: Runs, collapsed: int, others: list[float], outcome: str
+) -> None:
+    tasks = iter(("mrpc", "rte", "cola", "stsb", "sst2", "qqp", "qnli"))
+    for _ in range(collapsed):
+        task = next(tasks)
+        add_score(0.8, mode="full", task=task)
+        add_seeds([0.8, 0.8, 0.8], mode="layernorm", task=task, collapsed=True)
+    for score in others:
+        task = next(tasks)
+        add_score(0.8, mode="full", task=task)
+        add_score(score, mode="layernorm", task=task)
+    verdict = verdict_on("C2", runs())
+    assert verdict.outcome == outcome
+    assert len(verdict.comparisons) == collapsed + len(others)
+
+
+def test_one_collapsed_seed_or_block_keeps_a_comparison_from_deciding(add_run: Add, add_score: Add, runs: Runs) -> None:
+    # One of three seeds, at the best rate. The rate below it, where none collapsed, is not taken in its place.
+    add_score(0.8, mode="full")
+    for seed, score in enumerate((0.9, 0.9, 0.81)):
+        add_run(score, seed=seed, mode="layernorm", collapsed=seed == 2)
+    add_score(0.80, mode="layernorm", learning_rate=1e-4)
+    (comparison,) = verdict_on("C2", runs()).comparisons
+    assert comparison.value == pytest.approx(7.0)
+    assert comparison.collapsed == ("LayerNorms 1 of 3",)
+    # A rate that is not chosen says nothing.
+    add_score(0.3, mode="random", collapsed=True)
+    add_score(0.4, mode="random", learning_rate=1e-4)
+    add_score(0.95, mode="layernorm", learning_rate=1e-2)
+    assert outcomes(runs())["C4"] == "holds"
+
+
+def test_every_rule_of_scores_knows_what_collapsed(add_score: Add, runs: Runs) -> None:
+    modes = ("full", "attention", "feedforward", "layernorm", "layernorm_attention", "layernorm_feedforward", "bitfit")
+    for task in ("mrpc", "ptb_pos"):
+        for mode in modes:
+            add_score(0.8, task=task, mode=mode, collapsed=mode in ("full", "layernorm", "layernorm_feedforward"))
+        for mode in ("random", "frozen"):
+            add_score(0.6, task=task, mode=mode, collapsed=mode == "frozen")
+    for n in (4, 16, 64):
+        for mode in ("outliers", "outliers_control"):
+            add_score(0.7, mode=mode, mask_size=n, collapsed=n == 16)
+    for mode in ("fisher", "fisher_control"):
+        add_score(0.8, mode=mode, mask_fraction=0.1)
+    for block in range(6):
+        add_score(0.8, mode="layernorm", layers=str(block), tuned=6144, collapsed=block == 5)
+    found = {verdict.rule.name: verdict for verdict in evaluate_claims(runs())}
+    undecided = {name for name, verdict in found.items() if verdict.outcome == "undecided"}
+    assert undecided == {"C1", "C2", "C3", "C4", "C5", "C6", "C9", "C10", "C11", "F2"}
+    # The middle third is collapsed nowhere, the first neither, the last in one of its blocks.
+    assert [bool(each.collapsed) for each in found["C7"].comparisons] == [False, True]
+    assert found["C7"].outcome == "undecided"
+    assert [bool(each.collapsed) for each in found["F4"].comparisons] == [True, False]
+    assert found["C6"].comparisons[0].collapsed == ("LayerNorms 3 of 3", "LayerNorms block 5 3 of 3")
+
+
+def test_weights_of_a_collapsed_model_decide_nothing(add_run: Add, runs: Runs) -> None:
+    records = [add_run(0.8, seed=seed, change=components(0.004), collapsed=seed == 0) for seed in range(2)]
+    verdict = verdict_on("F1", runs(), change=tabulate_change(records))
+    assert verdict.outcome == "undecided"
+    assert verdict.comparisons[0].collapsed == ("Full-FT 1 of 2",)
+    told = pd.concat(
+        [weights(0.7, 2.0, 0.3).assign(seed=0, collapsed=False), weights(0.7, 2.0, 0.3).assign(seed=1, collapsed=True)]
+    )
+    assert outcomes(runs(), weights=told)["C8"] == "undecided"
+    assert outcomes(runs(), weights=told.assign(collapsed=False))["C8"] == "holds"
+
+
 def test_differences_are_paired_over_shared_seeds(add_run: Add, runs: Runs) -> None:
     for seed, full in ((0, 0.5), (1, 0.7), (2, 0.9)):
         add_run(full, seed=seed, mode="full")
@@ -425,8 +539,8 @@ def test_printed(add_score: Add, runs: Runs) -> None:
     )
     assert missing.rows[0] == (
         "C1",
-        "RTE: Multi-head attention - Full-FT: 0 of at least 2 shared seeds;"
-        " RTE: Feed-forward - Full-FT: 0 of at least 2 shared seeds",
+        "RTE: Multi-head attention - Full-FT: 0 of at least 2 shared seeds,"
+        " Feed-forward - Full-FT: 0 of at least 2 shared seeds",
         "tfmt-sweep --model=bert-base-uncased --task=rte --mode=full,attention,feedforward,layernorm"
         " --learning_rate=1e-3 --seed=0,1,2 --batching=random --keep=scores",
     )

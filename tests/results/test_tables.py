@@ -44,19 +44,19 @@ def test_table_1_in_markdown(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> 
     assert text == (
         "### Table 1: modules of BERT, each tuned alone\n"
         "\n"
-        "|         | tuned % | MRPC             | RTE                     | average |\n"
-        "|---------|---------|------------------|-------------------------|---------|\n"
-        "| Full-FT | 100     | 84.0 ± 12.2      | 71.0 ± 1.0              | 77.5    |\n"
-        "| Frozen  | 0       | 50.1 ± 0.1 (2/3) | -                       | -       |\n"
-        "| Random  | 0.034   | -                | 40.0 (1/3, 1 collapsed) | -       |\n"
+        "|         | tuned % | MRPC             | RTE                      | average |\n"
+        "|---------|---------|------------------|--------------------------|---------|\n"
+        "| Full-FT | 100     | 84.0 ± 12.2      | 71.0 ± 1.0               | 77.5    |\n"
+        "| Frozen  | 0       | 50.1 ± 0.1 (2/3) | -                        | -       |\n"
+        "| Random  | 0.034   | -                | 40.0† (1/3, 1 collapsed) | -       |\n"
         "\n"
         "Learning rate chosen\n"
         "\n"
-        "|         | MRPC | RTE  |\n"
-        "|---------|------|------|\n"
-        "| Full-FT | 1e-5 | 5e-5 |\n"
-        "| Frozen  | 1e-3 | -    |\n"
-        "| Random  | -    | 1e-2 |\n"
+        "|         | MRPC | RTE   |\n"
+        "|---------|------|-------|\n"
+        "| Full-FT | 1e-5 | 5e-5  |\n"
+        "| Frozen  | 1e-3 | -     |\n"
+        "| Random  | -    | 1e-2† |\n"
         "\n"
         "- Percent on the development split, best epoch of each run: mean ± sample standard deviation (n - 1) over"
         " seeds 0, 1, 2, at the learning rate with the best mean.\n"
@@ -64,7 +64,8 @@ def test_table_1_in_markdown(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> 
         " that diverged, failed or has an undefined score is not eligible while another is; of the eligible, those with"
         " the most seeds compete.\n"
         "- A dash: no runs, or no eligible rate. (2/3): fewer seeds than the table has. Lost and collapsed runs are"
-        " counted behind the score.\n"
+        " counted behind the score. †: with runs that collapsed, which predict one class only, or a constant: such a"
+        " number is what the split gives for learning nothing, and decides no claim.\n"
         f"- {caption_of_scores(runs)}\n"
         f"- Model bert-base-uncased (sha256 aaaaaaaa), tfmt 0.1.0, arithmetic {ARITHMETIC}, batch_size 16,"
         " max_length 128, batching random, precision float32, epochs by P1's rule (5/20).\n"
@@ -103,7 +104,7 @@ def test_caption_tells_split_and_n(add_run: AddRun, runs: Runs) -> None:
         ([[None, None, None], [0.9, 0.9, "undefined"]], "- (2/3, 1 undefined)", "-"),
         ([[0.6, 0.6, 0.6], [0.6, 0.6, 0.6]], "60.0 ± 0.0", "1e-4"),
         ([[0.6, 0.6, 0.6], [0.9, 0.9, "leaks"]], "60.0 ± 0.0", "1e-4"),
-        ([[0.6, 0.6, 0.6], [0.7, 0.7, "collapses"]], "62.3 ± 13.3 (1 collapsed)", "1e-3"),
+        ([[0.6, 0.6, 0.6], [0.7, 0.7, "collapses"]], "62.3 ± 13.3† (1 collapsed)", "1e-3†"),
     ],
 )
 def test_which_rate_a_cell_takes(
@@ -138,6 +139,24 @@ def test_odd_seeds_are_counted_over_the_table(add_run: AddRun, runs: Runs) -> No
         "55.0 ± 7.1 (2/3)",
         "50.0 (1/3)",
     ]
+
+
+def test_collapsed_cells_are_marked_wherever_they_count(add_seeds: AddRun, runs: Runs) -> None:
+    add_seeds([0.802, 0.802], collapsed=True)
+    add_seeds([0.7, 0.7], task="rte")
+    add_seeds([0.6, 0.6], mode="layernorm")
+    add_seeds([0.5, 0.5], mode="layernorm", learning_rate=1e-4, collapsed=True)
+    add_seeds([0.6, 0.6], mode="layernorm", task="rte")
+    table = only(build_tables(runs(), "1"))
+    assert cells(table) == {
+        "Full-FT": {"tuned %": "100", "MRPC": "80.2 ± 0.0† (2 collapsed)", "RTE": "70.0 ± 0.0", "average": "75.1†"},
+        "LayerNorms": {"tuned %": "0.034", "MRPC": "60.0 ± 0.0", "RTE": "60.0 ± 0.0", "average": "60.0"},
+    }
+    assert cells(table, 1)["Full-FT"] == {"MRPC": "1e-3†", "RTE": "1e-3"}
+    assert sum("†: with runs that collapsed" in line for line in table.caption) == 1
+    assert r"80.2 $\pm$ 0.0\dag{} (2 collapsed)" in format_tables([table], "latex")
+    frame = runs()
+    assert "†" not in format_tables(build_tables(frame[frame["collapsed"] != True], "1"), "markdown")  # noqa: E712
 
 
 def test_last_epoch(add_run: AddRun, runs: Runs) -> None:

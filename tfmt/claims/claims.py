@@ -28,7 +28,7 @@ from tfmt.spec import TASK_NAMES, RunSpec
 if TYPE_CHECKING:
     import pandas as pd
 
-Outcome = Literal["holds", "fails", "mixed", "not enough runs"]
+Outcome = Literal["holds", "fails", "mixed", "undecided", "not enough runs"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Verdict:
 
     Attributes:
       rule: the claim's rule.
-      outcome: `holds`, `fails`, `mixed` or `not enough runs`.
-      comparisons: what it was decided by.
+      outcome: `holds`, `fails`, `mixed`, `undecided` (collapsed runs leave it open) or `not enough runs`.
+      comparisons: what it was decided by, and those that collapsed runs keep from deciding.
       gaps: what could not be compared, and why.
       settings: what the runs share.
       runs: which runs, where several groups of comparable runs were judged apart; otherwise empty.
-      command: what makes the missing runs; empty if it was decided.
+      command: what makes the missing runs; empty if there were comparisons.
     """
 
     rule: Rule
@@ -125,9 +125,17 @@ def _judge(
     if not comparisons:
         gaps = gaps or (Gap("all", "nothing to compare"),)
         return Verdict(rule, "not enough runs", (), gaps, settings, runs, command)
-    share = sum(each.holds for each in comparisons) / len(comparisons)
-    outcome: Outcome = "holds" if share >= rule.holds_from else "fails" if share < rule.fails_below else "mixed"
+    # The share for the claim lies between these, however the comparisons would end that decide nothing.
+    least = sum(each.holds is True for each in comparisons) / len(comparisons)
+    most = sum(each.holds is not False for each in comparisons) / len(comparisons)
+    outcomes = {_outcome(rule, share) for share in (least, most)}
+    outcome = outcomes.pop() if len(outcomes) == 1 else "undecided"
     return Verdict(rule, outcome, comparisons, gaps, settings, runs, "")
+
+
+def _outcome(rule: Rule, share: float) -> Outcome:
+    """What a share of comparisons for the claim says of it."""
+    return "holds" if share >= rule.holds_from else "fails" if share < rule.fails_below else "mixed"
 
 
 def _command(rule: Rule, group: Group) -> str:
@@ -173,41 +181,41 @@ def tabulate_claims(verdicts: tuple[Verdict, ...], epoch: str = "best", broken: 
     for verdict in verdicts:
         name = verdict.rule.name
         count = len(verdict.comparisons)
+        decisive = [each for each in verdict.comparisons if not each.collapsed]
         told = [
-            f"{sum(getattr(each, quality) for each in verdict.comparisons)} of {count}"
-            for quality in ("holds", "clear")
+            f"{sum(number)} of {len(decisive)}" if decisive else "-"
+            for number in ([each.holds is True for each in decisive], [each.clear for each in decisive])
         ]
-        summary.append((name, verdict.outcome, *(told if count else ("-", "-")), verdict.rule.text, verdict.runs))
+        told.append(f"{count - len(decisive)} of {count}" if count > len(decisive) else "-")
+        summary.append((name, verdict.outcome, *told, verdict.rule.text, verdict.runs))
         record = {"claim": name, "text": verdict.rule.text, "rule": verdict.rule.decided_by, "verdict": verdict.outcome}
         record |= {"runs": verdict.runs, "settings": verdict.settings, "epoch": epoch, "command": verdict.command}
         for each in verdict.comparisons:
             numbers.append((name, each.task, each.compared, *_texts(each), verdict.runs))
-            names = ("task", "compared", "unit", "value", "low", "high", "bound", "seeds", "holds", "clear")
-            records.append(record | {column: getattr(each, column) for column in names})
+            records.append(record | {column: getattr(each, column) for column in _RECORDED})
         if not count:
             records.append(record)
         if verdict.gaps:
             missing.append((name, _tell_gaps(verdict), verdict.command or "-"))
+        if lost := _tell_collapsed(verdict):
+            missing.append((name, lost, "-"))
     rules = tuple(
         (rule.name, rule.decided_by, _share(rule.holds_from), f"below {_share(rule.fails_below)}") for rule in RULES
     )
-    several = any(verdict.runs for verdict in verdicts)
+    heads = ("claim", "verdict", "for it", "clearly", "collapsed", "what it says", "runs")
+    compared = ("claim", "task", "compared", "value", "95 % interval", "bound", "seeds", "for it", "runs")
     blocks = [
-        _block("", ("claim", "verdict", "for it", "clearly", "what it says", "runs"), summary, several),
-        _block(
-            "The numbers",
-            ("claim", "task", "compared", "value", "95 % interval", "bound", "seeds", "for it", "runs"),
-            numbers,
-            several,
-        ),
-        _block("Missing", ("claim", "what", "the command that makes it"), missing, True),
-        _block("The rules, fixed before any run", ("claim", "decided by", "holds from", "fails"), rules, True),
+        _block("", heads, summary),
+        _block("The numbers", compared, numbers),
+        Block("Missing, or collapsed", ("claim", "what", "the command that makes it"), tuple(missing)),
+        Block("The rules, fixed before any run", ("claim", "decided by", "holds from", "fails"), rules),
     ]
     caption = (
         f"Scores are each run's {epoch} epoch's, at the learning rate with the best mean over seeds, on the development"
         " split that chose it. Margins are tfmt's; the papers name none.",
         "For it: comparisons whose mean reaches its bound. Clearly: those, for or against, whose whole interval lies on"
         " that side of the bound.",
+        *([_COLLAPSED] if any(each.collapsed for verdict in verdicts for each in verdict.comparisons) else []),
         f"Interval: 95 % by Student's t over the differences of seeds that both sides share, at least {LEAST_SEEDS}.",
         "Several comparisons are made at once, without correction: read a single clear one with care.",
         *(f"Runs: {settings}." for settings in dict.fromkeys(verdict.settings for verdict in verdicts) if settings),
@@ -218,6 +226,22 @@ def tabulate_claims(verdicts: tuple[Verdict, ...], epoch: str = "best", broken: 
     )
 
 
+_RECORDED = ("task", "compared", "unit", "value", "low", "high", "bound", "seeds", "holds", "clear", "collapsed")
+_COLLAPSED = (
+    "Collapsed: a run that the comparison reads predicts one class only, or a constant. Two models that learned nothing"
+    " are on par whatever was tuned, so such a comparison decides nothing. Where its outcome could change the verdict,"
+    " the claim is undecided. Other learning rates may not collapse."
+)
+
+
+def _tell_collapsed(verdict: Verdict) -> str:
+    """What collapsed on which task."""
+    tasks: dict[str, list[str]] = {}
+    for each in verdict.comparisons:
+        tasks.setdefault(each.task, []).extend(each.collapsed)
+    return "; ".join(f"collapsed on {task}: {', '.join(dict.fromkeys(rows))}" for task, rows in tasks.items() if rows)
+
+
 def _tell_gaps(verdict: Verdict) -> str:
     """What is missing, each reason once; of a claim that other tasks decide, the tasks left out."""
     if verdict.comparisons:
@@ -225,13 +249,20 @@ def _tell_gaps(verdict: Verdict) -> str:
     tasks: dict[str, list[str]] = {}
     for gap in verdict.gaps:
         tasks.setdefault(gap.reason, []).append(gap.task)
-    return "; ".join(f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in tasks.items())
+    reasons: dict[str, list[str]] = {}
+    for reason, names in tasks.items():
+        reasons.setdefault(", ".join(dict.fromkeys(names)), []).append(reason)
+    return "; ".join((f"{names}: " if names != "all" else "") + ", ".join(told) for names, told in reasons.items())
 
 
-def _block(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], with_last: bool) -> Block:
-    """A block; its last column is left out where it says nothing."""
-    end = len(columns) if with_last else -1
-    return Block(title, columns[:end], tuple(row[:end] for row in rows))
+def _block(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Block:
+    """A block; `collapsed` and `runs` are left out where they say nothing."""
+    kept = [
+        i
+        for i, column in enumerate(columns)
+        if column not in ("collapsed", "runs") or any(row[i] not in ("", "-") for row in rows)
+    ]
+    return Block(title, tuple(columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows))
 
 
 def _share(share: float) -> str:
@@ -245,9 +276,10 @@ def _texts(each: Comparison) -> tuple[str, str, str, str, str]:
 
     def tell(value: float) -> str:
         if signed:
-            return f"{value:+.1f}"
+            return f"{value:+.1f}" if abs(value) >= 0.05 else "0.0"
         return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1e}"
 
     interval = "-" if each.low is None or each.high is None else f"{tell(each.low)} to {tell(each.high)}"
-    judged = ("yes" if each.holds else "no") + (", clearly" if each.clear else "")
+    told = {True: "yes", False: "no", None: "collapsed"}
+    judged = told[each.holds] + (", clearly" if each.clear else "")
     return tell(each.value) + unit, interval, tell(each.bound), str(each.seeds), judged

@@ -27,6 +27,8 @@ class Comparison:
       high: upper end of it.
       bound: the least value at which the comparison speaks for the claim.
       seeds: how many seeds both sides share.
+      collapsed: what it read of which a run predicted one class only, or a constant: `Full-FT 2 of 3`. Such a
+        comparison decides nothing: two models that learned nothing are on par, whatever was tuned.
     """
 
     task: str
@@ -37,16 +39,17 @@ class Comparison:
     high: float | None
     bound: float
     seeds: int
+    collapsed: tuple[str, ...] = ()
 
     @property
-    def holds(self) -> bool:
-        """Whether the mean reaches the bound; what rounding does to a mean does not count."""
-        return self.value >= self.bound - 1e-9
+    def holds(self) -> bool | None:
+        """Whether the mean reaches the bound, None where that decides nothing; a mean's rounding does not count."""
+        return None if self.collapsed else self.value >= self.bound - 1e-9
 
     @property
     def clear(self) -> bool:
-        """Whether the whole interval lies on the mean's side of the bound."""
-        if self.low is None or self.high is None:
+        """Whether it decides, and its whole interval lies on the mean's side of the bound."""
+        if self.holds is None or self.low is None or self.high is None:
             return False
         return self.low >= self.bound - 1e-9 if self.holds else self.high < self.bound
 
@@ -74,7 +77,13 @@ def student_interval(values: Iterable[float], confidence: float = CONFIDENCE) ->
 
 
 def compare(
-    task: str, compared: str, by_seed: Mapping[int, float], bound: float, unit: str = "points", least: int = LEAST_SEEDS
+    task: str,
+    compared: str,
+    by_seed: Mapping[int, float],
+    bound: float,
+    unit: str = "points",
+    least: int = LEAST_SEEDS,
+    collapsed: tuple[str, ...] = (),
 ) -> Comparison | Gap:
     """The comparison of values that each seed gives.
 
@@ -85,6 +94,7 @@ def compare(
       bound: the least value that speaks for the claim; for `times` a ratio.
       unit: the unit.
       least: how many seeds are needed.
+      collapsed: what of it collapsed, from `tell_collapsed`.
     """
     if len(by_seed) < least:
         return Gap(column_title(task), f"{compared}: {len(by_seed)} of at least {least} shared seeds")
@@ -93,7 +103,7 @@ def compare(
     low, high = student_interval(values) if len(values) > 1 else (None, None)
     if unit == "times":
         value, low, high = _exp(value), None if low is None else _exp(low), None if high is None else _exp(high)
-    return Comparison(column_title(task), compared, unit, value, low, high, bound, len(values))
+    return Comparison(column_title(task), compared, unit, value, low, high, bound, len(values), collapsed)
 
 
 def _exp(value: float) -> float:
@@ -107,11 +117,20 @@ def seed_scores(group: Group, row: Row, column: str) -> dict[int, float]:
     return {seed: 100 * score for seed, score in cell.scores.items()} if cell and cell.eligible else {}
 
 
+def tell_collapsed(group: Group, rows: Iterable[Row], column: str) -> tuple[str, ...]:
+    """The rows of which a run collapsed at its cell's chosen rate, whichever seeds are shared: the rate hangs on it."""
+    cells = [(row, group.cells.get((row, column))) for row in rows]
+    return tuple(
+        f"{row.title} {cell.collapsed} of {len(cell.scores)}" for row, cell in cells if cell and cell.shows_collapse
+    )
+
+
 def difference(group: Group, column: str, left: Row, right: Row, bound: float) -> Comparison | Gap:
     """`left` minus `right` in points, paired over the seeds that both have."""
     ours, theirs = seed_scores(group, left, column), seed_scores(group, right, column)
     by_seed = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
-    return compare(column, f"{left.title} - {right.title}", by_seed, bound)
+    collapsed = tell_collapsed(group, (left, right), column)
+    return compare(column, f"{left.title} - {right.title}", by_seed, bound, collapsed=collapsed)
 
 
 def all_or_gaps(found: Iterable[Comparison | Gap]) -> Iterator[Comparison | Gap]:

@@ -1,7 +1,8 @@
 """The measurements of the claims about scores: from comparable runs to comparisons.
 
 None of them looks at a result to decide what to compare: rows, sizes, blocks and bounds are fixed, and where a claim
-speaks of a best one, it is chosen on other seeds than it is judged on.
+speaks of a best one, it is chosen on other seeds than it is judged on. A comparison is told of every row that it reads
+which of them collapsed, also of blocks that are only chosen among: had they learned, another might have been chosen.
 """
 
 from __future__ import annotations
@@ -9,9 +10,19 @@ from __future__ import annotations
 import math
 import statistics
 
-from tfmt.claims.comparisons import Found, Gap, all_or_gaps, compare, difference, seed_scores, thirds
+from tfmt.claims.comparisons import (
+    Found,
+    Gap,
+    all_or_gaps,
+    compare,
+    difference,
+    seed_scores,
+    tell_collapsed,
+    thirds,
+)
 from tfmt.results.groups import Group, column_title
 from tfmt.results.rows import Row
+from tfmt.spec import format_layers
 
 # The margins, in points (percent of the score). The papers name none; these were fixed before any run.
 ON_PAR = 1.0
@@ -57,6 +68,10 @@ def modules_and_random_on_tokens(group: Group) -> Found:
         yield from all_or_gaps([*close, difference(group, column, Row("layernorm"), Row("random"), CLEAR)])
 
 
+def _block(block: int) -> Row:
+    return Row("layernorm", layers=str(block))
+
+
 def _block_scores(group: Group, column: str) -> list[dict[int, float]] | Gap:
     """Seed to score of each block's LayerNorms, for a model of three or more blocks all of which were run."""
     blocks = {int(row.layers): row for row in group.rows if row.mode == "layernorm" and row.layers.isdecimal()}
@@ -66,9 +81,10 @@ def _block_scores(group: Group, column: str) -> list[dict[int, float]] | Gap:
         # Every block's LayerNorms are of one size, so the whole model's count tells how many blocks it has.
         expected = max(expected, round(tuned["all"] / max(tuned[row.layers] for row in blocks.values())))
     scores = [seed_scores(group, blocks[block], column) if block in blocks else {} for block in range(expected)]
-    missing = [str(block) for block, by_seed in enumerate(scores) if not by_seed]
+    missing = tuple(block for block, by_seed in enumerate(scores) if not by_seed)
     if missing:
-        return Gap(column_title(column), f"LayerNorms of block {', '.join(missing)}: no score")
+        told = format_layers(missing)
+        return Gap(column_title(column), f"LayerNorms of block{'s' * (len(missing) > 1)} {told}: no score")
     if expected < 3:
         return Gap(column_title(column), f"{expected} blocks of at least 3")
     return scores
@@ -88,7 +104,8 @@ def best_block_against_all(group: Group) -> Found:
             others = shared - {seed}
             best = max(blocks, key=lambda block: statistics.fmean(block[other] for other in others))
             by_seed[seed] = best[seed] - whole[seed]
-        yield compare(column, "best block's LayerNorms - LayerNorms", by_seed, -CLOSE)
+        collapsed = tell_collapsed(group, (Row("layernorm"), *map(_block, range(len(blocks)))), column)
+        yield compare(column, "best block's LayerNorms - LayerNorms", by_seed, -CLOSE, collapsed=collapsed)
 
 
 def middle_blocks_against_others(group: Group) -> Found:
@@ -106,7 +123,8 @@ def middle_blocks_against_others(group: Group) -> Found:
                 - statistics.fmean(blocks[i][seed] for i in third)
                 for seed in shared
             }
-            yield compare(column, f"middle third of blocks - {name} third", by_seed, BETTER)
+            collapsed = tell_collapsed(group, map(_block, sorted({*middle, *third})), column)
+            yield compare(column, f"middle third of blocks - {name} third", by_seed, BETTER, collapsed=collapsed)
 
 
 def outliers_against_frozen(group: Group) -> Found:
@@ -134,7 +152,8 @@ def score_by_outliers(group: Group) -> Found:
             by_seed = {
                 seed: statistics.linear_regression(steps, [by[seed] for by in scores.values()]).slope for seed in shared
             }
-            yield compare(column, name, by_seed, BETTER, unit="points a step")
+            collapsed = tell_collapsed(group, rows, column)
+            yield compare(column, name, by_seed, BETTER, unit="points a step", collapsed=collapsed)
 
 
 def outliers_against_control(group: Group) -> Found:

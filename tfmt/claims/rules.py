@@ -2,7 +2,9 @@
 
 `RULES` is the table to read. A rule makes comparisons, a few on each task; each comparison speaks for the claim if its
 mean reaches a fixed bound. The claim holds if the share of those that do is at least `holds_from`, fails if it is below
-`fails_below`, and is mixed in between. The interval beside each mean says how sure it is; it decides nothing, because
+`fails_below`, and is mixed in between. A comparison that reads a collapsed run (one that predicts one class only, or a
+constant) decides nothing, but counts: a claim on whose outcome such comparisons might have decided either way is
+undecided. The interval beside each mean says how sure it is; it decides nothing, because
 with the papers' three seeds it would leave nearly everything open.
 """
 

@@ -1,4 +1,8 @@
-"""The measurements of the claims about weights: from the numbers of `results.analyses` to comparisons."""
+"""The measurements of the claims about weights: from the numbers of `results.analyses` to comparisons.
+
+A full run that collapsed has the weights of a model that learned nothing, and decides nothing here either. Fisher
+information is estimated before its run trains the encoder, so that it stands whatever became of the run.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tfmt.claims.comparisons import Comparison, Found, Gap, all_or_gaps, compare, thirds
+from tfmt.claims.comparisons import Comparison, Found, Gap, all_or_gaps, compare, tell_collapsed, thirds
 from tfmt.results.groups import Group
 from tfmt.results.rows import Row
 
@@ -35,17 +39,22 @@ def modes_of_weights(weights: pd.DataFrame) -> Found:
         for sublayer in ("attention_layernorm", "feedforward_layernorm", "attention", "feedforward"):
             mine = part[part["sublayer"] == sublayer]
             seeds = [int(seed) for seed in mine["seed"]] if "seed" in mine else list(range(len(mine)))
+            count = sum(value == 1 for value in mine["collapsed"]) if "collapsed" in mine else 0
+            collapsed = (f"{Row('full').title} {count} of {len(mine)}",) if count else ()
             excess = dict(zip(seeds, mine["bimodality"] - mine["threshold"], strict=True))
             if sublayer.endswith("layernorm"):
                 ratio = {
                     seed: math.log(r)
                     for seed, r in zip(seeds, mine["magnitude_ratio"].astype(float).fillna(1.0), strict=True)
                 }
-                found.append(compare(str(task), f"{sublayer}: bimodality - threshold", excess, 0.0, "index", 1))
-                found.append(compare(str(task), f"{sublayer}: larger / smaller mode", ratio, MUCH_HIGHER, "times", 1))
+                told = f"{sublayer}: bimodality - threshold"
+                found.append(compare(str(task), told, excess, 0.0, "index", 1, collapsed))
+                told = f"{sublayer}: larger / smaller mode"
+                found.append(compare(str(task), told, ratio, MUCH_HIGHER, "times", 1, collapsed))
             else:
                 excess = {seed: -value for seed, value in excess.items()}
-                found.append(compare(str(task), f"{sublayer}: threshold - bimodality", excess, 0.0, "index", 1))
+                told = f"{sublayer}: threshold - bimodality"
+                found.append(compare(str(task), told, excess, 0.0, "index", 1, collapsed))
         yield from all_or_gaps(found)
 
 
@@ -69,7 +78,9 @@ def change_of_components(group: Group, change: pd.DataFrame) -> Found:
                     others = found.drop(FEEDFORWARD_LAYERNORM, errors="ignore")
                     if FEEDFORWARD_LAYERNORM in found and found[FEEDFORWARD_LAYERNORM] > 0 and others.max() > 0:
                         by_seed[int(seed)] = math.log(found[FEEDFORWARD_LAYERNORM] / others.max())
-        yield compare(column, "change of feed-forward LayerNorms / largest other", by_seed, 1.0, "times")
+        collapsed = tell_collapsed(group, (Row("full"),), column)
+        told = "change of feed-forward LayerNorms / largest other"
+        yield compare(column, told, by_seed, 1.0, "times", collapsed=collapsed)
 
 
 def _by_seed(fisher: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# Stands behind every number that a collapsed run is part of.
+COLLAPSED_MARK = "†"
+
+
 @dataclass(frozen=True)
 class Cell:
     """The runs of one row on one task.
@@ -52,19 +56,29 @@ class Cell:
         return statistics.stdev(self.scores.values()) if self.eligible and len(self.scores) > 1 else None
 
     @property
+    def shows_collapse(self) -> bool:
+        """Whether a run that collapsed is part of what the cell reports. It may all the same be the best rate's."""
+        return self.eligible and self.collapsed > 0
+
+    @property
+    def mark(self) -> str:
+        """`COLLAPSED_MARK` behind the cell's numbers, where it belongs."""
+        return COLLAPSED_MARK if self.shows_collapse else ""
+
+    @property
     def text(self) -> str:
         """`88.1 ± 0.4` in percent, with what the reader must know of its seeds behind it."""
         notes = []
         if len(self.scores) < self.asked:
             notes.append(f"{len(self.scores)}/{self.asked}")
         notes += [f"{number} {outcome}" for outcome, number in self.lost.items()]
-        if self.eligible and self.collapsed:
+        if self.shows_collapse:
             notes.append(f"{self.collapsed} collapsed")
         behind = f" ({', '.join(notes)})" if notes else ""
         if self.mean is None:
             return f"-{behind}"
         spread = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
-        return f"{100 * self.mean:.1f}{spread}{behind}"
+        return f"{100 * self.mean:.1f}{spread}{self.mark}{behind}"
 
 
 def make_cell(runs: pd.DataFrame, asked: int) -> Cell:
@@ -79,7 +93,7 @@ def make_cell(runs: pd.DataFrame, asked: int) -> Cell:
         scores, lost, _ = entry = by_rate.setdefault(rate, ({}, Counter(), 0))
         if outcome == "scored":
             scores[int(seed)] = float(score)
-            by_rate[rate] = (scores, lost, entry[2] + (collapsed is True or collapsed == 1))
+            by_rate[rate] = (scores, lost, entry[2] + (collapsed == 1))  # None or NaN where a record does not say
         else:
             lost[outcome] += 1
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfmt import protocol
 from tfmt.errors import RequestError
-from tfmt.results.cells import Cell
+from tfmt.results.cells import COLLAPSED_MARK, Cell
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import Group, column_title, describe_settings, differing_settings, group_runs
 from tfmt.results.rows import (
@@ -204,13 +204,14 @@ def _fill(name: str, layout: Layout, title: str, group: Group, epoch: str, broke
 
 def _average(cells: Iterable[Cell | None]) -> str:
     """The mean over the tasks, where every task has one."""
-    means = [cell.mean if cell else None for cell in cells]
-    known = [mean for mean in means if mean is not None]
-    return f"{100 * statistics.fmean(known):.1f}" if len(known) == len(means) else "-"
+    cells = list(cells)
+    means = [cell.mean for cell in cells if cell and cell.mean is not None]
+    marks = {cell.mark for cell in cells if cell}
+    return f"{100 * statistics.fmean(means):.1f}{max(marks)}" if len(means) == len(cells) else "-"
 
 
 def _rate(cell: Cell | None) -> str:
-    return format_rate(cell.learning_rate) if cell and cell.eligible else "-"
+    return format_rate(cell.learning_rate) + cell.mark if cell and cell.eligible else "-"
 
 
 def format_rate(rate: float) -> str:
@@ -271,6 +272,12 @@ def _caption(layout: Layout, group: Group, rows: list[Row], columns: list[str], 
         "A dash: no runs, or no eligible rate. (2/3): fewer seeds than the table has. Lost and collapsed runs are"
         " counted behind the score."
     )
+    cells = [group.cells[row, column] for row in rows for column in columns if (row, column) in group.cells]
+    if any(cell.mark for cell in cells):
+        marks += (
+            f" {COLLAPSED_MARK}: with runs that collapsed, which predict one class only, or a constant: such a number"
+            " is what the split gives for learning nothing, and decides no claim."
+        )
     lines = [statistic, selection, marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
     lines[-1] = lines[-1][0].upper() + lines[-1][1:]
     if made_with := sorted(set(shown["packages"].dropna())):
