@@ -14,7 +14,7 @@ from tfmt import protocol
 from tfmt.errors import RequestError
 
 # Raised whenever tfmt's arithmetic changes, so that records of different arithmetic never share an id.
-ARITHMETIC = 4
+ARITHMETIC = 5
 
 Mode = Literal[
     "full",

@@ -69,7 +69,8 @@ MISFITS = {
 }
 
 
-@pytest.mark.parametrize("spoil", [*MISFITS, cut, lose_kept, rename_kept], ids=str)
+@pytest.mark.parametrize("spoil", [*MISFITS, cut, lose_kept, rename_kept],
+                         ids=lambda spoil: getattr(spoil, "__name__", str(spoil)))  # fmt: skip
 def test_checkpoint_that_does_not_fit_is_discarded_and_the_run_starts_anew(
     bench, prepared, monkeypatch, same, die_before_write, spoil
 ):

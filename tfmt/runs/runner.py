@@ -122,7 +122,7 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
         )
     if union is not None:
         digests["fisher_from"] = digest_masks(union)
-    notes = {}
+    notes: dict[str, Any] = {}
     if tokenizer.words < shape.vocab_size:
         notes |= {"embedding_rows": shape.vocab_size, "vocabulary": tokenizer.words}
     if base.stored_blocks > shape.num_hidden_layers:
