@@ -27,7 +27,9 @@ def _define(values: flags.FlagValues) -> None:
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string("runs", "runs", "Folder that holds the runs' folders.", flag_values=values)
-    flags.DEFINE_list("task", [], "Tasks to show; all that have runs unless you say otherwise.", flag_values=values)
+    flags.DEFINE_list("task", [], "Tasks to show: short for --where=task=...; empty means all.", flag_values=values)
+    flags.DEFINE_string("where", "", "Which runs: conditions like `task=mrpc,rte mode=layernorm`; empty means all.",
+                        flag_values=values)  # fmt: skip
     flags.DEFINE_enum("epoch", "best", ["best", "last"],
                       "Whose score counts; P1 does not say, so records hold both.", flag_values=values)  # fmt: skip
     flags.DEFINE_string(
@@ -45,7 +47,7 @@ def _main(values: flags.FlagValues) -> None:
     if name == "outliers" and not values.model:
         raise RequestError("--figure=outliers needs --model: demo, a hub name, a model's or a tuned run's folder")
     of_model = bool(values.model)
-    idle = [flag for flag in ("runs", "task", "epoch") if of_model and values[flag].present]
+    idle = [flag for flag in ("runs", "task", "where", "epoch") if of_model and values[flag].present]
     if idle:
         raise RequestError(f"--{idle[0]} means nothing beside --model; leave one of them out")
 
@@ -56,7 +58,9 @@ def _main(values: flags.FlagValues) -> None:
     data = check_output(values.data, "--data", (".csv",)) if values.data else None
     draw = getattr(figures, f"plot_{name}")
     figure, frame = (
-        draw(model=values.model) if of_model else draw(values.runs, tasks=tuple(values.task), epoch=values.epoch)
+        draw(model=values.model)
+        if of_model
+        else draw(values.runs, tasks=tuple(values.task), where=values.where, epoch=values.epoch)
     )
     for line in frame.attrs.get("notes", ()):
         print(f"tfmt-analyze: {line}", file=sys.stderr)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SUMMARY = (
     "Predicts with the model that a run tuned, from the run's folder and its base model.\n"
     "GLUE tasks: index and prediction, in the files that GLUE's server takes. Token tasks: a word and its tag a line.\n"
-    "Other tasks: the input's columns, the prediction and its probability. For labelled splits it prints the score."
+    "Other tasks: the input's columns, the prediction and its probability. Where there are labels it prints the score."
 )
 
 
@@ -68,10 +68,10 @@ def _report(written: Written) -> str:
         lines.append(
             f"          {written.no_token:,} words hold no character that the tokenizer keeps: no prediction either"
         )
-    if written.scores is not None and source.labels is not None:
+    if written.scores is not None:
         scores = written.scores.values
         shown = "  ".join(f"{k} {'undefined' if v is None else f'{100 * v:.2f}'}" for k, v in scores.items())
-        lines.append(f"{source.name:<9} {shown}  (N = {len(source.labels):,})")
+        lines.append(f"{source.name:<9} {shown}  (N = {written.scored:,})")
     if source.same_data is False:
         lines.append("          these are not the data of the run, so its record may give other scores")
     return "\n".join(lines)

@@ -17,6 +17,8 @@ _SUMMARY = "Prints the papers' tables and checks their claims, from the records 
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("runs", "runs", "Folder that holds the runs' folders.", flag_values=values)
+    flags.DEFINE_string("where", "", "Which runs: conditions like `task=mrpc,rte mode=layernorm`; empty means all.",
+                        flag_values=values)  # fmt: skip
     flags.DEFINE_enum("table", None, ["1", "2", "3", "4", "fisher", "runs"],
                       "Table to print: P1's four, P2's, or a list of all runs.", flag_values=values)  # fmt: skip
     flags.DEFINE_bool("claims", False, "Checks the papers' claims on these runs.", flag_values=values)
@@ -34,6 +36,7 @@ def _main(values: flags.FlagValues) -> int:
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
     from tfmt.results.formats import format_tables
     from tfmt.results.tables import build_tables
+    from tfmt.results.where import narrow
     from tfmt.runs.records import find_distributions, find_records, tabulate
 
     records, broken = find_records(values.runs)
@@ -44,6 +47,11 @@ def _main(values: flags.FlagValues) -> int:
         print(f"tfmt-report: {line}", file=sys.stderr)
     if runs.empty:
         raise RequestError(f"--runs={values.runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
+    runs = narrow(runs, values.where)
+    kept = set(runs["run_id"])
+    records = [record for record in records if record.run_id in kept]
+    for line in runs.attrs["left_out"]:
+        print(f"tfmt-report: {line}", file=sys.stderr)
     tables = list(build_tables(runs, values.table, values.epoch)) if values.table else []
     if values.claims:
         weights = tabulate_weights(runs, distributions, values.epoch)

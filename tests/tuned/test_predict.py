@@ -162,6 +162,48 @@ def test_own_columns_come_back_with_prediction_and_probability(own, tmp_path, ca
     np.testing.assert_allclose([float(row[3]) for row in rows], expected.max(axis=1), atol=2e-6)
 
 
+def test_labels_beside_the_texts_are_scored(own, tmp_path, capsys):
+    texts = sentences(40, 5)
+    moods = ["up" if "good" in text else "down" for text in texts]
+    path = write_lines(tmp_path / "in.tsv", ["mood\ttext", *map("\t".join, zip(moods, texts, strict=True))])
+    status, out, err = call(capsys, run=own, input=path, output=tmp_path / "out.tsv")
+    assert (status, err) == (0, ""), err
+    _, rows = table(tmp_path / "out.tsv")
+    right = sum(mood == row[2] for mood, row in zip(moods, rows, strict=True)) / 40
+    assert f"accuracy {100 * right:.2f}  (N = 40)" in out
+    path = write_lines(tmp_path / "in.tsv", ["mood\ttext", "up\tgood film", "glad\tbad plot"])
+    status, out, err = call(capsys, run=own, input=path, output=tmp_path / "out.tsv")
+    assert status == 0
+    assert "accuracy" not in out
+    assert "in.tsv:3: not scored" in err
+    assert "'glad'" in err
+    assert err.count("\n") == 1
+
+
+def test_labels_in_the_files_of_glue_are_scored(mrpc, tmp_path, capsys):
+    data = read_record(mrpc).spec.data_dir
+    status, out, err = call(capsys, run=mrpc, input=f"{data}/MRPC/dev.tsv", output=tmp_path / "out.tsv")
+    assert status == 0, err
+    assert f"f1 {100 * kept_metrics(mrpc)['f1']:.2f}  accuracy" in out
+    assert "(N = 20)" in out
+
+
+def test_entities_of_an_input_are_scored_whatever_their_scheme(entities, tmp_path, capsys):
+    lines = ["-DOCSTART- -X- -X- O", ""]
+    for text in sentences(30, 9):
+        lines += [f"{word} NN I-NP {'I-PER' if word == 'actor' else 'O'}" for word in text.split()] + [""]  # IOB1
+    path = write_lines(tmp_path / "in.txt", lines)
+    status, out, err = call(capsys, run=entities, input=path, output=tmp_path / "out.tsv")
+    assert (status, err) == (0, ""), err
+    blocks = (tmp_path / "out.tsv").read_text().strip().split("\n\n")
+    predicted = [[line.split("\t")[1] for line in block.splitlines()] for block in blocks]
+    words = [text.split() for text in sentences(30, 9)]
+    # Two actors in a row are one entity of IOB1.
+    truth = [[("I-PER" if i and row[i - 1] == "actor" else "B-PER") if word == "actor" else "O"
+              for i, word in enumerate(row)] for row in words]  # fmt: skip
+    assert f"f1 {100 * f1_score(truth, predicted):.2f}" in out
+
+
 def test_validation_part_of_one_file_keeps_its_columns(own, tmp_path, capsys):
     status, out, _ = call(capsys, run=own, split="validation", output=tmp_path / "out.tsv")
     assert status == 0

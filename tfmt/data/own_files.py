@@ -132,7 +132,7 @@ def stream_unlabelled(
     first = True
     while taken := list(itertools.islice(rows, chunk)):
         if task.head == "tokens":
-            sentences = [_words(path, row, names[0]) for row in taken]
+            sentences = [read_words(path, row, names[0]) for row in taken]
             if first and len(sentences) > 1 and max(map(len, sentences)) == 1:
                 warnings.warn(f"{path}: {_ONE_WORD}", RequestWarning, stacklevel=2)
             first = False
@@ -197,7 +197,7 @@ def _labelled(path: Path, row: Row, text_columns: Sequence[str], label_column: s
     if kind != "tokens":
         texts = tuple(_text(path, row, column) for column in text_columns)
         return Row(row.line, {"texts": texts, "label": _label(path, row, label_column, kind)})
-    words, tags = _words(path, row, text_columns[0]), _words(path, row, label_column)
+    words, tags = read_words(path, row, text_columns[0]), read_words(path, row, label_column)
     if len(words) != len(tags):
         raise RequestError(f"{path}:{row.line}: {len(words)} words and {len(tags)} tags; repair or remove this line")
     if not words:
@@ -222,7 +222,12 @@ def _text(path: Path, row: Row, column: str) -> str:
     return value
 
 
-def _words(path: Path, row: Row, column: str) -> list[str]:
+def read_words(path: Path, row: Row, column: str) -> list[str]:
+    """The words, or the tags, in a column of a row: a list, or a text parted by blanks.
+
+    Raises:
+      RequestError: there is no such column, or it holds something else.
+    """
     value = _value(path, row, column)
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):

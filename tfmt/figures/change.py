@@ -17,7 +17,9 @@ from tfmt.results.analyses import full_runs, tabulate_change
 
 
 @styled
-def plot_change(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "best") -> tuple[Figure, pd.DataFrame]:
+def plot_change(
+    runs: str | Path, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
+) -> tuple[Figure, pd.DataFrame]:
     """How far full fine-tuning moved each component: mean |fine-tuned - pre-trained|, overall and by block.
 
     Bars show the mean over a task's runs at its chosen rate, and from the lowest to the highest.
@@ -25,6 +27,7 @@ def plot_change(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
     Args:
       runs: the folder of the runs' folders, with `full` runs.
       tasks: which tasks; none means all.
+      where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores choose the learning rate.
 
     Returns:
@@ -34,7 +37,7 @@ def plot_change(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
     Raises:
       RequestError: no `full` runs.
     """
-    table, records, notes = read_table(runs, tasks)
+    table, records, notes = read_table(runs, tasks, where)
     change = tabulate_change(records.values())[["run_id", "component", "block", "change"]]
     parts, warned = [], []
     for task, runs_of_task in full_runs(table, epoch):

@@ -31,7 +31,9 @@ _NOT_COMPLETED = ("diverged", "failed")
 
 
 @styled
-def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "best") -> tuple[Figure, pd.DataFrame]:
+def plot_curves(
+    runs: str | Path, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
+) -> tuple[Figure, pd.DataFrame]:
     """Mean training loss and development score after each epoch, of each mode at its chosen learning rate.
 
     Thin lines are seeds, the thick one is the mean of those that completed, over the epochs that all of them have. A
@@ -41,6 +43,7 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
     Args:
       runs: the folder of the runs' folders.
       tasks: which tasks; none means all.
+      where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores choose the rate: each run's `best` epoch's or its `last` one's.
 
     Returns:
@@ -54,7 +57,7 @@ def plot_curves(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
     def is_any(row: Row) -> bool:
         return True
 
-    shown = find_shown(runs, tasks, epoch, is_any, is_any, "no runs")
+    shown = find_shown(runs, tasks, where, epoch, is_any, is_any, "no runs")
     group, notes = shown.group, list(shown.notes)
     kept = [row for row in group.rows if row.layers == "all"] or list(group.rows)
     if len(kept) < len(group.rows):

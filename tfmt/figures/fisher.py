@@ -17,7 +17,7 @@ from tfmt.results.analyses import check_columns, tabulate_fisher
 
 @styled
 def plot_fisher(
-    runs: str | Path | pd.DataFrame, *, tasks: Sequence[str] = (), epoch: str = "best"
+    runs: str | Path | pd.DataFrame, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
 ) -> tuple[Figure, pd.DataFrame]:
     """Fisher information of each component: its sum over the weights, its mean per weight, and the mean by block.
 
@@ -29,6 +29,7 @@ def plot_fisher(
       runs: the folder of the runs' folders; or one's own DataFrame of `task`, `component`, `block`, `total`, `weights`,
         as `component_fisher` gives them, optionally with `seed`.
       tasks: which tasks; none means all.
+      where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: makes no difference here.
 
     Returns:
@@ -42,7 +43,7 @@ def plot_fisher(
         check_columns("fisher", runs)
         frame = runs if "seed" in runs else runs.assign(seed=0)
     else:
-        table, records, notes = read_table(runs, tasks)
+        table, records, notes = read_table(runs, tasks, where)
         frame = tabulate_fisher(table, records.values())
     if frame.empty:
         raise RequestError(

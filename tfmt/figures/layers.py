@@ -32,7 +32,9 @@ def _is_reference(row: Row) -> bool:
 
 
 @styled
-def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "best") -> tuple[Figure, pd.DataFrame]:
+def plot_layers(
+    runs: str | Path, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
+) -> tuple[Figure, pd.DataFrame]:
     """Score by the block whose LayerNorms alone are tuned, beside all LayerNorms, full fine-tuning and frozen.
 
     Points are means over seeds at the cell's chosen rate, bars and bands one sample standard deviation. The three
@@ -41,6 +43,7 @@ def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
     Args:
       runs: the folder of the runs' folders.
       tasks: which tasks; none means all.
+      where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
 
     Returns:
@@ -52,7 +55,7 @@ def plot_layers(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "be
       RequestError: no runs of single blocks.
     """
     missing = "no runs of single blocks; make them: tfmt-sweep --flagfile=table3.flags"
-    shown = find_shown(runs, tasks, epoch, lambda row: _is_block(row) or _is_reference(row), _is_block, missing)
+    shown = find_shown(runs, tasks, where, epoch, lambda row: _is_block(row) or _is_reference(row), _is_block, missing)
     group, notes = shown.group, list(shown.notes)
     frame = _tabulate(group)
     columns = list(dict.fromkeys(frame["task"]))

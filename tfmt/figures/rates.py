@@ -24,7 +24,9 @@ from tfmt.results.tables import format_rate
 
 
 @styled
-def plot_rates(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "best") -> tuple[Figure, pd.DataFrame]:
+def plot_rates(
+    runs: str | Path, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
+) -> tuple[Figure, pd.DataFrame]:
     """Score by learning rate and mode: what one looks at before trusting a table.
 
     Points are means over seeds, bars one sample standard deviation. The rate that a table reports has a ring, a hollow
@@ -34,6 +36,7 @@ def plot_rates(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "bes
     Args:
       runs: the folder of the runs' folders.
       tasks: which tasks; none means all.
+      where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
 
     Returns:
@@ -49,7 +52,7 @@ def plot_rates(runs: str | Path, *, tasks: Sequence[str] = (), epoch: str = "bes
         return row.layers == "all"
 
     missing = "no runs of whole models (--layers=all); make some: tfmt-sweep --flagfile=demo_study.flags"
-    shown = find_shown(runs, tasks, epoch, is_whole, is_whole, missing)
+    shown = find_shown(runs, tasks, where, epoch, is_whole, is_whole, missing)
     group = shown.group
     frame = _tabulate(group)
     titles = [row.title for row in group.rows]

@@ -11,6 +11,7 @@ import pandas as pd
 from tfmt.errors import RequestError
 from tfmt.results.groups import Group, describe_settings, differing_settings, group_runs
 from tfmt.results.rows import Row, annotate, keep_runs
+from tfmt.results.where import narrow
 from tfmt.runs.records import Record, find_records, tabulate
 from tfmt.spec import TASK_NAMES
 
@@ -30,11 +31,18 @@ class Shown:
     notes: tuple[str, ...]
 
 
-def read_table(runs: str | Path, tasks: Sequence[str] = ()) -> tuple[pd.DataFrame, dict[str, Record], list[str]]:
-    """The runs of some tasks: as `read_runs` has them, their records, and what could not be read.
+def read_table(
+    runs: str | Path, tasks: Sequence[str] = (), where: str = ""
+) -> tuple[pd.DataFrame, dict[str, Record], list[str]]:
+    """Some runs: as `read_runs` has them, their records, and what could not be read or was left out.
+
+    Args:
+      runs: the folder of the runs' folders.
+      tasks: names of tasks; none for all.
+      where: further conditions, as in `narrow`.
 
     Raises:
-      RequestError: no such folder, no record of these tasks in it, or no such task.
+      RequestError: no such folder, no record of these tasks or conditions in it, or no such task.
     """
     unknown = [task for task in tasks if task not in TASK_NAMES]
     if unknown:
@@ -42,22 +50,25 @@ def read_table(runs: str | Path, tasks: Sequence[str] = ()) -> tuple[pd.DataFram
     records, broken = find_records(runs)
     if not records:
         raise RequestError(f"--runs={runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
-    records = [record for record in records if not tasks or record.spec.task in tasks]
-    if not records:
+    table = tabulate(records, broken)
+    if tasks and not set(tasks) & set(table["task"]):
         raise RequestError(f"--task={','.join(tasks)}: no runs of it below {runs}")
-    notes = [f"not read: {message}" for message in broken]
-    return tabulate(records, broken), {record.run_id: record for record in records}, notes
+    table = narrow(keep_runs(table, [not tasks or task in tasks for task in table["task"]]), where)
+    kept = set(table["run_id"])
+    notes = [*(f"not read: {message}" for message in broken), *table.attrs["left_out"]]
+    return table, {record.run_id: record for record in records if record.run_id in kept}, notes
 
 
 def find_shown(
-    runs: str | Path, tasks: Sequence[str], epoch: str, wanted: Callable[[Row], bool], needed: Callable[[Row], bool],
-    missing: str,
+    runs: str | Path, tasks: Sequence[str], where: str, epoch: str, wanted: Callable[[Row], bool],
+    needed: Callable[[Row], bool], missing: str,
 ) -> Shown:  # fmt: skip
     """The largest group of comparable runs.
 
     Args:
       runs: the folder of the runs' folders.
       tasks: names; none for all.
+      where: conditions, as in `narrow`.
       epoch: whose scores.
       wanted: which rows the figure shows.
       needed: of which at least one must be there.
@@ -66,7 +77,7 @@ def find_shown(
     Raises:
       RequestError: there are no such runs.
     """
-    table, records, notes = read_table(runs, tasks)
+    table, records, notes = read_table(runs, tasks, where)
     annotated = annotate(table, epoch)
     groups = group_runs(keep_runs(annotated, map(wanted, annotated["row"])))
     groups = [group for group in groups if any(map(needed, group.rows))]

@@ -37,7 +37,12 @@ _DRAWN_BINS = 70
 
 @styled
 def plot_weights(
-    runs: str | Path | None = None, *, model: Any = None, tasks: Sequence[str] = (), epoch: str = "best"
+    runs: str | Path | None = None,
+    *,
+    model: Any = None,
+    tasks: Sequence[str] = (),
+    where: str = "",
+    epoch: str = "best",
 ) -> tuple[Figure, pd.DataFrame]:
     """Distributions of the weights of the four sublayers over all blocks, pre-trained beside fully fine-tuned.
 
@@ -50,6 +55,7 @@ def plot_weights(
       model: instead of runs, a model to show alone: a name or folder as for `--model`, a run's folder with tuned
         weights, or a TFBert model from tfmt.
       tasks: which tasks; none means all.
+      where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores choose the learning rate.
 
     Returns:
@@ -72,7 +78,7 @@ def plot_weights(
         weights, read, name = read_weights(model)
         shown[name], counts[name] = {"pre-trained": measure_sublayers(weights, read)}, 1
     else:
-        table, _, notes = read_table(runs, tasks)
+        table, _, notes = read_table(runs, tasks, where)
         stored, broken = find_distributions(runs)
         notes += [f"not read: {message}" for message in broken]
         for task, mine in full_runs(table, epoch):

@@ -1,7 +1,7 @@
 """Which runs may be compared.
 
 Two runs are averaged only if nothing but the seed differs. What may differ between the rows and columns of one table
-(mode, layers, mask, task) names them; whatever else differs (model, versions, batching, precision, epochs, ...) parts
+(mode, layers, mask, task) names them; whatever else differs (model, arithmetic, batching, precision, epochs, ...) parts
 the runs into groups, each with a table of its own. A field that is added to `RunSpec` parts them, too, until it is
 named here.
 """
@@ -28,7 +28,6 @@ TASK_FIELDS = CONDITIONAL_FIELDS.difference(ROW_FIELDS) | {"data_sha256"}
 _SAME_SCORE = frozenset({"model", "data_dir", "replicas", "jit_compile", "keep", "keep_epoch", "cache_limit_gb"})
 SETTINGS = (
     "model_sha256",
-    "tfmt",
     "arithmetic",
     *(
         name
@@ -180,7 +179,7 @@ def describe_settings(group: Group, names: Iterable[str] | None = None) -> str:
 
 
 def settings_to_tell(group: Group) -> list[str]:
-    """The settings a caption names: the model, the versions, a few always, and all that is not `RunSpec`'s default."""
+    """The settings a caption names: the model, the arithmetic, a few more, and all that is not `RunSpec`'s default."""
     return [name for name in SETTINGS if name in _ALWAYS_TOLD or not _is_default(name, group.settings[name])]
 
 
@@ -190,7 +189,7 @@ def differing_settings(groups: Iterable[Group]) -> list[str]:
     return [name for name in (*SETTINGS, "epochs") if len({str(group.settings[name]) for group in groups}) > 1]
 
 
-_ALWAYS_TOLD = ("model_sha256", "tfmt", "arithmetic", "batching", "precision", "batch_size", "max_length")
+_ALWAYS_TOLD = ("model_sha256", "arithmetic", "batching", "precision", "batch_size", "max_length")
 
 
 def _is_default(name: str, value: Any) -> bool:

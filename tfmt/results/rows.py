@@ -144,21 +144,26 @@ def annotate(runs: pd.DataFrame, epoch: str = "best") -> pd.DataFrame:
 
 
 def _rows(runs: pd.DataFrame) -> list[Row]:
-    """Each run's row. A union run's fraction is that of the runs whose masks it unites, found by their ids."""
-    fractions = dict(zip(runs["run_id"], map(none_if_missing, runs["mask_fraction"]), strict=True))
+    """Each run's row."""
     rows = []
-    for mode, layers, size, own_fraction, pool, examples, sources, prefix in zip(
-        *(runs[name] for name in ROW_FIELDS), strict=True
-    ):
-        fraction = none_if_missing(own_fraction)
-        if sources:
-            united = {fractions.get(PurePath(source).name) for source in sources}
-            fraction = united.pop() if len(united) == 1 else None
+    columns = [runs[name] if name != "mask_fraction" else united_fractions(runs) for name in ROW_FIELDS]
+    for mode, layers, size, fraction, pool, examples, sources, prefix in zip(*columns, strict=True):
         size = none_if_missing(size)
         rows.append(
             Row(mode, layers, None if size is None else int(size), fraction, bool(sources), pool, int(examples), prefix)
         )
     return rows
+
+
+def united_fractions(runs: pd.DataFrame) -> list[float | None]:
+    """Each run's fraction; a union's is that of the runs whose masks it unites, found by their ids where they are."""
+    own_fractions = [none_if_missing(fraction) for fraction in runs["mask_fraction"]]
+    fractions = dict(zip(runs["run_id"], own_fractions, strict=True))
+    found = []
+    for own, sources in zip(own_fractions, runs["fisher_from"], strict=True):
+        united = {fractions.get(PurePath(source).name) for source in sources}
+        found.append(united.pop() if own is None and len(united) == 1 else own)
+    return found
 
 
 def none_if_missing(value: Any) -> Any:

@@ -150,6 +150,7 @@ def build_tables(runs: pd.DataFrame, name: str, epoch: str = "best") -> tuple[Ta
     if name not in TABLE_NAMES:
         raise RequestError(f"--table must be one of {', '.join(TABLE_NAMES)}. Received: {name!r}")
     broken = tuple(f"Not read: {message}" for message in runs.attrs.get("broken", ()))
+    broken += tuple(f"L{line[1:]}." for line in runs.attrs.get("left_out", ()))
     annotated = annotate(runs, epoch)
     if name == "runs":
         return (_list_runs(annotated, broken),)
@@ -248,7 +249,7 @@ def _numbers(group: Group, row: Row, column: str, epoch: str) -> dict[str, Any]:
     numbers |= {name: cell.lost_anywhere.get(name, 0) for name in ("diverged", "failed", "undefined")}
     numbers |= {"tuned_percent_min": cell.tuned[0] if cell.tuned else None}
     numbers |= {"tuned_percent_max": cell.tuned[1] if cell.tuned else None, "runs": cell.runs, "epochs": cell.epochs}
-    models = {"model": "/".join(sorted(set(group.runs["model"])))}
+    models = {name: "/".join(sorted(set(group.runs[name]))) for name in ("model", "tfmt")}
     return numbers | models | {name: value for name, value in group.settings.items() if name != "epochs"}
 
 
@@ -280,8 +281,9 @@ def _caption(layout: Layout, group: Group, rows: list[Row], columns: list[str], 
         )
     lines = [statistic, selection, marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
     lines[-1] = lines[-1][0].upper() + lines[-1][1:]
-    if made_with := sorted(set(shown["packages"].dropna())):
-        lines.append(f"Made with {'; or '.join(made_with)}.")
+    versions = zip(shown["tfmt"], map(none_if_missing, shown["packages"]), strict=True)
+    made_with = sorted({f"tfmt {own}" + (f", {packages}" if packages else "") for own, packages in versions})
+    lines.append(f"Made with {'; or '.join(made_with)}.")
     lost = shown["outcome"].value_counts()
     lines.append(
         f"{len(shown)} runs: "
@@ -316,19 +318,22 @@ def _tell_scores(runs: pd.DataFrame, columns: list[str]) -> str:
 def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
     """Every run with its status."""
     rows = []
-    columns = ["mode", "tuned", "tuned_percent", "score_name", "score_best", "score_last", "examples", "seconds"]
-    columns += ["status", "run_id", "collapsed", "frozen_changed", "error"]
+    columns = ["task", "mode", "layers", "learning_rate", "seed", "tuned", "tuned_percent", "score_name", "score_best"]
+    columns += ["score_last", "examples", "seconds", "status", "run_id", "collapsed", "frozen_changed", "error"]
     for record in zip(*(map(none_if_missing, runs[name]) for name in columns), strict=True):
-        mode, tuned, percent, score_name, best, last, examples, seconds, status, run_id, collapsed, leaked, error = (
-            record
-        )
+        task, mode, layers, rate, seed, tuned, percent, score_name, best, last, examples, *told = record
+        seconds, status, run_id, collapsed, leaked, error = told
         notes = ["collapsed"] if collapsed else []
         notes += [f"{int(leaked)} frozen weights changed"] if leaked else []
         notes += [error] if error else []
         held_out = [n for split, n in (examples or {}).items() if split != "train"]
         rows.append(
             (
+                column_title(task),
                 mode,
+                layers,
+                format_rate(rate),
+                str(seed),
                 "-" if tuned is None else f"{int(tuned):,}",
                 "-" if percent is None else format_percent(percent),
                 score_name or "-",
@@ -340,7 +345,23 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
                 "; ".join(notes),
             )
         )
-    heads = ("mode", "tuned", "tuned %", "score", "best", "last", "N", "seconds", "status", "run", "notes")
+    heads = (
+        "task",
+        "mode",
+        "layers",
+        "rate",
+        "seed",
+        "tuned",
+        "tuned %",
+        "score",
+        "best",
+        "last",
+        "N",
+        "seconds",
+        "status",
+        "run",
+        "notes",
+    )
     counts = ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
     caption = (f"{len(runs)} runs{': ' + counts if counts else ''}.", *broken)
     names = [name for name in runs.columns if name not in ("row", "score")]

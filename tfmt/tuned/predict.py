@@ -20,6 +20,7 @@ from tfmt.files import whole_file
 from tfmt.metrics import Scores, score
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task, custom_task, find_task
+from tfmt.tuned.labels import InputLabels
 from tfmt.tuned.layouts import file_name, make_layout, output_path
 from tfmt.tuned.load import TunedWeights, build_tuned, read_tuned
 
@@ -36,6 +37,7 @@ class Source:
       parts: gives the texts part by part, with their rows where the input has columns of its own.
       total: how many texts there are; None for a stream.
       labels: what the predictions are compared with, if there is anything.
+      read_labels: gives them for so many predictions, for a file that is read while it is predicted for.
       same_data: whether the texts and labels are those of the run; None where that is unknown.
     """
 
@@ -44,6 +46,7 @@ class Source:
     parts: Callable[[], Parts]
     total: int | None = None
     labels: np.ndarray | None = None
+    read_labels: Callable[[int], np.ndarray | None] | None = None
     same_data: bool | None = None
 
 
@@ -57,6 +60,7 @@ class Written:
       cut_off: words that truncation left without a prediction.
       no_token: words that have none because the tokenizer leaves nothing of them.
       scores: the task's metrics, where there are labels.
+      scored: how many predictions they are over.
     """
 
     source: Source
@@ -64,6 +68,7 @@ class Written:
     cut_off: int
     no_token: int
     scores: Scores | None
+    scored: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +114,19 @@ class Prediction:
                     examples += len(texts)
                     cut_off += split.words_cut_off
                     no_token += split.words_without_token
-                    if source.labels is not None:
+                    if source.labels is not None or source.read_labels is not None:
                         values.append(predictions.values)
                         lengths += [] if texts.sentence_lengths is None else texts.sentence_lengths.tolist()
                 if not examples:
                     raise RequestError(f"{source.name}: holds no example; there is nothing to predict")
-            scores = None
-            if source.labels is not None:
-                scores = score(self.task, source.labels, np.concatenate(values), np.array(lengths, np.int64))
-            yield Written(source, examples, cut_off, no_token, scores)
+            labels = source.labels
+            if source.read_labels is not None:
+                labels = source.read_labels(sum(map(len, values)))
+            if labels is None:
+                yield Written(source, examples, cut_off, no_token, None)
+                continue
+            scores = score(self.task, labels, np.concatenate(values), np.array(lengths, np.int64))
+            yield Written(source, examples, cut_off, no_token, scores, len(labels))
 
 
 def prepare_prediction(
@@ -169,32 +178,37 @@ def prepare_prediction(
         if not path.is_file():
             raise RequestError(f"--input={input_file}: there is no such file")
         target = output_path(output, f"{path.stem}.predictions.tsv", several=False)
-        sources = [_stream(task, path, target, str(path), spec.encoding)]
+        sources = [_stream(spec, task, path, target, str(path))]
     elif split == "validation":
         sources = _validation(tuned, spec, task, output)
     elif spec.task == "custom":
         path = find_own_file(spec.data_dir, "test")
-        sources = [
-            _stream(task, path, output_path(output, file_name(task, split), several=False), split, spec.encoding)
-        ]
+        sources = [_stream(spec, task, path, output_path(output, file_name(task, split), several=False), split)]
     else:
         sources = _test(spec, task, output)
     return Prediction(tuned, task, tuple(sources))
 
 
-def _stream(task: Task, path: Path, target: Path, name: str, encoding: str) -> Source:
-    """A file that is read while it is predicted for."""
+def _stream(spec: RunSpec, task: Task, path: Path, target: Path, name: str) -> Source:
+    """A file that is read while it is predicted for; where it has labels they are kept for its score."""
     if target.exists() and path.exists() and os.path.samefile(target, path):
         raise RequestError(f"--output={target}: this is the file with the texts; give another")
-    columns = _find_columns(task, path, encoding)
-    return Source(name, target, lambda: iter(stream_unlabelled(path, task, columns, encoding)))
-
-
-def _find_columns(task: Task, path: Path, encoding: str) -> tuple[str, ...]:
-    """The columns of a file that hold the task's texts: as tfmt calls them, as GLUE does, or a word's in CoNLL."""
-    first = next(iter(read_rows(path, encoding)), None)
+    first = next(iter(read_rows(path, spec.encoding)), None)
     if first is None:
         raise RequestError(f"{path}: holds no example; there is nothing to predict")
+    columns = _find_columns(task, path, first)
+    labels = InputLabels(spec, task, path, first.fields)
+
+    def parts() -> Parts:
+        for rows, texts in stream_unlabelled(path, task, columns, spec.encoding):
+            labels.take(rows)
+            yield rows, texts
+
+    return Source(name, target, parts, read_labels=labels.read)
+
+
+def _find_columns(task: Task, path: Path, first: Row) -> tuple[str, ...]:
+    """The columns of a file that hold the task's texts: as tfmt calls them, as GLUE does, or a word's in CoNLL."""
     known = [task.text_fields]
     if task.glue is not None:
         known.append(task.glue.text_columns)

@@ -1,0 +1,89 @@
+"""Narrowing a folder of mixed runs to some of them, told in a few words: `task=mrpc,rte mode=layernorm`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from tfmt.errors import RequestError
+from tfmt.results.rows import keep_runs, none_if_missing, united_fractions
+from tfmt.spec import RunSpec, format_layers, parse_layers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What runs can be told apart by beside the fields of their specs.
+_MORE_FIELDS = ("status", "arithmetic", "run_id")
+_MOST_SHOWN = 12
+
+
+def narrow(runs: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The runs for which every condition holds.
+
+    Args:
+      runs: what `read_runs` returns.
+      where: conditions parted by blanks, `field=value` or `field=value,value` for any of them. Fields are those of
+        `RunSpec`, `status`, `arithmetic` and `run_id`. Values are compared by what they mean: 1e-3 is 0.001; blocks
+        that belong together are joined by +, as in tfmt-sweep: `layers=0+5,all`; `none` is a field that is not set.
+        Empty means all runs.
+
+    Returns:
+      Rows of the DataFrame; `attrs["left_out"]` holds a line on what was left out, if anything was.
+
+    Raises:
+      RequestError: no such field, or a value that no run has; it says what there is.
+
+    Example:
+      >>> narrow(tfmt.read_runs("runs"), "task=mrpc learning_rate=1e-3")
+    """
+    # A union's row is named by the fraction of the runs that it unites, which may be left out.
+    kept = runs.copy()
+    kept["mask_fraction"] = united_fractions(runs)
+    for condition in where.split():
+        name, found, values = condition.partition("=")
+        if not found or not values:
+            raise RequestError(f"--where: expected field=value[,value]. Received: {condition!r}")
+        if name not in RunSpec.model_fields and name not in _MORE_FIELDS:
+            fields = ", ".join((*RunSpec.model_fields, *_MORE_FIELDS))
+            raise RequestError(f"--where: {name!r} is no field of a run; expected one of {fields}")
+        known = [_meaning(name, value) for value in kept[name]]
+        wanted = [_meaning(name, value, written=True) for value in values.split(",")]
+        for meaning, value in zip(wanted, values.split(","), strict=True):
+            if meaning not in known:
+                raise RequestError(f"--where: no run has {name}={value}; there is {_list(known)}")
+        kept = keep_runs(kept, [value in wanted for value in known])
+    count = len(runs) - len(kept)
+    kept.attrs["left_out"] = [f"left out by --where={where!r}: {count:,} of {len(runs):,} runs"] if count else []
+    return kept
+
+
+def _meaning(name: str, value: Any, *, written: bool = False) -> Any:
+    """What a value of a DataFrame, or one that was written in a condition, says of a field."""
+    value = none_if_missing(value)
+    if value is None or (written and value == "none"):
+        return None
+    if name == "layers":
+        blocks = parse_layers(str(value).replace("+", ",")) if _reads_as_layers(value) else str(value)
+        return blocks if isinstance(blocks, str) else "all" if blocks is None else format_layers(blocks)
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _reads_as_layers(value: Any) -> bool:
+    try:
+        parse_layers(str(value).replace("+", ","))
+    except ValueError:
+        return False
+    return True
+
+
+def _list(known: Iterable[Any]) -> str:
+    """The values that there are, the first few of many."""
+    texts = list(dict.fromkeys("none" if value is None else f"{value:g}" if isinstance(value, float) else
+                               str(value).replace(",", "+") or "''" for value in known))  # fmt: skip
+    more = f" and {len(texts) - _MOST_SHOWN} more" if len(texts) > _MOST_SHOWN else ""
+    return ", ".join(texts[:_MOST_SHOWN]) + more if texts else "none left after the other conditions"
