@@ -1,6 +1,7 @@
 """Loading: the numbers of transformers' own models, and clear words for what cannot be loaded."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import tfmt
 from tfmt.bert.base_weights import BaseWeights, model_digest
-from tfmt.bert.configs import demo_folder, find_model, read_config
+from tfmt.bert.configs import ACTIVATIONS, demo_folder, find_model, read_config
 from tfmt.bert.forward import run_block
 from tfmt.bert.tokenizer import load_tokenizer
 from tfmt.errors import RequestError
@@ -237,3 +238,87 @@ def test_digest_follows_the_content_not_the_place(toy_bert, tmp_path):
 def test_models_of_another_kind_are_refused():
     with pytest.raises(RequestError, match=r"tfmt\.load_bert"):
         tfmt.select(keras.Sequential([keras.layers.Dense(1)]), mode="frozen")
+
+
+def numpy_activation(name, x):
+    tanh_form = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    erf_form = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    sigmoid = 1 / (1 + np.exp(-x))
+    return {
+        "gelu": erf_form, "gelu_python": erf_form, "gelu_10": np.clip(erf_form, -10, 10), "gelu_new": tanh_form,
+        "gelu_pytorch_tanh": tanh_form, "gelu_fast": tanh_form, "quick_gelu": x / (1 + np.exp(-1.702 * x)),
+        "relu": np.maximum(x, 0), "sigmoid": sigmoid, "silu": x * sigmoid, "swish": x * sigmoid, "tanh": np.tanh(x),
+        "mish": x * np.tanh(np.log1p(np.exp(x))),
+    }[name]  # fmt: skip
+
+
+def numpy_logits(model, batch, activation):
+    """A BERT's logits in float64, straight from its definition."""
+    weights = {path: variable.numpy().astype(np.float64) for path, variable in model.all_weights.items()}
+    config = model.config
+
+    def dense(x, path):
+        return x @ weights[f"{path}/kernel"] + weights[f"{path}/bias"]
+
+    def normalise(x, path):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.layer_norm_eps)
+        return x * weights[f"{path}/gamma"] + weights[f"{path}/beta"]
+
+    def heads(x):
+        return x.reshape(*x.shape[:2], config.num_attention_heads, -1).transpose(0, 2, 1, 3)
+
+    ids, kinds = batch["input_ids"], batch["token_type_ids"]
+    table = "bert/embeddings"
+    x = weights[f"{table}/word_embeddings/weight"][ids]
+    x = x + weights[f"{table}/token_type_embeddings/embeddings"][kinds]
+    x = x + weights[f"{table}/position_embeddings/embeddings"][: ids.shape[1]]
+    x = normalise(x, f"{table}/LayerNorm")
+    for block in range(config.num_hidden_layers):
+        here = f"bert/encoder/layer_._{block}"
+        query, key, value = (heads(dense(x, f"{here}/attention/self/{name}")) for name in ("query", "key", "value"))
+        scores = query @ key.transpose(0, 1, 3, 2) / math.sqrt(query.shape[-1])
+        scores = scores + (batch["attention_mask"][:, None, None] - 1) * 10000.0
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        context = (shares / shares.sum(-1, keepdims=True)) @ value
+        context = context.transpose(0, 2, 1, 3).reshape(x.shape)
+        x = normalise(dense(context, f"{here}/attention/output/dense") + x, f"{here}/attention/output/LayerNorm")
+        middle = numpy_activation(activation, dense(x, f"{here}/intermediate/dense"))
+        x = normalise(dense(middle, f"{here}/output/dense") + x, f"{here}/output/LayerNorm")
+    return dense(np.tanh(dense(x[:, 0], "bert/pooler/dense")), "classifier")
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("training", [False, True])
+def test_every_activation_that_a_config_may_name(make_toy_bert, tmp_path, name, training):
+    folder = make_toy_bert(tmp_path / "bert", hidden_act=name, return_dict=False, hidden_dropout_prob=0.0,
+                           attention_probs_dropout_prob=0.0)  # fmt: skip
+    model = tfmt.load_bert(str(folder), seed=3)
+    generator = np.random.default_rng(0)
+    batch = {"input_ids": generator.integers(5, 19, (3, 9)), "attention_mask": np.ones((3, 9), np.int64),
+             "token_type_ids": np.zeros((3, 9), np.int64)}  # fmt: skip
+    batch["attention_mask"][1, 6:] = 0
+    ours = model({key: tf.constant(value) for key, value in batch.items()}, training=training).logits.numpy()
+    np.testing.assert_allclose(ours, numpy_logits(model, batch, name), atol=1e-6)
+
+
+@pytest.mark.parametrize("act", ["relu2", "glu", 3, None, ["gelu"]])
+def test_unknown_activations_are_refused_before_anything_is_read(make_toy_bert, tmp_path, act):
+    folder = make_toy_bert(tmp_path / "bert", hidden_act=act)
+    with pytest.raises(RequestError, match=r"config\.json: hidden_act must be one of gelu, .* Received: "):
+        read_config(folder)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("layernorm", ""), ("", "layernorm"), ("attention", "bitfit")])
+def test_hdf5_files_have_one_order_whatever_is_selected(toy_bert, tmp_path, saved, loaded):
+    one, other = tfmt.load_bert(str(toy_bert), seed=0), tfmt.load_bert(str(toy_bert), seed=1)
+    for model, mode in ((one, saved), (other, loaded)):
+        if mode:
+            tfmt.select(model, mode=mode)
+    trained = [variable.name for variable in other.trainable_variables]
+    for number, variable in enumerate(one.weights):
+        variable.assign(tf.fill(variable.shape, float(number)))
+    one.save_weights(str(tmp_path / "w.h5"))
+    other.load_weights(str(tmp_path / "w.h5"))
+    for path, variable in one.all_weights.items():
+        np.testing.assert_array_equal(other.all_weights[path], variable, err_msg=path)
+    assert [variable.name for variable in other.trainable_variables] == trained

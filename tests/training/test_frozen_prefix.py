@@ -60,6 +60,17 @@ def test_without_dropout_it_is_the_live_run(toy_bert, toy_glue, tmp_path, mode):
     assert abs(cached.proof.selected_changed - live.proof.selected_changed) <= 16
 
 
+@pytest.mark.parametrize(("precision", "close"), [("bfloat16", 0.02), ("float16", 2e-3)])
+@pytest.mark.parametrize("mode", [{}, {"mode": "frozen", "layers": "all"}])
+def test_half_precision_without_dropout_it_is_the_live_run(toy_bert, toy_glue, tmp_path, precision, close, mode):
+    still = copy_without_dropout(toy_bert, tmp_path / "still")
+    found = [
+        losses(run(spec_of(still, toy_glue, precision=precision, **mode | {"frozen_prefix": kind}), tmp_path / kind)[0])
+        for kind in ("live", "cached")
+    ]
+    assert found[1] == pytest.approx(found[0], abs=close)
+
+
 def test_states_are_the_library_s_hidden_states(toy_bert, toy_glue, tmp_path):
     spec = spec_of(toy_bert, toy_glue)
     _, bench, _ = run(spec, tmp_path)

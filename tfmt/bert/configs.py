@@ -49,6 +49,13 @@ PAPER_SHAPES = {
 }
 
 
+# {activation that a BERT's config may name: the same function by the name that transformers has for TensorFlow}.
+ACTIVATIONS = {
+    name: name for name in ("gelu", "gelu_10", "gelu_fast", "gelu_new", "mish", "quick_gelu", "relu", "sigmoid", "silu",
+                            "swish", "tanh")
+} | {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new"}  # fmt: skip
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The checked `config.json` of a model folder.
 
@@ -73,6 +80,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     cross = config.get("is_decoder") or config.get("add_cross_attention")
     if cross or config.get("position_embedding_type", "absolute") != "absolute":
         raise RequestError(f"{path}: expected an encoder with absolute positions, as in the papers")
+    activation = config.get("hidden_act", "gelu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise RequestError(f"{path}: hidden_act must be one of {', '.join(ACTIVATIONS)}. Received: {activation!r}")
     shape_of(config, path)
     _check_rates(config, path)
     return config

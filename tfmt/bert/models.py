@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 import transformers
+from tf_keras.src.mixed_precision.autocast_variable import enable_auto_cast_variables
 from transformers.modeling_tf_outputs import TFSequenceClassifierOutput, TFTokenClassifierOutput
 
 from tfmt.bert import forward
 from tfmt.bert.base_weights import BaseWeights
-from tfmt.bert.configs import find_model, read_config, shape_of
+from tfmt.bert.configs import ACTIVATIONS, find_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights, variable_path
 from tfmt.errors import RequestError
 
@@ -65,13 +67,30 @@ class _Selectable:
           (batch, length, hidden); with all blocks of a sentence model (batch, 1, hidden), the first position.
         """
         input_ids = tf.convert_to_tensor(inputs["input_ids"])
-        return self._run(inputs, self._embed(input_ids, inputs, forward.keep_all), range(blocks), forward.keep_all)
+        with self._in_compute_dtype():
+            embedded = self._embed(input_ids, inputs, forward.keep_all)
+            return self._run(inputs, embedded, range(blocks), forward.keep_all)
 
     def run_suffix(self, states: tf.Tensor, attention_mask: tf.Tensor, blocks: int, training: Any) -> tf.Tensor:
         """Logits, from what `run_prefix` returned for that many blocks."""
         drop = self._dropout(training, states)
         above = range(blocks, self.config.num_hidden_layers)  # type: ignore[attr-defined]
-        return self._head_logits(self._run({"attention_mask": attention_mask}, states, above, drop), drop)
+        with self._in_compute_dtype():
+            return self._head_logits(self._run({"attention_mask": attention_mask}, states, above, drop), drop)
+
+    def _in_compute_dtype(self) -> Any:
+        """Variables read inside have the type that the model computes in, as Keras does it around `call`."""
+        return enable_auto_cast_variables(self._compute_dtype_object)  # type: ignore[attr-defined]
+
+    def save_weights(self, filepath: Any, *arguments: Any, **named: Any) -> Any:
+        """As in Keras; an HDF5 file has the architecture's order, whatever is selected."""
+        with _all_sublayers_trainable(self):
+            return super().save_weights(filepath, *arguments, **named)  # type: ignore[misc]
+
+    def load_weights(self, filepath: Any, *arguments: Any, **named: Any) -> Any:
+        """As in Keras; see `save_weights`."""
+        with _all_sublayers_trainable(self):
+            return super().load_weights(filepath, *arguments, **named)  # type: ignore[misc]
 
     def _embed(self, input_ids: tf.Tensor, inputs: Mapping[str, Any], drop: Any) -> tf.Tensor:
         kinds = inputs.get("token_type_ids")
@@ -127,6 +146,19 @@ class _Selectable:
     def _head_logits(self, states: tf.Tensor, drop: Any) -> tf.Tensor:
         """What the head makes of the last block's output."""
         raise AssertionError("each class below has its own head")
+
+
+@contextmanager
+def _all_sublayers_trainable(model: Any) -> Iterator[None]:
+    """Sets every sublayer's flag for a while: Keras orders the weights of a layer in an HDF5 file by these flags."""
+    flags = [(layer, layer.trainable) for layer in model._flatten_layers()]
+    try:
+        for layer, _ in flags:
+            layer.trainable = True
+        yield
+    finally:
+        for layer, flag in flags:  # parents come first, and a flag reaches all below it
+            layer.trainable = flag
 
 
 class TFBertForSequenceClassification(_Selectable, transformers.TFBertForSequenceClassification):
@@ -264,8 +296,10 @@ def load_bert(
         "problem_type": "regression" if num_labels == 1 else None,
         "output_attentions": False,
         "output_hidden_states": False,
+        "hidden_act": ACTIVATIONS[settings.get("hidden_act", "gelu")],
     }
-    for key in ("architectures", "transformers_version", "torch_dtype", "_name_or_path"):
+    # `return_dict` would have the model answer with a tuple.
+    for key in ("architectures", "transformers_version", "torch_dtype", "_name_or_path", "return_dict"):
         settings.pop(key, None)
     if dropout is not None:
         settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
@@ -316,7 +350,18 @@ def assign_weights(model: Any, values: Mapping[str, np.ndarray]) -> None:
         variables[path].assign(value)
 
 
-def set_precision(precision: str) -> None:
-    """Sets the Keras policy that models made from now on compute in: float32 (tf32, too), bfloat16 or float16."""
-    whole = precision in ("float32", "tf32")
-    keras.mixed_precision.set_global_policy("float32" if whole else f"mixed_{precision}")
+@contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Has models that are made inside compute in a precision; a policy left behind would change those of others.
+
+    Args:
+      precision: float32, tf32 (float32 to Keras), bfloat16 or float16.
+    """
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(
+        "float32" if precision in ("float32", "tf32") else f"mixed_{precision}"
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)

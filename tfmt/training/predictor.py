@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmt.bert.models import set_precision
+from tfmt.bert.models import computing_in
 from tfmt.data.batches import EvaluationBatch, SplitPredictions, compute_outputs, evaluation_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.tasks import Task
@@ -42,12 +42,8 @@ class Predictor:
         self._task = task
         self._devices = make_devices(1, precision)
         strategy = self._devices.strategy
-        set_precision(precision)
-        try:
-            with strategy.scope():
-                model = build()
-        finally:
-            set_precision("float32")  # a policy left behind would change models made by others
+        with computing_in(precision), strategy.scope():
+            model = build()
         whole = tf.TensorSpec([None, None], tf.int32)
 
         def logits(batch: dict[str, tf.Tensor]) -> tf.Tensor:

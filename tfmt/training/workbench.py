@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tfmt.bert.base_weights import BaseWeights
 from tfmt.bert.configs import find_model
-from tfmt.bert.models import assign_weights, load_bert, new_head, set_precision, set_seed
+from tfmt.bert.models import assign_weights, computing_in, load_bert, new_head, set_seed
 from tfmt.data.batches import (
     Batch,
     EpochPlan,
@@ -53,12 +53,8 @@ class Workbench:
         self.task, self.splits, self.labels = task, splits, labels
         self.devices, self.strategy = devices, devices.strategy
         self.jit = devices.check_jit(spec.jit_compile)
-        set_precision(spec.precision)
-        try:
-            with self.strategy.scope():
-                self.model = load_bert(spec.model, task.num_labels, spec.seed, head=task.head, classes=task.classes)
-        finally:
-            set_precision("float32")  # a policy left behind would change models made by others
+        with computing_in(spec.precision), self.strategy.scope():
+            self.model = load_bert(spec.model, task.num_labels, spec.seed, head=task.head, classes=task.classes)
         folder = find_model(spec.model, download=False)
         assert folder is not None
         self.base = BaseWeights(folder, task.head)
