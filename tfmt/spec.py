@@ -315,6 +315,8 @@ def _check_combination(spec: RunSpec) -> None:
         for name in ("data_dir", "text_columns", "label_column", "task_type"):
             if not getattr(spec, name):
                 raise ValueError(f"task=custom needs {name}")
+    if spec.replicas > 1 and spec.jit_compile == "on":
+        raise ValueError("--jit_compile=on: XLA compiles steps of one device alone; use --replicas=1")
     if spec.replicas > 1 and spec.batch_size % spec.replicas:
         raise ValueError(
             f"batch_size is global and must be divisible by replicas."

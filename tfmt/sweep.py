@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from tfmt.flags import define_run_flags, run_command
+from tfmt.memory import keep_memory
 from tfmt.spec import RunSpec
 from tfmt.study.grid import AXES, EACH, FISHER_UNIONS, Grid, expand_grid, parse_axes
 
@@ -72,7 +73,9 @@ def _main(values: flags.FlagValues) -> int:
     sweep = Sweep(grid, values.output_dir, retry_failed=values.retry_failed, verbosity=values.verbosity)
     stopped = None
     try:
-        sweep.run(values.workers)
+        if not values.workers:
+        keep_memory()  # runs compute in this process
+    sweep.run(values.workers)
     except RunError as error:  # what was done until then is told all the same
         stopped = error
     print(sweep.board.summary())
