@@ -72,10 +72,10 @@ def _main(values: flags.FlagValues) -> int:
 
     sweep = Sweep(grid, values.output_dir, retry_failed=values.retry_failed, verbosity=values.verbosity)
     stopped = None
-    try:
-        if not values.workers:
+    if not values.workers:
         keep_memory()  # runs compute in this process
-    sweep.run(values.workers)
+    try:
+        sweep.run(values.workers)
     except RunError as error:  # what was done until then is told all the same
         stopped = error
     print(sweep.board.summary())
