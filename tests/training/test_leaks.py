@@ -22,25 +22,37 @@ def anonymous_mb():
     return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells what a process has allocated")
-@pytest.mark.parametrize(("replicas", "benches"), [(1, 10), (2, 5)])
-def test_workbenches_leave_no_graph_and_no_memory(make_toy_bert, toy_glue, tmp_path, replicas, benches):
-    model = make_toy_bert(tmp_path / "bert", hidden=384)
-    model_mb = (model / "model.safetensors").stat().st_size / 2**20
+def drop_benches(model, data, folder, count, **settings):
+    """Graphs and memory after each of some workbenches that came and went."""
     alive, memory = [], []
-    for seed in range(benches):
-        spec = RunSpec.make(model=str(model), data_dir=str(toy_glue), task="mrpc", mode="full", max_length=32, epochs=1,
-                            train_limit=16, keep="scores", seed=seed, replicas=replicas)  # fmt: skip
-        request = prepare(spec, tmp_path / "runs")
+    for seed in range(count):
+        spec = RunSpec.make(model=str(model), data_dir=str(data), task="mrpc", mode="full", max_length=32, epochs=1,
+                            train_limit=16, keep="scores", seed=seed, **settings)  # fmt: skip
+        request = prepare(spec, folder)
         bench = make_bench(request)
         execute(request, bench, started=0.0, quiet=True)
         assert graphs() > max(alive, default=0)  # the bench's own are counted
         del bench
         alive.append(graphs())
         memory.append(anonymous_mb())
-    assert alive[2:] == [alive[1]] * (benches - 2)
+    return alive, memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells what a process has allocated")
+@pytest.mark.parametrize(("replicas", "count"), [(1, 10), (2, 5)])
+def test_workbenches_leave_no_graph_and_no_memory(make_toy_bert, toy_glue, tmp_path, replicas, count):
+    model = make_toy_bert(tmp_path / "bert", hidden=384)
+    alive, memory = drop_benches(model, toy_glue, tmp_path / "runs", count, replicas=replicas)
+    assert alive[2:] == [alive[1]] * (count - 2)
     # With its two slots and its gradients a model that stays is four.
-    assert (memory[-1] - memory[1]) / (benches - 2) < model_mb / 2, memory
+    model_mb = (model / "model.safetensors").stat().st_size / 2**20
+    assert (memory[-1] - memory[1]) / (count - 2) < model_mb / 2, memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells what a process has allocated")
+def test_compiled_by_xla_they_leave_no_graph(toy_bert, toy_glue, tmp_path):
+    alive, _ = drop_benches(toy_bert, toy_glue, tmp_path / "runs", 3, jit_compile="on")  # XLA keeps its own programs
+    assert alive[2] == alive[1]
 
 
 def test_a_traced_kernel_leaves_no_graph():

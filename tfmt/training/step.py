@@ -133,11 +133,12 @@ def _trace(
         optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
         return loss
 
-    run = tf.function(replica_step, jit_compile=True, autograph=False) if jit else replica_step
-
-    @tf.function(input_signature=[input_signature(model, task, start)], autograph=False)  # no loop of Python in it
+    # Compiled as a whole: a strategy keeps what runs in it for ever, if that is a tf.function itself.
+    @tf.function(
+        input_signature=[input_signature(model, task, start)], autograph=False, jit_compile=True if jit else None
+    )
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        parts = strategy.experimental_local_results(strategy.run(run, args=(batch,)))
+        parts = strategy.experimental_local_results(strategy.run(replica_step, args=(batch,)))
         # On a device: `strategy.reduce` brings it to the host, and waits for it, each time; a replica's `all_reduce`
         # leaves its gradient in TensorFlow's table, and with it this graph.
         with tf.device(strategy.extended.worker_devices[0]):
