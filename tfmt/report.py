@@ -35,6 +35,7 @@ def _main(values: flags.FlagValues) -> int:
     from tfmt.claims.claims import evaluate_claims, tabulate_claims
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
     from tfmt.results.formats import format_tables
+    from tfmt.results.groups import tell_left_out
     from tfmt.results.tables import build_tables
     from tfmt.results.where import narrow
     from tfmt.runs.records import find_distributions, find_records, tabulate
@@ -63,7 +64,7 @@ def _main(values: flags.FlagValues) -> int:
             weights=None if weights.empty else weights,
             fisher=None if fisher.empty else fisher,
         )
-        tables.append(tabulate_claims(verdicts, values.epoch, broken))
+        tables.append(tabulate_claims(verdicts, values.epoch, broken, tell_left_out(runs)))
     text = format_tables(tables, values.format)
     if values.output:
         write_whole(Path(values.output), (text + "\n").encode())

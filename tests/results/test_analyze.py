@@ -41,7 +41,7 @@ def test_command_writes_the_same_file_twice(
         ({"figure": "pie"}, ["--figure", "pie"]),
         ({"figure": "rates", "runs": "/nowhere"}, ["/nowhere"]),
         ({"figure": "rates", "task": "mrp"}, ["--task=mrp", "mrpc"]),
-        ({"figure": "rates", "task": "rte"}, ["--task=rte", "no runs"]),
+        ({"figure": "rates", "task": "rte"}, ["--task=rte", "no run has task=rte"]),
         ({"figure": "rates", "output": "a.gif"}, ["--output=a.gif", ".png, .pdf, .svg"]),
         ({"figure": "rates", "output": "/nowhere/a.png"}, ["--output", "/nowhere"]),
         ({"figure": "rates", "data": "a.txt"}, ["--data=a.txt", ".csv"]),

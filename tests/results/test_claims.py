@@ -510,6 +510,30 @@ def test_runs_that_may_not_be_compared_are_judged_apart(add_score: Add, runs: Ru
     assert found == {"batching random": "holds", "batching grouped": "fails"}
 
 
+def test_numbers_of_another_arithmetic_are_judged_apart(runs: Runs) -> None:
+    new = fisher([1, 2, 3])
+    old = fisher([1, 2, 3], other=100.0, task="rte (arithmetic 4)")
+    both = pd.concat([new.assign(told="arithmetic 5"), old.assign(told="arithmetic 4")])
+    found = {each.runs: each.outcome for each in evaluate_claims(runs(), fisher=both) if each.rule.name == "F3"}
+    assert found == {"arithmetic 5": "holds", "arithmetic 4": "fails"}
+    # One's own numbers need no such column.
+    assert verdict_on("F3", runs(), fisher=pd.concat([new, old])).outcome == "mixed"
+
+
+def test_analyses_tell_runs_apart_that_may_not_be_compared(add_run: Add, runs: Runs) -> None:
+    distributions = {}
+    part = measure([np.linspace(-1.0, 1.0, 100, dtype=np.float32)])
+    for arithmetic in (ARITHMETIC, ARITHMETIC - 1):
+        run_id = add_run(0.8, origin={"arithmetic": arithmetic}).run_id
+        distributions[run_id] = WeightDistributions(
+            schema_=1, run_id=run_id, before={}, after={"attention": {"kernel": part}}
+        )
+    told = tabulate_weights(runs(), distributions)[["task", "told"]].values.tolist()
+    assert sorted(told) == sorted(
+        [f"mrpc (arithmetic {number})", f"arithmetic {number}"] for number in (ARITHMETIC, ARITHMETIC - 1)
+    )
+
+
 def test_clear_and_unclear() -> None:
     clear = compare("mrpc", "a - b", {0: 1.0, 1: 1.1, 2: 0.9}, 0.5)
     unclear = compare("mrpc", "a - b", {0: 4.0, 1: -1.0}, 0.5)

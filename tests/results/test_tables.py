@@ -364,15 +364,53 @@ def test_list_of_runs(add_run: AddRun, runs: Runs) -> None:
     add_run(None, status="diverged", seed=1)
     add_run(0.5, frozen_changed=2, seed=2)
     table = only(build_tables(runs(), "runs"))
-    assert [row[:5] for row in table.blocks[0].rows] == [("MRPC", "full", "all", "1e-3", seed) for seed in "012"]
-    rows = [row[5:13] + row[14:] for row in table.blocks[0].rows]
-    assert rows == [
-        ("36,864", "100", "f1", "50.0", "25.0", "408", "6", "completed", "collapsed"),
-        ("36,864", "100", "-", "-", "-", "-", "6", "diverged", "the run diverged"),
-        ("36,864", "100", "f1", "50.0", "50.0", "408", "6", "completed", "2 frozen weights changed"),
+    (block,) = table.blocks
+    assert block.columns == (
+        "task", "mode", "layers", "rate", "seed", "score", "best", "last", "N", "status", "run", "notes",
+    )  # fmt: skip
+    assert [row[:5] for row in block.rows] == [("MRPC", "full", "all", "1e-3", seed) for seed in "012"]
+    assert [row[5:10] + row[11:] for row in block.rows] == [
+        ("f1", "50.0", "25.0", "408", "completed", "collapsed"),
+        ("-", "-", "-", "-", "diverged", "the run diverged"),
+        ("f1", "50.0", "50.0", "408", "completed", "2 frozen weights changed"),
     ]
-    assert table.caption == ("3 runs: 2 completed, 1 diverged.",)
+    # What is the same of all is told once; what names a run stands in each row.
+    assert table.caption == (
+        "3 runs: 2 completed, 1 diverged.",
+        "All of them: tuned 36,864, tuned % 100, seconds 6.",
+    )
+    (alone,) = only(build_tables(runs().iloc[:1], "runs")).blocks
+    assert len(alone.columns) == 15
     assert only(build_tables(runs().iloc[:0], "runs")).caption == ("0 runs.",)
+
+
+def test_a_list_of_runs_names_masks_and_fits_a_terminal(add_seeds: AddRun, runs: Runs) -> None:
+    for task in ("mrpc", "rte"):
+        add_seeds([0.5, 0.6], mode="outliers", mask_size=16, task=task)
+        add_seeds([0.5, 0.6], mode="fisher", mask_fraction=0.25, layers="0-3", task=task)
+    text = format_tables(build_tables(runs(), "runs"), "markdown")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    # Without the name of the folder, which says it all again.
+    assert all(len(line[: line.rindex("|", 0, -1)]) <= 100 for line in lines)
+    assert {line.split("|")[2].strip() for line in lines[2:]} == {"outliers n=16", "fisher f=0.25"}
+
+
+def test_runs_of_another_arithmetic_are_told_wherever_runs_are(add_seeds: AddRun, runs: Runs) -> None:
+    add_seeds([0.5, 0.6])
+    assert not any("another arithmetic" in line for line in only(build_tables(runs(), "1")).caption)
+    add_seeds([0.5, 0.6], mode="frozen", task="rte", origin={"arithmetic": ARITHMETIC - 1})
+    add_seeds([0.5], mode="frozen", task="rte", origin={"arithmetic": ARITHMETIC - 2})
+    told = (
+        f"Runs of another arithmetic than this tfmt's, {ARITHMETIC}: 1 of arithmetic {ARITHMETIC - 2}, 2 of arithmetic"
+        f" {ARITHMETIC - 1}. Each arithmetic is judged and averaged by itself."
+    )
+    tables = build_tables(runs(), "1")
+    assert [table.title.rpartition(": ")[2] for table in tables] == [
+        f"arithmetic {ARITHMETIC})", f"arithmetic {ARITHMETIC - 1})", f"arithmetic {ARITHMETIC - 2})",
+    ]  # fmt: skip
+    for table in (*tables, only(build_tables(runs(), "runs")), only(build_tables(runs(), "2"))):
+        assert told in table.caption
 
 
 def test_wrong_requests(runs: Runs) -> None:

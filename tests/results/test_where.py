@@ -37,7 +37,8 @@ def mixed(add_run: Add, runs: Runs) -> pd.DataFrame:
         ("", 16), ("task=mrpc", 7), ("task=mrpc,rte mode=layernorm", 6), ("task=mrpc mode=layernorm layers=all", 2),
         ("learning_rate=0.001 mode=full", 3), ("learning_rate=1e-3,5e-5 mode=full  task=cola", 2), ("layers=0+5", 1),
         ("layers=0-3,0+5", 2), ("layers=0+1+2+3", 1), ("mask_size=16", 1), ("mask_size=none mode=full", 6),
-        ("status=diverged", 1), ("seed=0 schedule=linear", 16),
+        ("status=diverged", 1), ("seed=0 schedule=linear", 16), ("label_column=none", 16),
+        ("model='bert-base-uncased' task=cola", 4),
     ],
 )  # fmt: skip
 def test_conditions_mean_what_they_say(mixed: pd.DataFrame, where: str, count: int) -> None:
@@ -54,6 +55,7 @@ def test_conditions_mean_what_they_say(mixed: pd.DataFrame, where: str, count: i
         ("task=sst2", {"no run has task=sst2; there is", "mrpc", "rte", "cola"}),
         ("mode=full learning_rate=1", {"no run has learning_rate=1; there is", "0.001", "5e-05"}),
         ("layers=9", {"all", "0-3", "0+5"}), ("mask_size=many", {"none", "16"}),
+        ("label_column=x", {"there is none"}), ("model='a", {"no closing quotation"}),
     ],
 )  # fmt: skip
 def test_what_no_run_has_is_refused_with_what_there_is(mixed: pd.DataFrame, where: str, told: set[str]) -> None:
@@ -79,16 +81,22 @@ def test_commands_take_conditions(mixed: pd.DataFrame, tmp_path: Path, capsys: p
     assert "left out by --where='task=rte mode=bitfit,full': 13 of 16 runs" in err
     assert "Left out by --where" in out
     heads, _, *rows = [line for line in out.splitlines() if line.startswith("|")]
-    assert heads.replace(" ", "").startswith("|task|mode|layers|rate|seed|tuned|")
+    assert heads.replace(" ", "").startswith("|task|mode|layers|rate|seed|tuned%|")
     assert sorted(row.replace(" ", "").split("|")[1:6] for row in rows) == [
         ["RTE", "bitfit", "all", "1e-3", "0"], ["RTE", "full", "all", "1e-3", "0"], ["RTE", "full", "all", "5e-5", "0"],
     ]  # fmt: skip
+    assert report.main([folder, "--claims", "--where=mode=layernorm,full"]) == 0
+    assert "\n- Left out by --where=mode=layernorm,full: 2 of 16 runs.\n" in capsys.readouterr().out
     assert report.main([folder, "--claims", "--where=task=qqp"]) == 2
     assert "there is" in capsys.readouterr().err
     data = tmp_path / "rates.csv"
     command = ["--figure=rates", folder, f"--output={tmp_path / 'rates.png'}", f"--data={data}"]
     assert analyze.main([*command, "--where=mode=layernorm layers=all", "--task=mrpc,rte"]) == 0
-    assert "left out by --where" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "left out by --task=mrpc,rte: 4 of 16 runs" in told
+    assert "left out by --where='mode=layernorm layers=all': 8 of 12 runs" in told
+    assert analyze.main([*command, "--task=mrpc,sst2"]) == 2
+    assert "--task=mrpc,sst2: no run has task=sst2; there is " in capsys.readouterr().err
     drawn = pd.read_csv(data)
     assert set(drawn["task"]) == {"mrpc", "rte"}
     assert drawn["row"].nunique() == 1

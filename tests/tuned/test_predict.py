@@ -175,9 +175,31 @@ def test_labels_beside_the_texts_are_scored(own, tmp_path, capsys):
     status, out, err = call(capsys, run=own, input=path, output=tmp_path / "out.tsv")
     assert status == 0
     assert "accuracy" not in out
-    assert "in.tsv:3: not scored" in err
-    assert "'glad'" in err
+    assert "not scored: " in err
+    assert "in.tsv:3: 'glad' in column mood is no label of the run (down, up)" in err
     assert err.count("\n") == 1
+
+
+def test_labels_of_an_input_are_read_as_those_of_the_run(own, tmp_path, capsys):
+    # Blanks around a class do not count, as in training; a column of another name is not the run's label.
+    path = write_lines(tmp_path / "in.tsv", ["text\tmood\tlabel", "good film\t up \tx", "bad plot\tdown\ty"])
+    status, out, err = call(capsys, run=own, input=path, output=tmp_path / "out.tsv")
+    assert (status, err) == (0, ""), err
+    assert "(N = 2)" in out
+    path = write_lines(tmp_path / "in.tsv", ["text\tlabel", "good film\tup", "bad plot\tdown"])
+    status, out, err = call(capsys, run=own, input=path, output=tmp_path / "out.tsv")
+    assert (status, err) == (0, ""), err
+    assert "accuracy" not in out
+    # The second row has no label: the predictions are written, and a line says why there is no score.
+    rows = ['{"text": "good film", "mood": "up"}', '{"text": "bad plot"}']
+    (tmp_path / "out").mkdir()
+    for count, told in ((2, "in.jsonl:2: no column 'mood'"), (1, "")):
+        path = write_lines(tmp_path / "in.jsonl", rows[:count])
+        status, out, err = call(capsys, run=own, input=path, output=tmp_path / "out")
+        assert status == 0, err
+        assert told in err
+        assert ("accuracy" in out) == (not told)
+        assert len((tmp_path / "out" / "in.predictions.tsv").read_text().splitlines()) == count + 1
 
 
 def test_labels_in_the_files_of_glue_are_scored(mrpc, tmp_path, capsys):

@@ -90,7 +90,9 @@ def evaluate_claims(
             verdicts.append(_judge(rule, (Gap("all", f"no {rule.needs} numbers"),), rule.make))
             continue
         if rule.needs in ("weights", "fisher"):
-            verdicts.append(_judge(rule, tuple(rule.measure(frame)), rule.make))
+            assert frame is not None
+            for told, part in _part(frame):
+                verdicts.append(_judge(rule, tuple(rule.measure(part)), rule.make, runs=told))
             continue
         groups = group_runs(keep_runs(annotated, _looked_at(rule, annotated)))
         extra = () if frame is None else (frame,)
@@ -104,6 +106,13 @@ def evaluate_claims(
         if not judged:
             verdicts.append(_judge(rule, (Gap("all", f"no runs of {', '.join(rule.modes)}"),), rule.make))
     return tuple(verdicts)
+
+
+def _part(numbers: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """An analysis' numbers, apart for runs that may not be compared with each other, with what tells those."""
+    if "told" not in numbers or numbers.empty:
+        return [("", numbers)]
+    return [(str(told), part) for told, part in numbers.groupby("told", sort=False)]
 
 
 def _looked_at(rule: Rule, runs: pd.DataFrame) -> list[bool]:
@@ -168,13 +177,16 @@ def _command(rule: Rule, group: Group) -> str:
     return shlex.join(["tfmt-sweep", *(f"--{name}={value}" for name, value in flags.items())])
 
 
-def tabulate_claims(verdicts: tuple[Verdict, ...], epoch: str = "best", broken: Iterable[str] = ()) -> Table:
+def tabulate_claims(
+    verdicts: tuple[Verdict, ...], epoch: str = "best", broken: Iterable[str] = (), notes: Iterable[str] = ()
+) -> Table:
     """Verdicts as a table that `format_tables` writes: the verdicts, their numbers, what is missing, the rules.
 
     Args:
       verdicts: what `evaluate_claims` returned.
       epoch: what it was asked for, which the caption tells.
       broken: what `read_runs` could not read (`attrs["broken"]`).
+      notes: further lines for the caption, from `tell_left_out`.
     """
     summary, numbers, missing = [], [], []
     records: list[dict[str, Any]] = []
@@ -219,6 +231,7 @@ def tabulate_claims(verdicts: tuple[Verdict, ...], epoch: str = "best", broken: 
         f"Interval: 95 % by Student's t over the differences of seeds that both sides share, at least {LEAST_SEEDS}.",
         "Several comparisons are made at once, without correction: read a single clear one with care.",
         *(f"Runs: {settings}." for settings in dict.fromkeys(verdict.settings for verdict in verdicts) if settings),
+        *notes,
         *(f"Not read: {message}" for message in broken),
     )
     return Table(

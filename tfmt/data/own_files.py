@@ -196,7 +196,7 @@ def _labelled(path: Path, row: Row, text_columns: Sequence[str], label_column: s
     """The row's texts and label alone, checked: `texts` is a tuple, or the list of words."""
     if kind != "tokens":
         texts = tuple(_text(path, row, column) for column in text_columns)
-        return Row(row.line, {"texts": texts, "label": _label(path, row, label_column, kind)})
+        return Row(row.line, {"texts": texts, "label": read_label(path, row, label_column, kind)})
     words, tags = read_words(path, row, text_columns[0]), read_words(path, row, label_column)
     if len(words) != len(tags):
         raise RequestError(f"{path}:{row.line}: {len(words)} words and {len(tags)} tags; repair or remove this line")
@@ -245,8 +245,12 @@ def _check_characters(path: Path, row: Row, text: str) -> None:
         raise RequestError(f"{path}:{row.line}: a text holds half a surrogate pair; repair this line") from None
 
 
-def _label(path: Path, row: Row, column: str, kind: Kind) -> str | float:
-    """A class as text, however JSON writes it, or a number."""
+def read_label(path: Path, row: Row, column: str, kind: Kind) -> str | float:
+    """A class as text, however JSON writes it, or a number.
+
+    Raises:
+      RequestError: there is no such column, or it holds no label.
+    """
     value = _value(path, row, column)
     if isinstance(value, bool):
         value = str(value).lower()

@@ -51,9 +51,9 @@ def read_table(
     if not records:
         raise RequestError(f"--runs={runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
     table = tabulate(records, broken)
-    if tasks and not set(tasks) & set(table["task"]):
-        raise RequestError(f"--task={','.join(tasks)}: no runs of it below {runs}")
-    table = narrow(keep_runs(table, [not tasks or task in tasks for task in table["task"]]), where)
+    if tasks:
+        table = narrow(table, f"task={','.join(tasks)}", given=f"--task={','.join(tasks)}")
+    table = narrow(table, where)
     kept = set(table["run_id"])
     notes = [*(f"not read: {message}" for message in broken), *table.attrs["left_out"]]
     return table, {record.run_id: record for record in records if record.run_id in kept}, notes

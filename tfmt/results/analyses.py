@@ -10,8 +10,8 @@ are decided by them:
 - `fisher` (F3, F5): `task`, `component`, `block`, `total`, `weights`: the sum of the Fisher information, and how many
   weights it is over.
 
-Components are those of `tfmt.bert.vocabulary`, with their parts: `output.LayerNorm.gamma`. An optional column `seed`
-gives the last two an interval.
+Components are those of `tfmt.bert.vocabulary`, with their parts: `output.LayerNorm.gamma`. Of the last two an optional
+column `seed` gives an interval, and an optional column `told` parts what is judged apart.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def full_runs(runs: pd.DataFrame, epoch: str = "best") -> Iterator[tuple[str, pd
     """Full fine-tuning of whole models at each task's chosen rate: (task, its runs, one a seed, of one rate).
 
     The runs have the columns of `annotate`; `learning_rate` is that rate, `collapsed` says which of them decide
-    nothing. Where runs may not be compared with each other (other models, versions, ...) the task says which they are.
+    nothing. Where runs may not be compared with each other (other models, another arithmetic, ...) the task and their
+    column `told` say which they are.
     """
     annotated = annotate(runs, epoch)
     groups = group_runs(keep_runs(annotated, (row == Row("full") for row in annotated["row"])))
@@ -73,14 +74,18 @@ def full_runs(runs: pd.DataFrame, epoch: str = "best") -> Iterator[tuple[str, pd
             cell = group.cells[Row("full"), column]
             mine = group.runs[(group.runs["column"] == column) & (group.runs["learning_rate"] == cell.learning_rate)]
             if cell.eligible:
-                yield column + told, mine
+                yield _name(column, told), mine.assign(told=told)
 
 
 def _told_apart(groups: list[Group]) -> Iterator[tuple[Group, str]]:
-    """Groups with what tells them from each other, for the end of a task's name."""
+    """Groups with what tells them from each other, empty where there is one."""
     differing = differing_settings(groups)
     for group in groups:
-        yield group, f" ({describe_settings(group, differing)})" if differing else ""
+        yield group, describe_settings(group, differing) if differing else ""
+
+
+def _name(column: str, told: str) -> str:
+    return f"{column} ({told})" if told else column
 
 
 def tabulate_weights(
@@ -96,20 +101,22 @@ def tabulate_weights(
     Returns:
       `task`, `learning_rate`, `seed`, `collapsed` (whether the run was), `sublayer`, `bimodality` (Sarle's coefficient
       of the middle 98 % of the weights), `threshold`, `magnitude_ratio`, `ashman_d`, `bimodality_of_all` (outliers
-      included), `share_beyond` (of weights larger than `distribution.MAGNITUDE`); see `bimodality`.
+      included), `share_beyond` (of weights larger than `distribution.MAGNITUDE`), see `bimodality`; `told` (which runs,
+      where some may not be compared with others).
     """
     import pandas as pd
 
     rows = []
     for task, mine in full_runs(runs, epoch):
-        names = ("run_id", "learning_rate", "seed", "collapsed")
-        for run_id, rate, seed, collapsed in zip(*(mine[name] for name in names), strict=True):
+        names = ("run_id", "learning_rate", "seed", "collapsed", "told")
+        for run_id, rate, seed, collapsed, told in zip(*(mine[name] for name in names), strict=True):
             if run_id in distributions:
                 run = {"task": task, "learning_rate": rate, "seed": int(seed), "collapsed": collapsed == 1}
+                run["told"] = told
                 for sublayer, parts in distributions[run_id].after.items():
                     rows.append(run | {"sublayer": sublayer} | describe(parts))
     columns = ["task", "learning_rate", "seed", "collapsed", "sublayer", "bimodality", "threshold", "magnitude_ratio"]
-    return pd.DataFrame(rows, columns=[*columns, "ashman_d", "bimodality_of_all", "share_beyond"])
+    return pd.DataFrame(rows, columns=[*columns, "ashman_d", "bimodality_of_all", "share_beyond", "told"])
 
 
 def describe(parts: Mapping[str, Distribution]) -> dict[str, float]:
@@ -128,6 +135,8 @@ def describe(parts: Mapping[str, Distribution]) -> dict[str, float]:
 
 def tabulate_fisher(runs: pd.DataFrame, records: Iterable[Record]) -> pd.DataFrame:
     """The Fisher information that `fisher` runs estimated: `task`, `seed`, `component`, `block`, `total`, `weights`.
+
+    `told` says which runs, where some may not be compared with others.
 
     It does not depend on a run's rate or fraction, so that one run speaks for all of its seed; where runs of one task
     used different numbers of examples, those with the most speak.
@@ -153,8 +162,9 @@ def tabulate_fisher(runs: pd.DataFrame, records: Iterable[Record]) -> pd.DataFra
             for seed, fisher in sorted(by_seed.items()):
                 for component, blocks in fisher.totals.items():
                     for block, total in blocks.items():
-                        rows.append((column + told, seed, component, block, total, fisher.weights[component]))
-    return pd.DataFrame(rows, columns=["task", "seed", "component", "block", "total", "weights"])
+                        weights = fisher.weights[component]
+                        rows.append((_name(column, told), seed, component, block, total, weights, told))
+    return pd.DataFrame(rows, columns=["task", "seed", "component", "block", "total", "weights", "told"])
 
 
 def check_columns(name: str, frame: pd.DataFrame) -> None:

@@ -16,7 +16,7 @@ from tfmt.errors import RequestError
 from tfmt.protocol import paper_epochs
 from tfmt.results.cells import Cell, make_cell
 from tfmt.results.rows import ROW_FIELDS, TASK_TITLES, Row, none_if_missing
-from tfmt.spec import CONDITIONAL_FIELDS, TASK_NAMES, RunSpec
+from tfmt.spec import ARITHMETIC, CONDITIONAL_FIELDS, TASK_NAMES, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,9 +81,9 @@ def group_runs(runs: pd.DataFrame) -> list[Group]:
       runs: what `annotate` returns, or some rows of it.
 
     Returns:
-      The groups, the largest first. Epochs part them, too, but P1's own rule gives modes different numbers: so one
-      group holds the runs that follow the rule, and one each the runs with a number that breaks it. A run may be in
-      both; a group that another contains is left out.
+      The groups, the largest first, of equal ones that of the later arithmetic. Epochs part them, too, but P1's own
+      rule gives modes different numbers: so one group holds the runs that follow the rule, and one each the runs with
+      a number that breaks it. A run may be in both; a group that another contains is left out.
 
     Raises:
       RequestError: two runs of one cell and seed that differ in more than their seed, in a way no table shows.
@@ -93,7 +93,7 @@ def group_runs(runs: pd.DataFrame) -> list[Group]:
         settings = dict(zip(SETTINGS, values, strict=True))
         for epochs, members in _part_by_epochs(part):
             groups.append(_make_group(settings | {"epochs": epochs}, members))
-    return sorted(groups, key=lambda group: (-len(group.runs), str(group.settings)))
+    return sorted(groups, key=lambda group: (-len(group.runs), -group.settings["arithmetic"], str(group.settings)))
 
 
 def _part_by_epochs(runs: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
@@ -187,6 +187,22 @@ def differing_settings(groups: Iterable[Group]) -> list[str]:
     """The settings in which groups differ."""
     groups = list(groups)
     return [name for name in (*SETTINGS, "epochs") if len({str(group.settings[name]) for group in groups}) > 1]
+
+
+def tell_left_out(runs: pd.DataFrame) -> tuple[str, ...]:
+    """Caption lines on runs that a reader might miss: what `narrow` left out, and runs of another arithmetic.
+
+    Args:
+      runs: what `read_runs` or `narrow` returned.
+    """
+    lines = [f"L{line[1:]}." for line in runs.attrs.get("left_out", ())]
+    counts = runs["arithmetic"].value_counts().sort_index()
+    if others := [f"{count:,} of arithmetic {number}" for number, count in counts.items() if number != ARITHMETIC]:
+        lines.append(
+            f"Runs of another arithmetic than this tfmt's, {ARITHMETIC}: {', '.join(others)}. Each arithmetic is judged"
+            " and averaged by itself."
+        )
+    return tuple(lines)
 
 
 _ALWAYS_TOLD = ("model_sha256", "arithmetic", "batching", "precision", "batch_size", "max_length")

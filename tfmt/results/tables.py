@@ -17,7 +17,14 @@ from tfmt import protocol
 from tfmt.errors import RequestError
 from tfmt.results.cells import COLLAPSED_MARK, Cell
 from tfmt.results.formats import Block, Table
-from tfmt.results.groups import Group, column_title, describe_settings, differing_settings, group_runs
+from tfmt.results.groups import (
+    Group,
+    column_title,
+    describe_settings,
+    differing_settings,
+    group_runs,
+    tell_left_out,
+)
 from tfmt.results.rows import (
     GLUE_TASKS,
     P2_TASKS,
@@ -149,8 +156,7 @@ def build_tables(runs: pd.DataFrame, name: str, epoch: str = "best") -> tuple[Ta
     """
     if name not in TABLE_NAMES:
         raise RequestError(f"--table must be one of {', '.join(TABLE_NAMES)}. Received: {name!r}")
-    broken = tuple(f"Not read: {message}" for message in runs.attrs.get("broken", ()))
-    broken += tuple(f"L{line[1:]}." for line in runs.attrs.get("left_out", ()))
+    broken = tell_left_out(runs) + tuple(f"Not read: {message}" for message in runs.attrs.get("broken", ()))
     annotated = annotate(runs, epoch)
     if name == "runs":
         return (_list_runs(annotated, broken),)
@@ -315,57 +321,51 @@ def _tell_scores(runs: pd.DataFrame, columns: list[str]) -> str:
     return "; ".join(told)
 
 
+# Columns that a list of runs does without where they say the same of all.
+_TOLD_ONCE = ("tuned", "tuned %", "score", "N", "seconds", "status", "notes")
+
+
 def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
-    """Every run with its status."""
-    rows = []
-    columns = ["task", "mode", "layers", "learning_rate", "seed", "tuned", "tuned_percent", "score_name", "score_best"]
-    columns += ["score_last", "examples", "seconds", "status", "run_id", "collapsed", "frozen_changed", "error"]
+    """Every run with its status. What says the same of all runs, and names none of them, is told in the caption."""
+    rows: list[dict[str, str]] = []
+    columns = ["row", "learning_rate", "seed", "tuned", "tuned_percent", "score_name", "score_best", "score_last"]
+    columns += ["task", "examples", "seconds", "status", "run_id", "collapsed", "frozen_changed", "error"]
     for record in zip(*(map(none_if_missing, runs[name]) for name in columns), strict=True):
-        task, mode, layers, rate, seed, tuned, percent, score_name, best, last, examples, *told = record
+        row, rate, seed, tuned, percent, score_name, best, last, task, examples, *told = record
         seconds, status, run_id, collapsed, leaked, error = told
         notes = ["collapsed"] if collapsed else []
         notes += [f"{int(leaked)} frozen weights changed"] if leaked else []
         notes += [error] if error else []
         held_out = [n for split, n in (examples or {}).items() if split != "train"]
+        size = "" if row.mask_size is None else f" n={row.mask_size}"
         rows.append(
-            (
-                column_title(task),
-                mode,
-                layers,
-                format_rate(rate),
-                str(seed),
-                "-" if tuned is None else f"{int(tuned):,}",
-                "-" if percent is None else format_percent(percent),
-                score_name or "-",
-                *("-" if score is None else f"{100 * score:.1f}" for score in (best, last)),
-                f"{held_out[0]:,}" if held_out else "-",
-                "-" if seconds is None else f"{seconds:.0f}",
-                status,
-                run_id,
-                "; ".join(notes),
-            )
+            {
+                "task": column_title(task),
+                "mode": row.mode + (size if row.mask_fraction is None else f" f={row.mask_fraction:g}"),
+                "layers": row.layers,
+                "rate": format_rate(rate),
+                "seed": str(seed),
+                "tuned": "-" if tuned is None else f"{int(tuned):,}",
+                "tuned %": "-" if percent is None else format_percent(percent),
+                "score": score_name or "-",
+                "best": "-" if best is None else f"{100 * best:.1f}",
+                "last": "-" if last is None else f"{100 * last:.1f}",
+                "N": f"{held_out[0]:,}" if held_out else "-",
+                "seconds": "-" if seconds is None else f"{seconds:.0f}",
+                "status": status,
+                "run": run_id,
+                "notes": "; ".join(notes),
+            }
         )
-    heads = (
-        "task",
-        "mode",
-        "layers",
-        "rate",
-        "seed",
-        "tuned",
-        "tuned %",
-        "score",
-        "best",
-        "last",
-        "N",
-        "seconds",
-        "status",
-        "run",
-        "notes",
-    )
+    alike = [name for name in _TOLD_ONCE if len(rows) > 1 and len({row[name] for row in rows}) == 1]
     counts = ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
-    caption = (f"{len(runs)} runs{': ' + counts if counts else ''}.", *broken)
+    caption = [f"{len(runs)} runs{': ' + counts if counts else ''}."]
+    if shared := [f"{name} {rows[0][name]}" for name in alike if rows[0][name]]:
+        caption.append(f"All of them: {', '.join(shared)}.")
+    heads = [name for name in rows[0] if name not in alike] if rows else []
     names = [name for name in runs.columns if name not in ("row", "score")]
     numbers = tuple(
         {str(name): none_if_missing(value) for name, value in row.items()} for row in runs[names].to_dict("records")
     )
-    return Table("runs", "Runs", caption, (Block("", heads, tuple(rows)),) if rows else (), numbers)
+    blocks = (Block("", tuple(heads), tuple(tuple(row[name] for name in heads) for row in rows)),) if rows else ()
+    return Table("runs", "Runs", (*caption, *broken), blocks, numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ _MORE_FIELDS = ("status", "arithmetic", "run_id")
 _MOST_SHOWN = 12
 
 
-def narrow(runs: pd.DataFrame, where: str) -> pd.DataFrame:
+def narrow(runs: pd.DataFrame, where: str, *, given: str = "") -> pd.DataFrame:
     """The runs for which every condition holds.
 
     Args:
@@ -25,10 +26,11 @@ def narrow(runs: pd.DataFrame, where: str) -> pd.DataFrame:
       where: conditions parted by blanks, `field=value` or `field=value,value` for any of them. Fields are those of
         `RunSpec`, `status`, `arithmetic` and `run_id`. Values are compared by what they mean: 1e-3 is 0.001; blocks
         that belong together are joined by +, as in tfmt-sweep: `layers=0+5,all`; `none` is a field that is not set.
-        Empty means all runs.
+        Quotes hold a value with blanks together: `model="my models/bert"`. Empty means all runs.
+      given: how it was asked for, in messages; empty means as `--where`.
 
     Returns:
-      Rows of the DataFrame; `attrs["left_out"]` holds a line on what was left out, if anything was.
+      Rows of the DataFrame; `attrs["left_out"]` has a line more on what was left out, if anything was.
 
     Raises:
       RequestError: no such field, or a value that no run has; it says what there is.
@@ -39,28 +41,34 @@ def narrow(runs: pd.DataFrame, where: str) -> pd.DataFrame:
     # A union's row is named by the fraction of the runs that it unites, which may be left out.
     kept = runs.copy()
     kept["mask_fraction"] = united_fractions(runs)
-    for condition in where.split():
+    given = given or f"--where={shlex.quote(where)}"
+    try:
+        conditions = shlex.split(where)
+    except ValueError as error:
+        raise RequestError(f"{given}: {str(error).lower()}") from None
+    for condition in conditions:
         name, found, values = condition.partition("=")
         if not found or not values:
-            raise RequestError(f"--where: expected field=value[,value]. Received: {condition!r}")
+            raise RequestError(f"{given}: expected field=value[,value]. Received: {condition!r}")
         if name not in RunSpec.model_fields and name not in _MORE_FIELDS:
             fields = ", ".join((*RunSpec.model_fields, *_MORE_FIELDS))
-            raise RequestError(f"--where: {name!r} is no field of a run; expected one of {fields}")
+            raise RequestError(f"{given}: {name!r} is no field of a run; expected one of {fields}")
         known = [_meaning(name, value) for value in kept[name]]
         wanted = [_meaning(name, value, written=True) for value in values.split(",")]
         for meaning, value in zip(wanted, values.split(","), strict=True):
             if meaning not in known:
-                raise RequestError(f"--where: no run has {name}={value}; there is {_list(known)}")
+                raise RequestError(f"{given}: no run has {name}={value}; there is {_list(known)}")
         kept = keep_runs(kept, [value in wanted for value in known])
     count = len(runs) - len(kept)
-    kept.attrs["left_out"] = [f"left out by --where={where!r}: {count:,} of {len(runs):,} runs"] if count else []
+    told = [f"left out by {given}: {count:,} of {len(runs):,} runs"] if count else []
+    kept.attrs["left_out"] = [*runs.attrs.get("left_out", ()), *told]
     return kept
 
 
 def _meaning(name: str, value: Any, *, written: bool = False) -> Any:
     """What a value of a DataFrame, or one that was written in a condition, says of a field."""
     value = none_if_missing(value)
-    if value is None or (written and value == "none"):
+    if value is None or value in ("", ()) or (written and value == "none"):
         return None
     if name == "layers":
         blocks = parse_layers(str(value).replace("+", ",")) if _reads_as_layers(value) else str(value)
@@ -84,6 +92,6 @@ def _reads_as_layers(value: Any) -> bool:
 def _list(known: Iterable[Any]) -> str:
     """The values that there are, the first few of many."""
     texts = list(dict.fromkeys("none" if value is None else f"{value:g}" if isinstance(value, float) else
-                               str(value).replace(",", "+") or "''" for value in known))  # fmt: skip
+                               str(value).replace(",", "+") for value in known))  # fmt: skip
     more = f" and {len(texts) - _MOST_SHOWN} more" if len(texts) > _MOST_SHOWN else ""
     return ", ".join(texts[:_MOST_SHOWN]) + more if texts else "none left after the other conditions"

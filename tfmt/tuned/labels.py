@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from tfmt.data.conll import settle_tags, word_line
-from tfmt.data.own_files import read_words
+from tfmt.data.own_files import read_label, read_words
 from tfmt.data.rows import Row
-from tfmt.errors import RequestWarning
+from tfmt.errors import RequestError, RequestWarning
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
 
@@ -33,17 +32,29 @@ class InputLabels:
 
     def __init__(self, spec: RunSpec, task: Task, path: Path, fields: Mapping[str, Any]) -> None:
         self._task, self._path = task, path
-        names = [spec.label_column, task.glue.label_column if task.glue else "label"]
-        names += [_CONLL_ENTITY] if task.entities else []
-        self._column = next((name for name in names if name and name in fields), "")
+        if task.name == "custom":
+            names: tuple[str, ...] = (spec.label_column,)
+        elif task.glue is not None:
+            names = (task.glue.label_column,)
+        else:
+            names = ("label", _CONLL_ENTITY) if task.entities else ("label",)
+        self._column = next((name for name in names if name in fields), "")
         self._rows: list[Row] = []
+        self._trouble = ""
 
     def take(self, rows: Sequence[Row]) -> None:
         """Notes the labels of some rows."""
-        for row in rows if self._column else ():
-            value = row.fields[self._column]
-            tags = read_words(self._path, row, self._column) if self._task.head == "tokens" else value
-            self._rows.append(row._replace(fields={self._column: tags}))
+        if not self._column or self._trouble:
+            return
+        try:
+            for row in rows:
+                if self._task.head == "tokens":
+                    label: Any = read_words(self._path, row, self._column)
+                else:
+                    label = read_label(self._path, row, self._column, self._task.kind)
+                self._rows.append(row._replace(fields={self._column: label}))
+        except RequestError as error:
+            self._trouble, self._rows = str(error), []
 
     def read(self, predictions: int) -> np.ndarray | None:
         """One label for each prediction, as `tfmt.metrics.score` takes them; None where they cannot be compared.
@@ -52,45 +63,39 @@ class InputLabels:
           predictions: how many there must be.
 
         Warns:
-          RequestWarning: a label is none of the run's, or words and tags are not as many; nothing is scored then.
+          RequestWarning: a row has no label or one that is none of the run's, or words and tags are not as many;
+            nothing is scored then.
         """
         if not self._column:
             return None
-        rows = self._rows
-        if self._task.entities and (settled := settle_tags({"": rows}, self._column)) is not None:
-            rows = settled.rows[""]
-        labels: list[float] = []
-        for row in rows:
-            value = row.fields[self._column]
-            for place, text in enumerate(value if isinstance(value, list) else [value]):
-                label = self._number(text)
-                if label is None:
-                    line = word_line(row, place) if isinstance(value, list) else row.line
-                    known = ", ".join(self._task.classes) or "a number"
-                    warnings.warn(
-                        f"{self._path}:{line}: not scored, as {text!r} in column {self._column} is no label of the run "
-                        f"({known})",
-                        RequestWarning,
-                        stacklevel=2,
-                    )
-                    return None
-                labels.append(label)
-        if len(labels) != predictions:
-            told = (
-                f"{self._path}: not scored, as column {self._column} has {len(labels):,} tags for {predictions:,} words"
-            )
-            warnings.warn(told, RequestWarning, stacklevel=2)
+        try:
+            labels = [] if self._trouble else self._number_labels()
+        except RequestError as error:
+            labels, self._trouble = [], str(error)
+        if not self._trouble and len(labels) != predictions:
+            self._trouble = f"{self._path}: column {self._column} has {len(labels):,} tags for {predictions:,} words"
+        if self._trouble:
+            warnings.warn(f"not scored: {self._trouble}", RequestWarning, stacklevel=2)
             return None
         return np.array(labels, np.int32 if self._task.classes else np.float32)
 
-    def _number(self, text: Any) -> float | None:
-        """A class' number, or a score; None for neither."""
-        if self._task.kind == "regression":
-            try:
-                score = float(text)
-            except (TypeError, ValueError):
-                return None
-            return score if math.isfinite(score) else None
+    def _number_labels(self) -> list[float]:
+        """Numbers of classes, or scores; of the first label that is none of the run's it notes where it stands."""
+        rows = self._rows
+        if self._task.entities and (settled := settle_tags({"": rows}, self._column)) is not None:
+            rows = settled.rows[""]
         spelled = self._task.glue.labels if self._task.glue else ()
         numbers = {name: number for names in (spelled, self._task.classes) for number, name in enumerate(names)}
-        return numbers.get(str(text))
+        labels: list[float] = []
+        for row in rows:
+            label = row.fields[self._column]
+            for place, value in enumerate(label if isinstance(label, list) else [label]):
+                if self._task.classes and value not in numbers:
+                    line = word_line(row, place) if isinstance(label, list) else row.line
+                    self._trouble = (
+                        f"{self._path}:{line}: {value!r} in column {self._column} is no label of the run"
+                        f" ({', '.join(self._task.classes)})"
+                    )
+                    return []
+                labels.append(numbers[value] if self._task.classes else value)
+        return labels
