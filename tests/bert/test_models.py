@@ -290,8 +290,8 @@ def numpy_logits(model, batch, activation):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("training", [False, True])
 def test_every_activation_that_a_config_may_name(make_toy_bert, tmp_path, name, training):
-    folder = make_toy_bert(tmp_path / "bert", hidden_act=name, return_dict=False, hidden_dropout_prob=0.0,
-                           attention_probs_dropout_prob=0.0)  # fmt: skip
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    folder = make_toy_bert(tmp_path / "bert", hidden_act=name, return_dict=False, torchscript=True, **rates)
     model = tfmt.load_bert(str(folder), seed=3)
     generator = np.random.default_rng(0)
     batch = {"input_ids": generator.integers(5, 19, (3, 9)), "attention_mask": np.ones((3, 9), np.int64),

@@ -28,6 +28,7 @@ def make_record(
     last: float | None = None,
     status: str = "completed",
     collapsed: bool = False,
+    collapsed_in: tuple[bool, ...] = (),
     frozen_changed: int = 0,
     change: dict[str, dict[str, float]] | None = None,
     origin: dict[str, Any] | None = None,
@@ -44,8 +45,14 @@ def make_record(
     name = SCORE_NAMES.get(run.task, "accuracy")
     ended = status == "completed"
     epochs = [
-        {"epoch": i + 1, "train_loss": 0.5, "metrics": {"validation": {name: score}}, "seconds": 1.0}
-        for i in range(epochs_kept)
+        {
+            "epoch": i + 1,
+            "train_loss": 0.5,
+            "metrics": {"validation": {name: score}},
+            "seconds": 1.0,
+            "collapsed": collapsed_in[i] if collapsed_in else None,
+        }
+        for i in range(len(collapsed_in) or epochs_kept)
     ]
     return Record.model_validate(
         {

@@ -159,6 +159,12 @@ def test_collapsed_cells_are_marked_wherever_they_count(add_seeds: AddRun, runs:
     assert "†" not in format_tables(build_tables(frame[frame["collapsed"] != True], "1"), "markdown")  # noqa: E712
 
 
+@pytest.mark.parametrize(("epoch", "text"), [("best", "80.0"), ("last", "60.0† (1 collapsed)")])
+def test_a_collapse_is_that_of_the_epoch_that_is_shown(add_run: AddRun, runs: Runs, epoch: str, text: str) -> None:
+    add_run(0.8, last=0.6, collapsed=False, collapsed_in=(False, False, True))  # best in epoch 1
+    assert cells(only(build_tables(runs(), "1", epoch=epoch)))["Full-FT"]["MRPC"] == text
+
+
 def test_last_epoch(add_run: AddRun, runs: Runs) -> None:
     add_run(0.9, last=0.3, learning_rate=1e-3)
     add_run(0.8, last=0.7, learning_rate=1e-4)

@@ -298,8 +298,8 @@ def load_bert(
         "output_hidden_states": False,
         "hidden_act": ACTIVATIONS[settings.get("hidden_act", "gelu")],
     }
-    # `return_dict` would have the model answer with a tuple.
-    for key in ("architectures", "transformers_version", "torch_dtype", "_name_or_path", "return_dict"):
+    # The last two would have the model answer with a tuple.
+    for key in ("architectures", "transformers_version", "torch_dtype", "_name_or_path", "return_dict", "torchscript"):
         settings.pop(key, None)
     if dropout is not None:
         settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}

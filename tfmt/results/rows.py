@@ -125,8 +125,8 @@ def annotate(runs: pd.DataFrame, epoch: str = "best") -> pd.DataFrame:
 
     Returns:
       The same with `row` (a `Row`), `score` (a fraction) and `outcome`: `scored`, `undefined` (it completed and its
-      metric is not defined), `diverged` or `failed`. A run that changed a weight outside its selection counts
-      as failed.
+      metric is not defined), `diverged` or `failed`; `collapsed` is of that epoch. A run that changed a weight outside
+      its selection counts as failed.
 
     Raises:
       RequestError: no such epoch.
@@ -140,7 +140,9 @@ def annotate(runs: pd.DataFrame, epoch: str = "best") -> pd.DataFrame:
     outcome[(outcome == "scored") & score.isna()] = "undefined"
     outcome[(outcome != "diverged") & (runs["frozen_changed"].astype(float) > 0)] = "failed"
     rows: Any = _rows(runs)
-    return runs.assign(row=rows, score=score.where(outcome == "scored"), outcome=outcome)
+    # What a table shows of an epoch is of that epoch; frames made by hand may lack the second column.
+    collapsed = runs["collapsed_last" if epoch == "last" and "collapsed_last" in runs else "collapsed"]
+    return runs.assign(row=rows, score=score.where(outcome == "scored"), outcome=outcome, collapsed=collapsed)
 
 
 def _rows(runs: pd.DataFrame) -> list[Row]:

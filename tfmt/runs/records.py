@@ -56,6 +56,11 @@ class Result(_Part):
     reasons: dict[str, str] = {}
     words: dict[str, dict[str, int]] = {}
 
+    def collapsed_in(self, epoch: int | None) -> bool | None:
+        """Whether an epoch (from 1) predicted one class only, or a constant; where it does not say, the kept epoch."""
+        told = self.epochs[epoch - 1].collapsed if epoch and epoch <= len(self.epochs) else None
+        return self.collapsed if told is None else told
+
     @property
     def scored(self) -> dict[str, int]:
         """N of each split: its examples, or in token tasks its words."""
@@ -255,7 +260,8 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
 
     Returns:
       A DataFrame: `run_id`, `status`, `error`, every field of the spec, `tuned`, `tuned_percent`, `score_name`,
-      `score_best`, `score_last` (fractions), `best_epoch`, `collapsed`, `examples` ({split: N of
+      `score_best`, `score_last` (fractions), `best_epoch`, `collapsed` (in the best epoch),
+      `collapsed_last`, `examples` ({split: N of
       its score}), `seconds`,
       `frozen_changed`, `tfmt` (version), `arithmetic`, `packages` (versions of Python and of what computes),
       `model_sha256`, `data_sha256`.
@@ -272,6 +278,8 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
             fields = ("score_name", "score_best", "score_last", "best_epoch", "collapsed", "examples")
             row |= {name: getattr(record.result, name) for name in fields}
             row["examples"] = record.result.scored
+            row["collapsed"] = record.result.collapsed_in(record.result.best_epoch)
+            row["collapsed_last"] = record.result.collapsed_in(len(record.result.epochs))
         if record.cost:
             row["seconds"] = record.cost.setup_seconds + record.cost.train_seconds + record.cost.eval_seconds
         if record.proof:
@@ -283,8 +291,8 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
         row |= {"model_sha256": origin.model_sha256, "data_sha256": origin.data_sha256}
         rows.append(row)
     columns = ["run_id", "status", "error", *RunSpec.model_fields, "tuned", "tuned_percent", "score_name", "score_best"]
-    columns += ["score_last", "best_epoch", "collapsed", "examples", "seconds", "frozen_changed", "tfmt", "arithmetic"]
-    columns += ["packages", "model_sha256", "data_sha256"]
+    columns += ["score_last", "best_epoch", "collapsed", "collapsed_last", "examples", "seconds", "frozen_changed"]
+    columns += ["tfmt", "arithmetic", "packages", "model_sha256", "data_sha256"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["broken"] = list(broken)
     return frame

@@ -215,7 +215,9 @@ class FineTuning:
         loss = state.losses[0] / state.losses[1]
         state.epoch_seconds += seconds
         state.epoch += 1
-        state.epochs.append(Epoch(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds))
+        state.epochs.append(
+            Epoch(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds, collapsed=flat)
+        )
         progress.epoch(state.epoch, loss, task.headline_name, value, state.epoch_seconds)
         state.step, state.losses, state.epoch_seconds = 0, [], 0.0
         better = value is not None and (state.kept_score is None or value > state.kept_score)
