@@ -10,10 +10,10 @@ from tfmt.runs import lease
 from tfmt.runs.lease import Lease, TakenError, is_held
 
 
-def leave(folder, number=1, *, host=None, pid=None, age=0.0):
+def leave(folder, number=1, *, age=0.0, **owner):
     """The lease of another owner."""
     path = folder / f"lease.{number}"
-    path.write_text(json.dumps({"host": host or lease._host(), "pid": pid or os.getpid()}))
+    path.write_text(json.dumps({**lease._this_process(), **owner}))
     time = path.stat().st_mtime - age
     os.utime(path, (time, time))
     return path
@@ -26,9 +26,11 @@ def test_one_at_a_time(tmp_path):
         with pytest.raises(TakenError, match=str(os.getpid())), Lease(tmp_path):
             pass
         held.check()
-    assert os.listdir(tmp_path) == []
-    with Lease(tmp_path):
-        pass
+    assert not is_held(tmp_path)
+    with Lease(tmp_path) as held:
+        held.check()
+        (tmp_path / "record.json").touch()
+    assert os.listdir(tmp_path) == ["record.json"]
 
 
 def test_dead_process_of_this_machine_is_followed_at_once(tmp_path):
@@ -39,11 +41,68 @@ def test_dead_process_of_this_machine_is_followed_at_once(tmp_path):
         assert os.listdir(tmp_path) == ["lease.2"]
 
 
+def test_a_number_of_a_process_that_another_has_now_is_no_owner(tmp_path):
+    leave(tmp_path, start="1")
+    assert not is_held(tmp_path)
+
+
+def test_a_living_owner_on_another_machine_of_the_same_name(tmp_path):
+    """Clouds and containers call many machines alike; a process number says nothing there."""
+    pid, start = 2**22 + 1, "17"
+    leave(tmp_path, pid=pid, start=start, place=lease._place().replace(lease._place().split()[1], "another-boot"))
+    assert is_held(tmp_path)
+    with pytest.raises(TakenError, match=str(pid)), Lease(tmp_path):
+        pass
+
+
+def test_a_frozen_owner_leaves_the_lease_of_its_followers_alone(tmp_path, monkeypatch):
+    """A stops for longer than a lease; B takes over and ends; C begins; then A wakes."""
+    first = Lease(tmp_path)
+    first.__enter__()
+    os.utime(first._file, (0, 0))
+    with Lease(tmp_path) as second:  # B counts A as dead
+        second.check()
+    with Lease(tmp_path) as third:
+        before = (tmp_path / f"lease.{third._number}").stat()
+        monkeypatch.setattr(lease, "BEAT_SECONDS", 0.001)
+        beats = threading.Thread(target=first._beat)  # A's thread wakes up with it
+        beats.start()
+        threading.Event().wait(0.05)
+        for slept in (False, True):
+            first._beaten -= lease.LEASE_SECONDS * slept
+            with pytest.raises(TakenError, match="taken"):
+                first.check()
+        first.__exit__()
+        beats.join()
+        after = (tmp_path / f"lease.{third._number}").stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        third.check()
+    assert first._number < second._number < third._number
+
+
+def test_a_frozen_owner_of_a_run_that_has_ended_since(tmp_path):
+    """With the record all leases are gone, and the next run of the folder begins at 1, as the frozen one did."""
+    first = Lease(tmp_path)
+    first.__enter__()
+    os.utime(first._file, (0, 0))
+    with Lease(tmp_path):
+        (tmp_path / "record.json").touch()
+    first._beaten -= lease.LEASE_SECONDS
+    with pytest.raises(TakenError):
+        first.check()
+    with Lease(tmp_path) as again:
+        assert again._number == first._number
+        with pytest.raises(TakenError):
+            first.check()
+        first.__exit__()
+        again.check()
+
+
 def test_silent_owner_of_another_machine_is_followed_in_time(tmp_path):
-    leave(tmp_path, host="elsewhere", age=lease.LEASE_SECONDS - 5)
+    leave(tmp_path, host="elsewhere", place="elsewhere", age=lease.LEASE_SECONDS - 5)
     with pytest.raises(TakenError, match="elsewhere"), Lease(tmp_path):
         pass
-    leave(tmp_path, host="elsewhere", age=lease.LEASE_SECONDS + 5)
+    leave(tmp_path, host="elsewhere", place="elsewhere", age=lease.LEASE_SECONDS + 5)
     with Lease(tmp_path) as held:
         held.check()
 
@@ -64,6 +123,7 @@ def test_owner_that_was_overtaken_stops(tmp_path):
 def test_owner_whose_lease_is_gone_stops(tmp_path):
     with Lease(tmp_path) as held:
         (tmp_path / "lease.1").unlink()
+        (tmp_path / "lease.1").touch()  # the name alone makes no owner
         with pytest.raises(TakenError):
             held.check()
 
@@ -117,4 +177,5 @@ def test_of_many_that_follow_a_dead_owner_one_wins(tmp_path):
         for thread in threads:
             thread.join()
         assert len(won) == 1
-        assert os.listdir(tmp_path) == []
+        assert len(os.listdir(tmp_path)) == 1
+        assert not is_held(tmp_path)

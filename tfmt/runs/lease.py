@@ -4,6 +4,10 @@ A lease is a file `lease.<n>` in the run's folder; the highest number names the 
 which the file system grants to one process alone, takes over from an owner that is dead or has been silent for so long
 that it counts as dead, and removes its file. Such an owner may only have slept: so each looks before every write
 whether it has been overtaken, and one that was silent itself has to win the next number first.
+
+An owner knows its lease by the open file and not by the name, so that it neither takes another's file of the same name
+for its own nor renews or removes it. A number is not given twice either: a lease that was given back says so and stays
+until the run has a record.
 """
 
 from __future__ import annotations
@@ -21,11 +25,14 @@ from typing import Any
 
 from tfmt.errors import RunError
 from tfmt.files import UnwritableError
+from tfmt.runs.records import RECORD_FILE
 
 # An owner that gave no sign for so long is dead. Network file systems may show another machine's files up to a minute
 # late, so it is well above that.
 LEASE_SECONDS = 180.0
 BEAT_SECONDS = 20.0
+
+_RELEASED = {"released": True}
 
 
 class TakenError(RunError):
@@ -51,54 +58,78 @@ class Lease:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._number = 0
+        self._file = -1
         self._beaten = 0.0
         self._ended = threading.Event()
-        self._owner = {"host": _host(), "pid": os.getpid(), "token": secrets.token_hex(8)}
+        self._renewing = threading.Lock()  # a number that is closed may become another file's
+        self._thread: threading.Thread | None = None
+        self._owner = {**_this_process(), "token": secrets.token_hex(8)}
 
     def __enter__(self) -> Lease:
         number, owner, silent = _read_latest(self._folder)
-        if number and not _is_dead(owner, silent):
+        if number and not _is_free(owner, silent):
             raise TakenError(f"{self._folder.name}: process {owner.get('pid', '?')} on {_shown(owner)} is at it")
         self._claim(number + 1)
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._ended.set()
+        assert self._thread is not None
+        self._thread.join(timeout=BEAT_SECONDS)
         with contextlib.suppress(OSError):
-            self._path(self._number).unlink()
+            _write(self._file, _RELEASED)
+            followed = self._path(self._number + 1).exists() or (self._folder / RECORD_FILE).exists()
+            if followed and self._is_mine():
+                self._path(self._number).unlink()
+        if not self._thread.is_alive():  # else it hangs on a disk that is away, with the file in its hand
+            os.close(self._file)
 
     def check(self) -> None:
         """Raises `TakenError` unless the folder is still this process's; call it before each write."""
+        if not self._is_mine():
+            raise self._lost()
         if time.monotonic() - self._beaten > LEASE_SECONDS / 2:
             # The process was stopped, or the disk was away, for so long that another may be about to take over. Who
             # of the two creates the next number is the owner.
-            old = self._number
-            self._claim(old + 1)
-            self._path(old).unlink(missing_ok=True)
-        elif not self._path(self._number).exists() or self._path(self._number + 1).exists():
+            self._claim(self._number + 1)
+        elif self._path(self._number + 1).exists():
             raise self._lost()
+
+    def _is_mine(self) -> bool:
+        """Whether the file of this number is the one that this process created."""
+        try:
+            return os.path.samestat(os.stat(self._path(self._number)), os.fstat(self._file))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise UnwritableError.of(self._path(self._number), error) from None
 
     def _claim(self, number: int) -> None:
         path = self._path(number)
         try:
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             raise self._lost() from None
         except OSError as error:
             raise UnwritableError.of(path, error) from None
         try:
-            with os.fdopen(file, "w") as stream:
-                stream.write(json.dumps(self._owner))
+            _write(file, self._owner)
         except OSError as error:
+            os.close(file)
             path.unlink(missing_ok=True)
             raise UnwritableError.of(path, error) from None
         # A third process may have gone one further while this one hesitated.
         numbers = _numbers(self._folder)
-        if max(numbers) > number:
+        if max(numbers, default=0) > number:
+            os.close(file)
             path.unlink(missing_ok=True)
             raise self._lost()
-        self._number, self._beaten = number, time.monotonic()
+        with self._renewing:
+            if self._file >= 0:
+                os.close(self._file)
+            self._number, self._file, self._beaten = number, file, time.monotonic()
         for lower in numbers:
             if lower < number:
                 self._path(lower).unlink(missing_ok=True)
@@ -106,8 +137,8 @@ class Lease:
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
             started = time.monotonic()
-            with contextlib.suppress(OSError):  # gone: `check` will see that; the disk is away: it may come back
-                os.utime(self._path(self._number))
+            with contextlib.suppress(OSError), self._renewing:  # the disk is away: it may come back
+                os.utime(self._file)  # the disk's own time, on a network file system the server's
                 self._beaten = started
 
     def _path(self, number: int) -> Path:
@@ -120,7 +151,7 @@ class Lease:
 def is_held(folder: Path) -> bool:
     """Whether a living process holds the folder's run."""
     number, owner, silent = _read_latest(folder)
-    return bool(number) and not _is_dead(owner, silent)
+    return bool(number) and not _is_free(owner, silent)
 
 
 def _numbers(folder: Path) -> list[int]:
@@ -157,28 +188,55 @@ def _disk_time(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _is_dead(owner: dict[str, Any], silent: float) -> bool:
-    if silent > LEASE_SECONDS:
+def _is_free(owner: dict[str, Any], silent: float) -> bool:
+    """Whether a lease holds no one off: it was given back, or its owner is dead or silent for as long as the dead."""
+    if owner.get("released") or silent > LEASE_SECONDS:
         return True
-    if owner.get("host") != _host():
-        return False
+    return owner.get("place") == _place() and not _lives(owner)
+
+
+def _lives(owner: dict[str, Any]) -> bool:
+    """Whether a process of this place lives; one that started at another time only has the same number."""
     try:
-        os.kill(int(owner.get("pid", 0)), 0)
+        pid = int(owner.get("pid", 0))
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except (PermissionError, ValueError, TypeError, OverflowError):
         return False
-    return False
+    except (PermissionError, ValueError, TypeError, OverflowError):
+        return True
+    return owner.get("start") == _start_of(pid)
 
 
-def _host() -> str:
-    """This machine, or this container of it: where a process number means one process."""
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "place": _place(), "pid": os.getpid(), "start": _start_of(os.getpid())}
+
+
+def _place() -> str:
+    """This start of this machine, or of this container: where a process number means one process.
+
+    Names do not tell machines apart: in clouds and containers many have the same.
+    """
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in the system's ticks since the boot; None where the system does not tell."""
     try:
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        space = ""
-    return f"{socket.gethostname()} {space}".strip()
+        # The second field is the program's name in brackets, which may hold blanks and brackets itself.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _write(file: int, content: dict[str, Any]) -> None:
+    """Replaces the content of an open file in place: that needs no space, so that it works on a full disk."""
+    os.pwrite(file, json.dumps(content).encode().ljust(os.fstat(file).st_size), 0)
 
 
 def _shown(owner: dict[str, Any]) -> str:
-    return str(owner.get("host", "another machine")).split(" ")[0]
+    return str(owner.get("host", "another machine"))
