@@ -10,6 +10,8 @@ from tfmt.errors import RequestError
 from tfmt.spec import ARITHMETIC, MODES, RunSpec, format_layers, parse_layers
 
 BASE = {"model": "demo", "task": "mrpc", "mode": "layernorm"}
+CUSTOM = {"task": "custom", "data_dir": "d", "text_columns": ("a", "b"), "label_column": "y",
+          "task_type": "classification"}  # fmt: skip
 
 
 def make(**changes):
@@ -111,6 +113,7 @@ def test_id_is_the_hash_of_the_identity():
         ({"seed": True}, "seed"), ({"speed": 3}, "speed"), ({"mode": "outliers"}, "mask_size"),
         ({"mode": "outliers", "mask_size": 0}, "mask_size"), ({"mode": "fisher"}, "mask_fraction"),
         ({"mode": "fisher", "mask_fraction": 1.5}, "mask_fraction"), ({"task": "custom"}, "data_dir"),
+        (CUSTOM | {"text_columns": ("a", "a")}, "different columns"), (CUSTOM | {"label_column": "a"}, "different"),
         ({"replicas": 3}, "batch_size"), ({"model": ""}, "model"),
         ({"mode": "fisher", "mask_fraction": 0.1, "fisher_from": ["a"]}, "fisher_from"),
     ],

@@ -315,6 +315,12 @@ def _check_combination(spec: RunSpec) -> None:
         for name in ("data_dir", "text_columns", "label_column", "task_type"):
             if not getattr(spec, name):
                 raise ValueError(f"task=custom needs {name}")
+        columns = (*spec.text_columns, spec.label_column)
+        if len(set(columns)) < len(columns):
+            raise ValueError(
+                f"text_columns and label_column must name different columns. "
+                f"Received: text_columns={','.join(spec.text_columns)}, label_column={spec.label_column}"
+            )
     if spec.replicas > 1 and spec.jit_compile == "on":
         raise ValueError("--jit_compile=on: XLA compiles steps of one device alone; use --replicas=1")
     if spec.replicas > 1 and spec.batch_size % spec.replicas:

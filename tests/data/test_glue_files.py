@@ -56,7 +56,7 @@ def test_digest_depends_on_content_alone(tmp_path):
     lay_out(tmp_path, "rte", end="\r\n", start=b"\xef\xbb\xbf")
     assert read_dataset("rte", str(tmp_path)).digest == first
     header, one, two = ROWS["rte"][0]
-    for lines in ([header, two, one], [header, one], [header, one, two.replace("\tentail", "\tnot_entail")]):
+    for lines in ([header, two, one], [header, one], [header, one.replace("\tnot_", "\t"), two.replace("\tentail", "\tnot_entail")]):
         lay_out(tmp_path, "rte", lines)
         assert read_dataset("rte", str(tmp_path)).digest != first
     lay_out(tmp_path, "rte", [header, one.replace("\ta\tb\t", "\tab\t\t"), two])
@@ -66,7 +66,7 @@ def test_digest_depends_on_content_alone(tmp_path):
 def test_qqp_drops_and_counts_corrupt_rows(tmp_path):
     header, row = ROWS["qqp"][0]
     lay_out(
-        tmp_path, "qqp", [header, row, "", "4\t5\t6\tcut off", "7\t8\t9\ta\tb\tc", "7\t8\t9\ta\tb\tc\t1", row, "", ""]
+        tmp_path, "qqp", [header, row, "", "4\t5\t6\tcut off", "7\t8\t9\ta\tb\tc", "7\t8\t9\ta\tb\tc\t1", row[:-1] + "1", "", ""]
     )
     dataset = read_dataset("qqp", str(tmp_path))
     assert len(dataset.splits["train"]) == 2
@@ -102,6 +102,11 @@ GOOD = "0\ta\tb\tentailment"
         ("stsb", [ROWS["stsb"][0][0], "0\tn\ta\tb\t5.1"], r"train\.tsv:2: the score must be a number from 0 to 5"),
         ("stsb", [ROWS["stsb"][0][0], "0\tn\ta\tb\tnan"], r"train\.tsv:2: the score"),
         ("qqp", [ROWS["qqp"][0][0], "nothing"], r"train\.tsv: holds no example \(1 corrupt"),
+        ("rte", [HEADER, GOOD, GOOD], r"train\.tsv: every label is 'entailment'; training needs at least two"),
+        ("stsb", [ROWS["stsb"][0][0], *["0\tn\ta\tb\t4.5"] * 2], r"train\.tsv: every label is 4\.5"),
+        ("rte", [HEADER, "0\ta\t \tentailment", "1\tb\t\tnot_entailment"], r"train\.tsv: sentence2 is empty in"),
+        ("rte", [HEADER + "\tsentence1", GOOD + "\tc"], r"train\.tsv:1: the header has the column 'sentence1' twice"),
+        ("rte", [HEADER, "0\ta\0\tb\tentailment"], r"train\.tsv:2: holds a NUL"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path, task, lines, message):

@@ -131,6 +131,14 @@ BAD = [
     ("jsonl", '{"a": 1, "b": "z", "y": 1}\n', r"train\.jsonl:1: a must be a text, not int"),
     ("jsonl", '{"a": "x", "b": "z", "y": null}\n', r"train\.jsonl:1: y is not a label: None"),
     ("jsonl", '{"a": "x", "b": "\\ud800", "y": 1}\n', r"train\.jsonl:1: a text holds half a surrogate"),
+    ("jsonl", '{"a": "x", "b": "z", "y": "\\ud800"}\n', r"train\.jsonl:1: a text holds half a surrogate"),
+    ("jsonl", '{"a": "x", "a": "y", "b": "z", "y": 1}\n', r"train\.jsonl:1: the key 'a' is there twice"),
+    ("jsonl", "[" * 100_000 + "\n", r"train\.jsonl:1: nested too deeply"),
+    ("tsv", "a\tb\ty\nx\0\tz\tp\n", r"train\.tsv:2: holds a NUL"),
+    ("csv", "a,b,y\n1,2,p\n1,\0,q\n", r"train\.csv:3: holds a NUL"),
+    ("tsv", "a\tb\ty\rx\tz\tp\rx\tz\tq\r", r"train\.tsv:1: lines end with a carriage return alone"),
+    ("csv", 'a,b,y\n1,"' + 140_000 * "2" + '",p\n', r"train\.csv:2: a field of over 131,072 characters"),
+    ("tsv", "a\tb\ty\nx\t \tpos\nx\t\tneg\nx\t\tneutral\n", r"train\.tsv: b is empty in every row"),
 ]
 
 
@@ -140,6 +148,22 @@ def test_bad_rows_are_named(tmp_path, ending, content, message):
     with pytest.raises(RequestError, match=message) as error:
         read_dataset("custom", folder, **PAIRS)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [("1 1e39", r"train\.tsv:3: y is 1e39, more than float32 holds; scale the scores"), ("1 x", "'x'"), ("1 nan", "'nan'"),
+     ("2.5 2.5", r"train\.tsv: every label is 2\.5"), ("1 -3e38", "")],
+)  # fmt: skip
+def test_scores_are_numbers_that_differ(tmp_path, labels, message):
+    rows = "a\tb\ty\n" + "".join(f"x\tz\t{label}\n" for label in labels.split())
+    folder = lay_out(tmp_path, train=rows, dev=tsv(ROWS[:1]).replace("pos", "0.5"))
+    settings = PAIRS | {"task_type": "regression"}
+    if not message:
+        assert read_dataset("custom", folder, **settings).splits["train"].labels.tolist() == [1, np.float32(-3e38)]
+        return
+    with pytest.raises(RequestError, match=message):
+        read_dataset("custom", folder, **settings)
 
 
 def test_labels_that_training_lacks(tmp_path):

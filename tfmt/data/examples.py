@@ -6,11 +6,13 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfmt.data.order import permutation
+from tfmt.errors import RequestError
 from tfmt.tasks import Task
 
 
@@ -70,6 +72,26 @@ class Examples:
                 digest.update(np.array([len(text) for text in chunk], "<i8").tobytes())
                 digest.update(b"".join(chunk))
         return digest.hexdigest()
+
+
+def check_learnable(path: Path, task: Task, train: Examples) -> None:
+    """Refuses a training split from which nothing can be learned.
+
+    Args:
+      path: its file, for the message.
+      task: a task with one label an example.
+      train: the split.
+
+    Raises:
+      RequestError: all labels are one, or a column of texts is blank in every row.
+    """
+    labels = train.labels
+    if labels is not None and len(labels) > 1 and (labels == labels[0]).all():
+        only = f"{labels[0]:g}" if labels.dtype.kind == "f" else repr(task.classes[int(labels[0])])
+        raise RequestError(f"{path}: every label is {only}; training needs at least two different ones")
+    for name, column in zip(task.text_fields, train.texts, strict=True):
+        if not any(text.strip() for text in column):
+            raise RequestError(f"{path}: {name} is empty in every row; nothing can be learned from that")
 
 
 @dataclasses.dataclass(frozen=True)

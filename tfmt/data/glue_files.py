@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfmt.data.examples import Examples
+from tfmt.data.examples import Examples, check_learnable
 from tfmt.data.lines import read_lines
 from tfmt.errors import RequestError
 from tfmt.tasks import GlueFiles, Task
@@ -49,7 +49,7 @@ def read_glue_split(task: Task, data_dir: str, split: str) -> tuple[Examples, in
 
     Raises:
       RequestError: a missing file or column, a row with more or fewer fields than the header, a bad label, bytes that
-        are not UTF-8, or no row at all.
+        are not UTF-8, no row at all, or a training split with one label or without texts.
     """
     files = _layout(task)
     path = split_path(task, data_dir, split)
@@ -69,7 +69,10 @@ def read_glue_split(task: Task, data_dir: str, split: str) -> tuple[Examples, in
         labels.append(label)
     if not labels:
         raise RequestError(f"{path}: holds no example ({dropped} corrupt rows); get {task.title}'s files again")
-    return Examples(texts, np.array(labels, np.int32 if task.classes else np.float32)), dropped
+    examples = Examples(texts, np.array(labels, np.int32 if task.classes else np.float32))
+    if split == "train":
+        check_learnable(path, task, examples)
+    return examples, dropped
 
 
 def read_glue_test(task: Task, data_dir: str, split: str) -> Examples:
@@ -122,6 +125,9 @@ def _rows(
                 f"{path}:1: the header lacks the column {missing[0]!r} (it has: {', '.join(header)}); "
                 f"is this the file of another task?"
             )
+        twice = [column for column in columns if header.count(column) > 1]
+        if twice:
+            raise RequestError(f"{path}:1: the header has the column {twice[0]!r} twice; rename or remove one")
     places = [header.index(column) for column in columns]
     source = "the task has" if columns_without_header else "the header has"
     blank = 0

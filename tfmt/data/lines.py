@@ -18,7 +18,8 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
       encoding: how its characters are written; any encoding that leaves ASCII as it is.
 
     Raises:
-      RequestError: the file cannot be read, or has bytes that are not in this encoding.
+      RequestError: the file cannot be read, or has bytes that are not in this encoding,
+        a NUL, or the line ends of old Macs.
     """
     check_encoding(encoding)
     try:
@@ -33,9 +34,20 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
                     ) from None
                 if number == 1:
                     line = line.removeprefix("\ufeff")
+                    _check_line_ends(path, line)
+                if "\0" in line:
+                    raise RequestError(
+                        f"{path}:{number}: holds a NUL, which no text does; is the file damaged, or written in UTF-16?"
+                    )
                 yield number, line.removesuffix("\n").removesuffix("\r")
     except OSError as error:
         raise cannot_read(path, error) from None
+
+
+def _check_line_ends(path: Path, first: str) -> None:
+    """Refuses files of old Macs, which would be one long line."""
+    if "\r" in first.removesuffix("\n").removesuffix("\r"):
+        raise RequestError(f"{path}:1: lines end with a carriage return alone; convert them to line feeds")
 
 
 def check_encoding(encoding: str) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 
 from tfmt.data.conll import describe_sentences, number_tags, settle_tags, word_line, written_tag
 from tfmt.data.entities import resemble_entities
-from tfmt.data.examples import Dataset, Examples
+from tfmt.data.examples import Dataset, Examples, check_learnable
 from tfmt.data.rows import FORMATS, Row, read_rows
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.tasks import Kind, Task, custom_task
 
+_LARGEST = float(np.finfo(np.float32).max)
 _NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 
 
@@ -51,7 +52,7 @@ def read_own_data(
 
     Raises:
       RequestError: a missing file or column, a row that is not of its format, a label that is no number (regression)
-        or that the training split lacks, fewer than two classes, an empty split, sentences that are all one word.
+        or that the training split lacks, fewer than two labels, an empty split, texts that are all blank, sentences that are all one word.
     """
     allowed = (1,) if task_type == "tokens" else (1, 2)
     if len(text_columns) not in allowed:
@@ -81,6 +82,8 @@ def read_own_data(
     classes = () if task_type == "regression" else _find_classes(paths, rows, task_type, bool(rule))
     task = custom_task(task_type, text_columns, classes)
     splits = {split: _examples(task, paths[split], rows[split]) for split in rows}
+    if task_type != "tokens":
+        check_learnable(paths["train"], task, splits["train"])
     notes: dict[str, Any] = {"source": f"own files ({FORMATS[paths['train'].suffix.lower()]})"}
     if rule:
         notes["split_rule"] = rule
@@ -258,6 +261,7 @@ def read_label(path: Path, row: Row, column: str, kind: Kind) -> str | float:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise RequestError(f"{path}:{row.line}: {column} is not a label: {value!r}; repair or remove this line")
+    _check_characters(path, row, value)
     if kind == "classification":
         return value.strip()
     try:
@@ -266,6 +270,8 @@ def read_label(path: Path, row: Row, column: str, kind: Kind) -> str | float:
         number = math.nan
     if not math.isfinite(number):
         raise RequestError(f"{path}:{row.line}: {column} must be a number, not {value!r}; repair or remove this line")
+    if abs(number) > _LARGEST:
+        raise RequestError(f"{path}:{row.line}: {column} is {value}, more than float32 holds; scale the scores")
     return number
 
 

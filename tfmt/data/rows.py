@@ -145,6 +145,11 @@ def _read_csv(path: Path, encoding: str) -> Iterator[Row]:
                 header = _checked_header(path, number, fields)
             number = reader.line_num + 1  # A quoted field may span lines; a row is known by its first.
     except csv.Error as error:
+        if "field larger than" in str(error):
+            raise RequestError(
+                f"{path}:{number}: a field of over {csv.field_size_limit():,} characters begins near here; is a quote "
+                "left open? JSON Lines takes texts of any length"
+            ) from None
         raise RequestError(f"{path}:{number}: not a row of CSV ({error}); repair the quotes of this row") from None
 
 
@@ -153,12 +158,27 @@ def _read_json_lines(path: Path, encoding: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            fields = json.loads(line, object_pairs_hook=_without_repeats)
+        except _RepeatedKeyError as error:
+            raise RequestError(f"{path}:{number}: the key {error} is there twice; rename or remove one") from None
+        except RecursionError:
+            raise RequestError(f"{path}:{number}: nested too deeply; write one flat object a line") from None
+        except ValueError as error:
             raise RequestError(f"{path}:{number}: not JSON ({error}); write one object a line") from None
         if not isinstance(fields, dict):
             raise RequestError(f"{path}:{number}: not a JSON object; write one object a line")
         yield Row(number, fields)
+
+
+class _RepeatedKeyError(Exception):
+    """A JSON object with a key twice, of which Python would take the last."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise _RepeatedKeyError(repr(next(name for name in names if names.count(name) > 1)))
+    return dict(pairs)
 
 
 def _checked_header(path: Path, number: int, names: list[str]) -> list[str]:
