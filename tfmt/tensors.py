@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,19 +17,34 @@ from tfmt.errors import RequestError
 from tfmt.files import UnwritableError, whole_file
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    """Writes arrays and a JSON object beside them, whole or not at all.
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> str:
+    """Writes arrays and a JSON object beside them, whole or not at all, with a digest that `read_tensors` checks.
+
+    Returns:
+      sha256 of the content.
 
     Raises:
       UnwritableError: the disk is full, or the file cannot be written.
     """
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    told = json.dumps(metadata)
+    digest = _digest(arrays, told)
     with whole_file(path) as temporary:
         try:
-            save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary,
-                      metadata={"tfmt": json.dumps(metadata)})  # fmt: skip
+            save_file(arrays, temporary, metadata={"tfmt": f"{digest} {told}"})
         except SafetensorError as error:  # It hides the errno of a full disk in its text.
             number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
             raise UnwritableError.of(path, OSError(number, str(error))) from None
+    return digest
+
+
+def _digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
+    """sha256 of names, types, shapes and bytes, and of what stands beside them."""
+    digest = hashlib.sha256(metadata.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"\0{name} {array.dtype} {array.shape}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path, remedy: str = "run it again") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -39,15 +55,21 @@ def read_tensors(path: Path, remedy: str = "run it again") -> tuple[dict[str, np
       remedy: what to do where it is missing, for the message.
 
     Raises:
-      RequestError: the file is missing, broken, or not tfmt's.
+      RequestError: the file is missing, broken, or not tfmt's, or its content is not what was written.
     """
     try:
         with safe_open(path, framework="np") as file:
-            metadata = json.loads((file.metadata() or {})["tfmt"])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            told = (file.metadata() or {})["tfmt"]
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if not told.startswith("{"):  # as files were before they had a digest
+            # Under one key: safetensors writes several in no fixed order, and equal content shall be equal bytes.
+            written, _, told = told.partition(" ")
+            if written != _digest(arrays, told):
+                raise ValueError("its content has changed since it was written")
+        return arrays, json.loads(told)
     except FileNotFoundError:
         raise RequestError(f"{path}: missing; {remedy}") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise RequestError(
             f"{path}: not a file that tfmt wrote, or broken ({error}); delete the run's folder and run it again"
         ) from None

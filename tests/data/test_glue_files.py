@@ -56,7 +56,11 @@ def test_digest_depends_on_content_alone(tmp_path):
     lay_out(tmp_path, "rte", end="\r\n", start=b"\xef\xbb\xbf")
     assert read_dataset("rte", str(tmp_path)).digest == first
     header, one, two = ROWS["rte"][0]
-    for lines in ([header, two, one], [header, one], [header, one.replace("\tnot_", "\t"), two.replace("\tentail", "\tnot_entail")]):
+    for lines in (
+        [header, two, one],
+        [header, one],
+        [header, one.replace("\tnot_", "\t"), two.replace("\tentail", "\tnot_entail")],
+    ):
         lay_out(tmp_path, "rte", lines)
         assert read_dataset("rte", str(tmp_path)).digest != first
     lay_out(tmp_path, "rte", [header, one.replace("\ta\tb\t", "\tab\t\t"), two])
@@ -66,7 +70,9 @@ def test_digest_depends_on_content_alone(tmp_path):
 def test_qqp_drops_and_counts_corrupt_rows(tmp_path):
     header, row = ROWS["qqp"][0]
     lay_out(
-        tmp_path, "qqp", [header, row, "", "4\t5\t6\tcut off", "7\t8\t9\ta\tb\tc", "7\t8\t9\ta\tb\tc\t1", row[:-1] + "1", "", ""]
+        tmp_path,
+        "qqp",
+        [header, row, "", "4\t5\t6\tcut off", "7\t8\t9\ta\tb\tc", "7\t8\t9\ta\tb\tc\t1", row[:-1] + "1", "", ""],
     )
     dataset = read_dataset("qqp", str(tmp_path))
     assert len(dataset.splits["train"]) == 2

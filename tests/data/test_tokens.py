@@ -92,7 +92,7 @@ def test_everything_that_matters_is_in_the_key(tokenizer, change, monkeypatch):
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
 def test_a_damaged_cache_is_made_again(tokenizer, damage):
     split = tokenize(PAIRS, tokenizer, 16, "digest")
-    (file,) = cache_folder().glob("*.npz")
+    (file,) = cache_folder().glob("*.safetensors")
     content = bytearray(file.read_bytes())
     place = content.index(split.ids.tobytes())
     content[place] ^= 1
@@ -108,9 +108,10 @@ def test_no_cache_where_nothing_can_be_written(tokenizer, tmp_path, monkeypatch)
 
 
 def test_nothing_pickled_is_read():
-    path = cache_folder() / "tokens.npz"
+    path = cache_folder() / "tokens.safetensors"
     path.parent.mkdir()
-    np.savez(path, ids=np.array([{"a": 1}], object))
+    with path.open("wb") as file:
+        np.savez(file, ids=np.array([{"a": 1}], object))
     assert load_arrays("tokens") is None
 
 
@@ -130,7 +131,7 @@ def test_two_processes_may_write_one_cache():
             np.testing.assert_array_equal(arrays["a"], np.arange(300_000))
     assert [writer.returncode for writer in writers] == [0, 0]
     assert reads
-    assert [path.name for path in cache_folder().iterdir()] == ["shared.npz"]
+    assert [path.name for path in cache_folder().iterdir()] == ["shared.safetensors"]
 
 
 def test_arrays_come_back():

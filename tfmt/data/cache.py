@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tfmt.errors import RunError
-from tfmt.files import cache_folder, whole_file
+from tfmt.errors import RequestError, RunError
+from tfmt.files import cache_folder
+from tfmt.tensors import read_tensors, write_tensors
 
 
 def load_arrays(key: str) -> dict[str, np.ndarray] | None:
-    """The arrays stored under a key; None where there are none, or the file is damaged (its checksums tell)."""
+    """The arrays stored under a key; None where there are none, or the file is damaged (its digest tells)."""
     try:
-        with np.load(_path(key), allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return read_tensors(_path(key))[0]
+    except RequestError:
         return None
 
 
-def store_arrays(key: str, arrays: dict[str, Any]) -> None:
+def store_arrays(key: str, arrays: dict[str, np.ndarray]) -> None:
     """Stores arrays under a key, all or nothing; does nothing where the folder cannot be written.
 
     Processes that store the same key write the same content, each whole; the last one stays.
     """
     try:
         _path(key).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(_path(key)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        write_tensors(_path(key), arrays, {})
     except (OSError, RunError):
         return
 
 
 def _path(key: str) -> Path:
-    return cache_folder() / f"{key}.npz"
+    return cache_folder() / f"{key}.safetensors"

@@ -52,7 +52,8 @@ def read_own_data(
 
     Raises:
       RequestError: a missing file or column, a row that is not of its format, a label that is no number (regression)
-        or that the training split lacks, fewer than two labels, an empty split, texts that are all blank, sentences that are all one word.
+        or that the training split lacks, fewer than two labels, an empty split, texts that are all blank,
+        sentences that are all one word.
     """
     allowed = (1,) if task_type == "tokens" else (1, 2)
     if len(text_columns) not in allowed:
