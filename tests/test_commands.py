@@ -13,7 +13,8 @@ import pytest
 from absl import flags
 
 from tfmt import files, report, train
-from tfmt.flags import define_run_flags, expand_flagfiles, find_flagfile, parse, read_spec
+from tfmt.flagfile import expand_flagfiles, find_flagfile
+from tfmt.flags import define_run_flags, parse, read_spec
 
 FLAGS = Path(__file__).resolve().parents[1] / "flags"
 

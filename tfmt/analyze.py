@@ -10,20 +10,20 @@ from absl import flags
 
 from tfmt.errors import RequestError
 from tfmt.files import write_whole
-from tfmt.flags import run_command
+from tfmt.flags import Command, run_command
 
-_SUMMARY = (
-    "Draws a figure of the papers and, with --data, writes the numbers that it shows.\n"
-    "weights, change: full runs. fisher: fisher runs. layers, rates, curves: any runs. outliers: a model."
-)
+_SUMMARY = "Draws a figure of the papers and, with --data, writes the numbers that it shows."
 FIGURES = ("weights", "change", "fisher", "outliers", "layers", "rates", "curves")
 _OF_MODELS = ("weights", "outliers")
 
 
 def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_enum("figure", None, list(FIGURES), "Which figure to draw.", flag_values=values)
+    flags.DEFINE_enum(
+        "figure", None, list(FIGURES), "What to draw: weights and change of full runs; fisher of fisher runs; layers, "
+        "rates and curves of any runs; outliers of a model.", flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_string(
-        "model", "", "outliers, or weights without runs: `demo`, a hub name, a model's or a tuned run's folder.",
+        "model", "", "For outliers, or weights without runs: `demo`, a hub name, a model's or a tuned run's folder.",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string("runs", "runs", "Folder that holds the runs' folders.", flag_values=values)
@@ -38,7 +38,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("data", "", "CSV file for the numbers that the figure shows.", flag_values=values)
 
 
-def _main(values: flags.FlagValues) -> None:
+def _check(values: flags.FlagValues) -> None:
     name = values.figure
     if name is None:
         raise RequestError(f"--figure is required: one of {', '.join(FIGURES)}")
@@ -46,16 +46,22 @@ def _main(values: flags.FlagValues) -> None:
         raise RequestError(f"--model means nothing for --figure={name}, which is made from --runs; leave it out")
     if name == "outliers" and not values.model:
         raise RequestError("--figure=outliers needs --model: demo, a hub name, a model's or a tuned run's folder")
-    of_model = bool(values.model)
-    idle = [flag for flag in ("runs", "task", "where", "epoch") if of_model and values[flag].present]
+    idle = [flag for flag in ("runs", "task", "where", "epoch") if values.model and values[flag].present]
     if idle:
         raise RequestError(f"--{idle[0]} means nothing beside --model; leave one of them out")
-
-    from tfmt import figures
     from tfmt.figures.style import check_output
 
-    output = check_output(values.output or f"{name}.png")
-    data = check_output(values.data, "--data", (".csv",)) if values.data else None
+    check_output(values.output or f"{name}.png")
+    if values.data:
+        check_output(values.data, "--data", (".csv",))
+
+
+def _main(values: flags.FlagValues) -> None:
+    _check(values)
+    from tfmt import figures
+
+    name, of_model = values.figure, bool(values.model)
+    output, data = Path(values.output or f"{name}.png"), values.data
     draw = getattr(figures, f"plot_{name}")
     figure, frame = (
         draw(model=values.model)
@@ -66,14 +72,21 @@ def _main(values: flags.FlagValues) -> None:
         print(f"tfmt-analyze: {line}", file=sys.stderr)
     figures.save_figure(figure, output)
     print(f"wrote {output}")
-    if data is not None:
+    if data:
         write_whole(Path(data), frame.to_csv(index=False).encode())
         print(f"wrote {data}  ({len(frame):,} rows)")
 
 
+_EXAMPLES = (
+    "tfmt-analyze --figure=rates --runs=runs --output=rates.pdf --data=rates.csv",
+    "tfmt-analyze --figure=outliers --model=demo",
+)
+COMMAND = Command("tfmt-analyze", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command("tfmt-analyze", _SUMMARY, _define, _main, arguments)
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

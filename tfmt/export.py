@@ -8,13 +8,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from tfmt import quiet
-from tfmt.flags import define_tuned_run, require, run_command
+from tfmt.flags import Command, define_tuned_run, require, run_command
 
-_SUMMARY = (
-    "Writes the model that a run tuned as a folder that other libraries load; its README.md says how.\n"
-    "transformers: a Hugging Face folder for PyTorch. peft: an adapter for the base model, of layernorm modes alone.\n"
-    "keras: config.json and tf_model.h5 for TFBert's from_pretrained or load_weights."
-)
+_SUMMARY = "Writes the model that a run tuned as a folder that other libraries load; its README.md says how."
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -24,13 +20,19 @@ def _define(values: flags.FlagValues) -> None:
         "format",
         "transformers",
         ["transformers", "peft", "keras"],
-        "What to write; transformers, as most read it.",
+        "What to write: transformers is a Hugging Face folder for PyTorch, which most read; peft an adapter for the "
+        "base model, of layernorm modes alone; keras config.json and tf_model.h5 for TFBert's from_pretrained or "
+        "load_weights.",
         flag_values=values,
     )
 
 
-def _main(values: flags.FlagValues) -> None:
+def _check(values: flags.FlagValues) -> None:
     require(values, "run", "output")
+
+
+def _main(values: flags.FlagValues) -> None:
+    _check(values)
     from tfmt.tuned.export import export_run
 
     if values.format == "keras":
@@ -40,9 +42,16 @@ def _main(values: flags.FlagValues) -> None:
     print(f"wrote     {folder}  ({files})")
 
 
+_EXAMPLES = (
+    "tfmt-export --run=runs/<run id> --output=exported",
+    "tfmt-export --run=runs/<run id> --output=adapter --format=peft",
+)
+COMMAND = Command("tfmt-export", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command("tfmt-export", _SUMMARY, _define, _main, arguments)
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

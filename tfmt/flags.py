@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from absl import flags
 
 from tfmt import quiet
 from tfmt.errors import RequestError, RunError
+from tfmt.flagfile import expand_flagfiles
+from tfmt.help import format_help
 from tfmt.spec import CONDITIONAL_FIELDS, RunSpec, meaningful_fields
+from tfmt.study.grid import AXES, EACH
+from tfmt.version import __version__
 
 # One sentence each, with the reason of the default.
 _HELP = {
@@ -27,29 +33,31 @@ _HELP = {
     "fisher_from": "Folders of other runs; the union of their masks trains instead of a fraction.",
     "learning_rate": "Peak learning rate; P1 picks it per cell; unset means 5e-5 (full), 1e-4 (modules) or 5e-3.",
     "epochs": "Epochs; 0 is P1's rule: full 5; otherwise 10 for sst2, qqp, mnli, qnli and 20 for the rest.",
-    "batch_size": "Examples a step over all replicas together; 16 as in P1.",
-    "max_length": "Tokens an example keeps; 128 as in P1.",
-    "warmup_ratio": "Share of the steps in which the rate rises; 0.1 as in P1.",
+    "batch_size": "Examples a step over all replicas together; the default is P1's.",
+    "max_length": "Tokens an example keeps; the default is P1's.",
+    "warmup_ratio": "Share of the steps in which the rate rises; the default is P1's.",
     "schedule": "What follows the warm-up: linear decay to 0 (P1 does not say), or constant.",
-    "adam_epsilon": "Adam's epsilon; 1e-6 as in P1.",
+    "adam_epsilon": "Adam's epsilon; the default is P1's.",
     "seed": "Decides the head, the order, dropout and every drawn mask.",
     "batching": "grouped joins texts of like length (fastest), random is as they come, fixed pads all to max_length.",
     "train_limit": "Train on the first so many examples of a seeded shuffle; 0 means all.",
     "validation_limit": "Evaluate on the first so many examples of each development split; 0 means all.",
     "replicas": "Devices: 0 is every GPU or else one CPU; k without GPUs makes k logical CPU devices.",
-    "precision": "Type to compute in; float32 as nothing else is exact enough to compare by default.",
+    "precision": "Type to compute in; nothing but the default is exact enough to compare with other work.",
     "jit_compile": "Compile the step with XLA; auto means off, as XLA was slower where it was measured.",
     "frozen_prefix": "Blocks below all that trains: live runs them in each step, with dropout; cached once, without.",
     "cache_limit_gb": "Memory for what cached blocks computed; a larger result lies in a temporary file.",
-    "keep": "What a run stores: the tuned weights, or scores alone, as the big tables need no more.",
-    "keep_epoch": "Whose weights and change are kept: the epoch of the best score, or the last.",
+    "keep": "What a run stores: tuned is weights and scores; scores is all that the big tables need.",
+    "keep_epoch": "Whose weights and change are kept: best is the epoch of the best score, last the last.",
     "text_columns": "Custom data: one or two columns of text.",
     "label_column": "Custom data: the column of the label.",
     "task_type": "Custom data: classification, regression or tokens.",
     "validation_fraction": "Custom data in one file: part of it to hold out.",
-    "encoding": "Encoding of your files or of CoNLL's; UTF-8 unless you say otherwise.",
+    "encoding": "Encoding of your files or of CoNLL's.",
     "split_seed": "Splits by a seeded shuffle instead of the fixed rule.",
 }
+# Flags that hold a path, or may.
+_PATHS = ("model", "data_dir", "fisher_from", "run", "runs", "input", "output", "output_dir", "data")
 
 
 def define_run_flags(values: flags.FlagValues, names: Sequence[str] = tuple(RunSpec.model_fields)) -> None:
@@ -94,6 +102,10 @@ def read_spec(values: flags.FlagValues) -> RunSpec:
     for name in ("model", "task", "mode"):
         if values[name].value is None:
             raise RequestError(f"--{name} is required: {_HELP[name]}")
+    if EACH in values.layers or "+" in values.layers:
+        raise RequestError(
+            f"--layers={values.layers}: a run takes all, 5, 0-3 or 0,5,11; `{EACH}` and 0+5 are for tfmt-sweep"
+        )
     given = {name for name in RunSpec.model_fields if values[name].present}
     idle = sorted((given & CONDITIONAL_FIELDS) - meaningful_fields(values.mode, values.task))
     if idle:
@@ -108,56 +120,6 @@ def read_spec(values: flags.FlagValues) -> RunSpec:
     return spec
 
 
-def find_flagfile(name: str, beside: Path | None = None) -> Path:
-    """A flagfile by path, beside the flagfile that names it, or by the name of one that comes with tfmt."""
-    package = Path(__file__).resolve().parent
-    candidates = [Path(name).expanduser()]
-    if beside is not None:
-        candidates.append(beside.parent / name)
-    # Installed, the folder flags/ is tfmt/flagfiles/.
-    candidates += [folder / Path(name).name for folder in (package / "flagfiles", package.parent / "flags")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    known = sorted(
-        {path.name for folder in (package / "flagfiles", package.parent / "flags") for path in folder.glob("*.flags")}
-    )
-    raise RequestError(f"--flagfile={name}: no such file; tfmt's own are {', '.join(known)}")
-
-
-def expand_flagfiles(arguments: Sequence[str], beside: Path | None = None, depth: int = 0) -> list[str]:
-    """Puts the lines of flagfiles in the place of `--flagfile`; later flags win.
-
-    Raises:
-      RequestError: a flagfile is missing, unreadable, includes itself, or holds a line that is no flag.
-    """
-    found: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        flag, equals, name = argument.partition("=")
-        if flag not in ("--flagfile", "-flagfile"):
-            found.append(argument)
-            continue
-        name = name if equals else next(rest, "")
-        path = find_flagfile(name, beside)
-        if depth > 9:
-            raise RequestError(f"{path}: flagfiles include each other without end")
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"{path}: not readable: {error}") from None
-        inner = []
-        for number, line in enumerate(lines, 1):
-            line = line.strip()
-            if not line or line.startswith(("#", "//")):
-                continue
-            if not line.startswith("-"):
-                raise RequestError(f"{path} line {number}: expected --name=value. Received: {line!r}")
-            inner.append(line)
-        found += expand_flagfiles(inner, path, depth + 1)
-    return found
-
-
 def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """Reads command-line arguments, flagfiles included, into the flags.
 
@@ -167,42 +129,122 @@ def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     try:
         left = values(["tfmt", *expand_flagfiles(arguments)])[1:]
     except flags.Error as error:
-        raise RequestError(str(error).replace("\n", " ")) from None
+        raise RequestError(_explain(str(error))) from None
     if left:
         raise RequestError(f"unexpected argument {left[0]!r}; every setting is a flag: --name=value")
+    for name in _PATHS:
+        if name in values:
+            values[name].value = _expand_user(values[name].value)
 
 
-def run_command(
-    program: str,
-    summary: str,
-    define: Callable[[flags.FlagValues], None],
-    main: Callable[[flags.FlagValues], int | None],
-    arguments: Sequence[str] | None = None,
-) -> int:
+def _explain(error: str) -> str:
+    """absl's message in one line, with the remedy where a list was given for one value."""
+    error = error.replace("\n", " ").replace("<|", "<")  # an empty choice is none to offer
+    given = re.match(r"flag --(\w+)=(.*?): ", error)
+    if given is None or "," not in given[2]:
+        return error
+    name, value = given.groups()
+    if name in AXES:
+        return f"--{name}={value}: a run takes one value; a comma list of --{name} is for tfmt-sweep"
+    return f"{error} (it takes one value, no list)"
+
+
+def _expand_user(value: Any) -> Any:
+    """Paths with `~` at their head as the shell would have given them, had it looked behind the `=`."""
+    if isinstance(value, list):
+        return [_expand_user(entry) for entry in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+class Asked(Exception):  # noqa: N818 (no error)
+    """A flag that is answered at once, before the others are looked at, was given.
+
+    Attributes:
+      name: the flag's.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class _Question(flags.BooleanFlag):
+    """A flag such as --help, which absl answers as soon as it meets it."""
+
+    def parse(self, argument: Any) -> None:
+        if self._parse(argument):
+            raise Asked(self.name)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+      program: its name.
+      summary: what it does, in a sentence or two.
+      examples: command lines that show it.
+      define: defines its flags.
+      main: does the work; its result is the exit status, None means 0.
+      check: raises `RequestError` for flags that do not fit together.
+    """
+
+    program: str
+    summary: str
+    examples: tuple[str, ...]
+    define: Callable[[flags.FlagValues], None]
+    main: Callable[[flags.FlagValues], int | None]
+    check: Callable[[flags.FlagValues], Any]
+
+    def flags(self) -> flags.FlagValues:
+        """Its flags, with those that every command has, before any is given."""
+        values = flags.FlagValues()
+        self.define(values)
+        _define_common(values)
+        return values
+
+
+def _define_common(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("flagfile", "", "File of flags, one a line, that takes this flag's place: a path, or the name "
+                        "of one of tfmt's own. Later flags win.", flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("verbosity", 0, "1 shows what the libraries say, too.", short_name="v", flag_values=values)
+    for name, short, text in (
+        ("help", "h", "Shows what the command does, and its flags."),
+        ("helpshort", None, "The same as --help."),
+        ("helpfull", None, "The same, with the flags that absl gives every command."),
+        ("version", None, "Shows tfmt's version."),
+        ("?", None, "The same as --help."),
+    ):
+        flags.DEFINE_flag(_Question(name, False, text, short_name=short), values)
+    flags.DEFINE_bool("only_check_args", False, "Checks the flags and stops, without a word if they are right.",
+                      flag_values=values)  # fmt: skip
+    flags.DEFINE_string("undefok", "", "Names of flags, a comma list, that are passed over where they are unknown.",
+                        flag_values=values)  # fmt: skip
+
+
+def run_command(command: Command, arguments: Sequence[str] | None = None) -> int:
     """Runs a command: parses flags, answers --help, and turns errors into one line and an exit status.
 
     Args:
-      program: the command's name.
-      summary: what it does, in a sentence or two, for --help.
-      define: defines the command's flags.
-      main: does the work; its result is the exit status, None means 0.
+      command: what to run.
       arguments: instead of the command line.
 
     Returns:
       0 done, 1 something went wrong while running, 2 the request was wrong.
     """
-    values = flags.FlagValues()
-    define(values)
-    flags.DEFINE_integer("verbosity", 0, "1 shows what the libraries say, too.", short_name="v", flag_values=values)
-    flags.DEFINE_bool("help", False, "Shows this text.", short_name="h", flag_values=values)
+    program, values = command.program, command.flags()
     try:
-        parse(values, sys.argv[1:] if arguments is None else arguments)
-        if values.help:
-            print(_help_text(program, summary, values))
+        try:
+            parse(values, sys.argv[1:] if arguments is None else arguments)
+        except Asked as asked:
+            print(_answer(asked.name, command, values))
             return 0
         with quiet.plain_warnings(program):
             quiet.set_verbosity(values.verbosity)
-            return main(values) or 0
+            if values.only_check_args:
+                command.check(values)
+                return 0
+            return command.main(values) or 0
     except RequestError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
@@ -221,17 +263,8 @@ def run_command(
         return 1
 
 
-def _help_text(program: str, summary: str, values: flags.FlagValues) -> str:
-    lines = [summary, "", f"usage: {program} [--flagfile=NAME.flags] [--flag=value ...]", ""]
-    seen = set()
-    for name in values:
-        flag: Any = values[name]
-        if flag.name in seen:
-            continue
-        seen.add(flag.name)
-        default = flag.default_as_str.strip("'") if flag.default is not None and flag.default_as_str is not None else ""
-        shown = f"  --{flag.name}" + (f" (default {default})" if default else "")
-        lines += [shown, f"      {flag.help}"]
-        if isinstance(flag, flags.EnumFlag):
-            lines.append(f"      one of: {', '.join(flag.parser.enum_values)}")
-    return "\n".join(lines)
+def _answer(name: str, command: Command, values: flags.FlagValues) -> str:
+    """What --version, --help and its kin print."""
+    if name == "version":
+        return f"tfmt {__version__}"
+    return format_help(command.program, command.summary, command.examples, values, full=name == "helpfull")

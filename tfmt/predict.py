@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from tfmt import quiet
-from tfmt.flags import define_tuned_run, require, run_command
+from tfmt.flags import Command, define_tuned_run, require, run_command
 from tfmt.memory import keep_memory
 
 if TYPE_CHECKING:
@@ -39,8 +39,15 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("encoding", "", "Encoding of your files; empty means the run's.", flag_values=values)
 
 
-def _main(values: flags.FlagValues) -> None:
+def _check(values: flags.FlagValues) -> None:
     require(values, "run", "output")
+    from tfmt.tuned.predict import check_source
+
+    check_source(values.split or "", values.input)
+
+
+def _main(values: flags.FlagValues) -> None:
+    _check(values)
     from tfmt.tuned.predict import prepare_prediction
 
     prediction = prepare_prediction(
@@ -77,9 +84,16 @@ def _report(written: Written) -> str:
     return "\n".join(lines)
 
 
+_EXAMPLES = (
+    "tfmt-predict --run=runs/<run id> --split=test --data_dir=glue --output=predictions",
+    "tfmt-predict --run=runs/<run id> --input=new.tsv --output=new-predictions.tsv",
+)
+COMMAND = Command("tfmt-predict", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command("tfmt-predict", _SUMMARY, _define, _main, arguments)
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from absl import flags
 
 from tfmt.errors import RequestError
 from tfmt.files import write_whole
-from tfmt.flags import run_command
+from tfmt.flags import Command, run_command
 
 _SUMMARY = "Prints the papers' tables and checks their claims, from the records below a folder."
 
@@ -20,7 +20,8 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("where", "", "Which runs: conditions like `task=mrpc,rte mode=layernorm`; empty means all.",
                         flag_values=values)  # fmt: skip
     flags.DEFINE_enum("table", None, ["1", "2", "3", "4", "fisher", "runs"],
-                      "Table to print: P1's four, P2's, or a list of all runs.", flag_values=values)  # fmt: skip
+                      "Table to print: P1's 1, 2, 3 and 4, P2's (fisher), or a list of all runs.",
+                      flag_values=values)  # fmt: skip
     flags.DEFINE_bool("claims", False, "Checks the papers' claims on these runs.", flag_values=values)
     flags.DEFINE_enum("format", "markdown", ["markdown", "csv", "latex", "html", "json"],
                       "How the tables are written; markdown lines up in a terminal.", flag_values=values)  # fmt: skip
@@ -29,9 +30,13 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", "", "File to write instead of the terminal.", flag_values=values)
 
 
-def _main(values: flags.FlagValues) -> int:
+def _check(values: flags.FlagValues) -> None:
     if values.table is None and not values.claims:
         raise RequestError("give --table=1, 2, 3, 4, fisher or runs, or --claims")
+
+
+def _main(values: flags.FlagValues) -> int:
+    _check(values)
     from tfmt.claims.claims import evaluate_claims, tabulate_claims
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
     from tfmt.results.formats import format_tables
@@ -74,9 +79,16 @@ def _main(values: flags.FlagValues) -> int:
     return 0
 
 
+_EXAMPLES = (
+    "tfmt-report --runs=runs --table=runs",
+    "tfmt-report --table=1 --format=latex --output=table1.tex",
+)
+COMMAND = Command("tfmt-report", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command("tfmt-report", _SUMMARY, _define, _main, arguments)
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

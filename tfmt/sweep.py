@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfmt.flags import define_run_flags, run_command
+from tfmt.flags import Command, define_run_flags, run_command
 from tfmt.memory import keep_memory
-from tfmt.spec import RunSpec
+from tfmt.spec import MODES, TASK_NAMES, RunSpec
 from tfmt.study.grid import AXES, EACH, FISHER_UNIONS, Grid, expand_grid, parse_axes
 
 _SUMMARY = (
@@ -18,8 +18,8 @@ _SUMMARY = (
     "stopped, and skips what is done."
 )
 _AXIS_HELP = {
-    "task": "Tasks, a comma list.",
-    "mode": "Modes, a comma list: rows of the papers' tables.",
+    "task": f"Tasks, a comma list of {', '.join(TASK_NAMES)}.",
+    "mode": f"Modes, rows of the papers' tables, a comma list of {', '.join(MODES)}.",
     "layers": "Choices of blocks, a comma list: all, 5, 0-3, 0+5+11 (together), or `each` for every block in turn.",
     "mask_size": "Weights per LayerNorm in the outlier modes, a comma list; other modes run once.",
     "mask_fraction": "Parts of the feed-forward LayerNorms in the Fisher modes, a comma list; other modes run once.",
@@ -33,8 +33,8 @@ def _define(values: flags.FlagValues) -> None:
     for name in AXES:
         flags.DEFINE_string(name, "", _AXIS_HELP[name], flag_values=values)
     define_run_flags(values, _SHARED)
-    flags.DEFINE_enum("fisher_union", "none", FISHER_UNIONS, "held_out adds P2's union of other tasks' masks.",
-                      flag_values=values)  # fmt: skip
+    flags.DEFINE_enum("fisher_union", "none", FISHER_UNIONS,
+                      "held_out adds P2's union of other tasks' masks; none does not.", flag_values=values)  # fmt: skip
     flags.DEFINE_integer("workers", 1, "Processes, each with its own GPUs or cores; 0 runs everything in this one.",
                          lower_bound=0, flag_values=values)  # fmt: skip
     flags.DEFINE_bool("retry_failed", False, "Runs failed runs again; else they stay as recorded.", flag_values=values)
@@ -87,9 +87,16 @@ def _main(values: flags.FlagValues) -> int:
     return 1 if sweep.failures else 0
 
 
+_EXAMPLES = (
+    "tfmt-sweep --model=demo --task=rotten_tomatoes --mode=full,layernorm --seed=0,1 --dry_run",
+    "tfmt-sweep --flagfile=table1.flags --data_dir=glue --workers=2",
+)
+COMMAND = Command("tfmt-sweep", _SUMMARY, _EXAMPLES, _define, _main, check=read_grid)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command("tfmt-sweep", _SUMMARY, _define, _main, arguments)
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from tfmt import quiet
-from tfmt.flags import define_run_flags, read_spec, run_command
+from tfmt.flags import Command, define_run_flags, read_spec, run_command
 from tfmt.memory import keep_memory
 from tfmt.spec import RunSpec
 
@@ -95,9 +95,16 @@ def _report(record: Record, folder: str) -> str:
     return "\n".join(lines)
 
 
+_EXAMPLES = (
+    "tfmt-train --model=demo --task=rotten_tomatoes --mode=layernorm --epochs=2 --train_limit=2000",
+    "tfmt-train --flagfile=protocol.flags --task=mrpc --mode=bitfit --learning_rate=1e-3 --dry_run",
+)
+COMMAND = Command("tfmt-train", _SUMMARY, _EXAMPLES, _define, _main, check=read_spec)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command("tfmt-train", _SUMMARY, _define, _main, arguments)
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,12 @@ class Prediction:
             yield Written(source, examples, cut_off, no_token, scores, len(labels))
 
 
+def check_source(split: str, input_file: str) -> None:
+    """Raises `RequestError` unless exactly one of a split and a file is given."""
+    if bool(split) == bool(input_file):
+        raise RequestError("give --split=test, --split=validation, or --input=<file>: one of them")
+
+
 def prepare_prediction(
     run: str | Path,
     output: str,
@@ -160,8 +166,7 @@ def prepare_prediction(
       >>> for written in prepare_prediction("runs/rte-layernorm-lr0.005-s0-1f2e3d4c5b", "glue", split="test").write():
       ...     print(written.source.path, written.examples)
     """
-    if bool(split) == bool(input_file):
-        raise RequestError("give --split=test, --split=validation, or --input=<file>: one of them")
+    check_source(split, input_file)
     if split not in ("", "test", "validation"):
         raise RequestError(f"--split must be test or validation. Received: --split={split}")
     tuned = read_tuned(run, model=model)
