@@ -17,7 +17,7 @@ BENCH_FLAGS ?=
 # For example GPU_FLAGS="--device=cpu --steps=4" to try the check itself, or GPU_FLAGS=--model=bert-base-uncased
 GPU_FLAGS ?=
 
-.PHONY: help install demo test interop bench bench-env gpu-check lint clean
+.PHONY: help install demo test interop bench bench-env gpu-check flags-page lint clean
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
@@ -25,6 +25,7 @@ help:
 	@echo "make interop  compare exported models with PyTorch's transformers and PEFT, in an environment of their own"
 	@echo "make bench    measure tfmt's speed, against PyTorch if \`make bench-env\` made an environment for it"
 	@echo "make gpu-check  try on a GPU what could only be read: determinism, masks, devices, memory, kernels"
+	@echo "make flags-page  write docs/flags.md anew from the definitions of the flags"
 	@echo "make lint     set up and run ruff and mypy"
 	@echo "make clean    remove the environments"
 
@@ -67,6 +68,9 @@ bench: install
 
 gpu-check: install
 	@$(BIN)/python tests/benchmarks/gpu_check.py $(GPU_FLAGS)
+
+flags-page: install
+	@$(BIN)/python docs/flags_page.py
 
 lint: install
 	$(BIN)/ruff check .
