@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 from tfmt.errors import RequestWarning
+
+_asked = 0  # the verbosity of the command; a library call is quiet
 
 
 def set_verbosity(verbosity: int) -> None:
@@ -20,6 +23,8 @@ def set_verbosity(verbosity: int) -> None:
     Args:
       verbosity: below 1 only errors, 1 also warnings and TensorFlow's information.
     """
+    global _asked
+    _asked = verbosity
     # The commands need transformers' TensorFlow side alone; looking for PyTorch takes seconds where it is installed.
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("USE_JAX", "0")
@@ -75,6 +80,32 @@ def hushed(verbosity: int) -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drops what libraries say in a block (notices, log lines, bars), unless the command's verbosity is 1 or more.
+
+    Errors go through, and whoever catches them says what they mean.
+    """
+    if _asked >= 1:
+        yield
+        return
+    raised = None
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    nowhere = io.StringIO()
+    try:
+        with hushed(0), redirect_stdout(nowhere), redirect_stderr(nowhere):
+            try:
+                yield
+            except BaseException as error:  # hushed would show all that was said before it
+                raised = error
+    finally:
+        logger.setLevel(level)
+    if raised is not None:
+        raise raised
 
 
 def import_tensorflow(verbosity: int) -> None:

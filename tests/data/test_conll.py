@@ -170,33 +170,3 @@ def test_missing_files(tmp_path):
         read_dataset("conll2003_ner", str(tmp_path))
     with pytest.raises(RequestError, match="no such folder"):
         read_dataset("conll2003_ner", str(tmp_path / "nowhere"))
-
-
-def test_tfds_drops_its_empty_sentence(monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    import tensorflow as tf
-
-    from tfmt.data import tfds_source
-
-    rows = [(["EU", "rejects"], [3, 0]), (["Zo\u00e9"], [1]), ([], [])]
-    asked = []
-
-    def as_dataset(self, split, **kwargs):
-        asked.append(split)
-
-        def generate():
-            yield from ({"tokens": words, "ner": np.array(tags, np.int64)} for words, tags in rows)
-
-        signature = {"tokens": tf.TensorSpec([None], tf.string), "ner": tf.TensorSpec([None], tf.int64)}
-        return tf.data.Dataset.from_generator(generate, output_signature=signature)
-
-    monkeypatch.setattr(tfds_source, "_offline", lambda: False)
-    with tfds.testing.mock_data(as_dataset_fn=as_dataset):
-        dataset = read_dataset("conll2003_ner")
-    assert [str(split) for split in np.ravel(asked)] == ["train", "dev"]
-    validation = dataset.splits["validation"]
-    assert validation.texts[0] == ["EU", "rejects", "Zo\u00e9"]
-    assert validation.labels.tolist() == [3, 0, 1]
-    assert validation.sentence_lengths.tolist() == [2, 1]
-    tags = {"scheme": "IOB2", "entities": 2, "irregular": 0}
-    assert dataset.notes["entity_tags"] == {"train": tags, "validation": tags}

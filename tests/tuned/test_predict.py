@@ -1,6 +1,7 @@
 """tfmt-predict: the record's score again, every layout, streams, and what is refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -245,6 +246,10 @@ def test_words_and_tags(entities, tmp_path, capsys):
     told = [[line.split("\t")[0] for line in block.split("\n")] for block in "\n".join(lines).strip().split("\n\n")]
     assert told == [text.split() for text in [*sentences(24, 2), " ".join(WORDS * 4)]]
     assert {line.split("\t")[1] for line in lines if line} <= set(TASKS["conll2003_ner"].classes)
+    truth = [["B-PER" if word == "actor" else "O" for word in sentence] for sentence in told]
+    predicted = iter("O" if line[-1] == "_" else line.split("\t")[1] for line in lines if line)
+    score = f1_score(truth, [[next(predicted) for _ in sentence] for sentence in told])
+    assert re.search(rf"^test .* f1 {100 * score:.2f} .*\(N = {sum(map(len, told))}\)$", out, re.MULTILINE)
     plain = write_lines(tmp_path / "plain.txt", [word for text in sentences(3) for word in [*text.split(), ""]])
     status, _, err = call(capsys, run=entities, input=plain, output=tmp_path / "plain.tsv")
     assert status == 0, err

@@ -252,12 +252,13 @@ def _validation(tuned: TunedWeights, spec: RunSpec, task: Task, output: str) -> 
         source = _whole(split, target, found)
         if task.name == "custom":
             source = dataclasses.replace(source, parts=lambda: _own_validation(spec, task))
-        sources.append(dataclasses.replace(source, labels=found.labels, same_data=same))
+        sources.append(dataclasses.replace(source, same_data=same))
     return sources
 
 
 def _whole(name: str, target: Path, examples: Examples) -> Source:
-    return Source(name, target, lambda: iter([(None, examples)]), total=len(examples))
+    """A split that is in memory; where it has labels, as test splits of token tasks do, they are scored."""
+    return Source(name, target, lambda: iter([(None, examples)]), total=len(examples), labels=examples.labels)
 
 
 def _own_validation(spec: RunSpec, task: Task) -> Parts:
