@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,12 @@ def _own_suffix() -> str:
     return f"{os.getpid()}.{secrets.token_hex(4)}"
 
 
+def _take_usual_mode(probe: Path) -> int:
+    """Makes an empty file; the mode that files get there, by the umask and by the folder's own rules."""
+    probe.touch()
+    return stat.S_IMODE(probe.stat().st_mode)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary name to write to; the file gets its own name once its content is on the disk.
@@ -54,7 +61,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{_own_suffix()}")
     try:
+        mode = _take_usual_mode(temporary)
         yield temporary
+        temporary.chmod(mode)  # safetensors' writer puts a file of its own there, which only its owner can read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -89,9 +98,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary = path.absolute().with_name(f".{path.absolute().name}.{_own_suffix()}")
     try:
         temporary.mkdir(parents=True)
+        probe = temporary / ".mode"
+        mode = _take_usual_mode(probe)
+        probe.unlink()
         yield temporary
         for inner in temporary.rglob("*"):
             if inner.is_file():
+                inner.chmod(mode)
                 with inner.open("rb") as file:
                     os.fsync(file.fileno())
         temporary.replace(path)

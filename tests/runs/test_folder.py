@@ -1,14 +1,19 @@
 """A run's folder: whose it is, and what is left alone in it."""
 
 import json
+import os
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tfmt.errors import RequestError
-from tfmt.files import whole_file
+from tfmt.files import whole_file, whole_folder
 from tfmt.runs.folder import clear_leftovers, open_folder
+from tfmt.runs.lease import Lease
 from tfmt.runs.runner import prepare
 from tfmt.spec import RunSpec
+from tfmt.tensors import write_tensors
 
 
 @pytest.fixture
@@ -64,3 +69,20 @@ def test_folder_kept_otherwise_is_the_same_runs_and_another_runs_is_refused(requ
     path.write_text(json.dumps(stored))
     with pytest.raises(RequestError, match="holds another run"):
         open_folder(request_)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o007, 0o077])
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path, mask):
+    array = {"weight": np.ones(3, np.float32)}
+    before = os.umask(mask)
+    try:
+        (tmp_path / "plain").write_text("")
+        write_tensors(tmp_path / "tuned.safetensors", array, {})
+        with whole_folder(tmp_path / "export") as folder:
+            (folder / "inner").mkdir()
+            save_file(array, folder / "inner" / "model.safetensors")
+        with Lease(tmp_path):
+            modes = {path.name: path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("plain", "tuned.safetensors", "model.safetensors", "lease.1"), 0o100666 & ~mask)
