@@ -73,6 +73,30 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_output(path: Path, flag: str = "--output", *, makes_folders: bool = False) -> None:
+    """Refuses a place where no file can be written, before the work whose result it shall hold.
+
+    Args:
+      path: the file.
+      flag: the flag that names it.
+      makes_folders: whether missing folders will be made.
+
+    Raises:
+      RequestError: it is a folder, its folder is missing, or nothing may be written there.
+    """
+    if path.is_dir():
+        raise RequestError(f"{flag}={path}: this is a folder; give the name of a file")
+    folder = path.absolute().parent
+    while makes_folders and not folder.exists():
+        folder = folder.parent
+    if not folder.exists():
+        raise RequestError(f"{flag}={path}: there is no folder {path.parent}; make it, or give another")
+    if not folder.is_dir():
+        raise RequestError(f"{flag}={path}: {folder} is no folder; give another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(f"{flag}={path}: nothing may be written into {folder}; give another folder")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; see `whole_file`."""
     with whole_file(path) as temporary:

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from tfmt.errors import RequestError
-from tfmt.files import write_whole
+from tfmt.files import check_output, write_whole
 from tfmt.flags import Command, run_command
 
 _SUMMARY = "Prints the papers' tables and checks their claims, from the records below a folder."
@@ -33,6 +33,8 @@ def _define(values: flags.FlagValues) -> None:
 def _check(values: flags.FlagValues) -> None:
     if values.table is None and not values.claims:
         raise RequestError("give --table=1, 2, 3, 4, fisher or runs, or --claims")
+    if values.output:
+        check_output(Path(values.output))
 
 
 def _main(values: flags.FlagValues) -> int:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tfmt.errors import RequestError
-from tfmt.files import whole_file, whole_folder
+from tfmt.files import check_output, whole_file, whole_folder
 from tfmt.runs.folder import clear_leftovers, open_folder
 from tfmt.runs.lease import Lease
 from tfmt.runs.runner import prepare
@@ -86,3 +86,20 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path, mask):
     finally:
         os.umask(before)
     assert modes == dict.fromkeys(("plain", "tuned.safetensors", "model.safetensors", "lease.1"), 0o100666 & ~mask)
+
+
+def test_a_place_where_no_file_can_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for path, told in {
+        tmp_path: "this is a folder",
+        tmp_path / "none" / "a.csv": f"there is no folder {tmp_path / 'none'}",
+        tmp_path / "file" / "a.csv": f"{tmp_path / 'file'} is no folder",
+    }.items():
+        with pytest.raises(RequestError, match=f"^--output={path}: .*{told}"):
+            check_output(path)
+    check_output(tmp_path / "a.csv")
+    check_output(tmp_path / "none" / "a.csv", makes_folders=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # as for who is not root
+    for path in (tmp_path / "a.csv", tmp_path / "none" / "a.csv"):
+        with pytest.raises(RequestError, match=f"^--data={path}: nothing may be written into {tmp_path}"):
+            check_output(path, "--data", makes_folders=True)

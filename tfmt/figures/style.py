@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from tfmt import files
 from tfmt.errors import RequestError
 from tfmt.files import whole_file
 
@@ -193,6 +194,5 @@ def check_output(path: str | Path, flag: str = "--output", endings: Sequence[str
     path = Path(path)
     if path.suffix.lower() not in endings:
         raise RequestError(f"{flag}={path}: the name must end in {', '.join(endings)}")
-    if not path.parent.is_dir():
-        raise RequestError(f"{flag}={path}: no such folder as {path.parent}")
+    files.check_output(path, flag)
     return path

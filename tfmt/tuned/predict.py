@@ -16,7 +16,7 @@ from tfmt.data.own_files import find_own_file, is_held_out, stream_unlabelled
 from tfmt.data.rows import Row, read_rows
 from tfmt.data.sources import read_dataset_for, read_test_split
 from tfmt.errors import RequestError
-from tfmt.files import whole_file
+from tfmt.files import check_output, whole_file
 from tfmt.metrics import Scores, score
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task, custom_task, find_task
@@ -191,6 +191,8 @@ def prepare_prediction(
         sources = [_stream(spec, task, path, output_path(output, file_name(task, split), several=False), split)]
     else:
         sources = _test(spec, task, output)
+    for source in sources:
+        check_output(source.path, makes_folders=True)
     return Prediction(tuned, task, tuple(sources))
 
 
