@@ -7,6 +7,9 @@ import html.parser
 import io
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -71,33 +74,75 @@ def test_json_has_the_numbers_and_no_nan() -> None:
     assert table["numbers"][1] == {"row": '[x], "y"', "high": None, "columns": ["p", "q"]}
 
 
-def test_latex() -> None:
-    text = format_tables([TABLE], "latex")
-    assert text == (
-        "% needs \\usepackage{booktabs}\n"
-        "\n"
-        "\\begin{table*}\n"
-        "\\centering\n"
-        "\\small\n"
-        "\\begin{tabular}{lr}\n"
-        "\\toprule\n"
-        " & layer\\_norm \\\\\n"
-        "\\midrule\n"
-        "a|b & 1.0 $\\pm$ 0.5 \\\\\n"
-        "{}[x] & two\nlines \\\\\n"
-        "\\bottomrule\n"
-        "\\end{tabular}\n"
-        "\\par\\medskip Rates\\par\n"
-        "\\begin{tabular}{lr}\n"
-        "\\toprule\n"
-        " & x \\\\\n"
-        "\\midrule\n"
-        "a\\_b & 1e-3 \\\\\n"
-        "\\bottomrule\n"
-        "\\end{tabular}\n"
-        "\\caption{Table 1: A \\& B. 50 \\% of $<$all$>$}\n"
-        "\\end{table*}\n"
-    )
+SENTENCE = (
+    "tfmt-sweep --flagfile=table1.flags --task=mrpc,rte,cola,stsb,sst2,qnli --model='a_b' makes 50 % of {these} & ^~\\"
+)
+
+
+def latex_tables() -> list[Table]:
+    """Tables that fit a page and one that does not, with whatever LaTeX might take for its own."""
+    claims = Block("The numbers", ("claim", "what", "value"), ((("C1"), SENTENCE, "+1.0"), ("*", "[short", "-")))
+    runs = Block("", ("run", "n"), tuple((f"mrpc_{i}", str(i)) for i in range(60)))
+    return [
+        TABLE,
+        TABLE,
+        Table("claims", "Claims", ("For it: <x> # 1.", SENTENCE), (claims,), ()),
+        Table("runs", "Runs", ("60 runs.",), (runs,), ()),
+    ]
+
+
+def test_latex_rows_have_the_columns_that_they_announce() -> None:
+    text = format_tables(latex_tables(), "latex")
+    opened: list[str] = []
+    columns = rows = 0
+    for line in text.splitlines()[2:]:
+        if begin := re.match(r"\\begin\{([a-z*]+)\}", line.removeprefix(r"\resizebox")):
+            opened.append(begin[1])
+            if begin[1] in ("tabular", "longtable"):
+                spec = re.sub(r">\{[^}]*\}|p\{[^}]*\}", lambda found: "p" if found[0][0] == "p" else "", line)
+                columns = len(spec[len(begin[0]) + 1 : -1])
+        elif end := re.match(r"\\end\{([a-z*]+)\}", line):
+            assert opened.pop() == end[1]
+        elif line.endswith(r"\\") and r"\caption" not in line:
+            assert len(re.findall(r"(?<!\\)&", line)) + 1 == columns
+            assert not re.search(r"(?<!\\)[%#_^~]", line)
+            assert "--" not in line
+            assert not line.startswith(("[", "*"))
+            rows += 1
+    assert opened == []
+    assert rows == 2 * (3 + 2) + 3 + (2 + 60)  # a longtable says its head twice
+    plain = re.sub(r"\\[{}\\]", "", text)
+    assert plain.count("{") == plain.count("}")
+
+
+def test_latex_captions_are_short_and_notes_stand_below() -> None:
+    text = format_tables(latex_tables(), "latex")
+    captions = re.findall(r"\\caption\{(.*?)\}\\label\{(.*?)\}", text)
+    assert captions == [
+        (r"A \& B (P1, table 1)", "tab:tfmt-1"),
+        (r"A \& B (P1, table 1): Rates", "tab:tfmt-1-rates"),
+        (r"A \& B (P1, table 1)", "tab:tfmt-1-2"),
+        (r"A \& B (P1, table 1): Rates", "tab:tfmt-1-rates-2"),
+        ("Claims: The numbers", "tab:tfmt-claims-the-numbers"),
+        ("Runs", "tab:tfmt-runs"),
+    ]
+    assert text.count(r"50 \% of $<$all$>$\par") == 2
+    first = text[: text.index(r"\end{table*}")]
+    assert first.index(r"\caption") < first.index(r"\end{tabular}") < first.index(r"50 \% of $<$all$>$")
+    assert re.search(r"\{l>\{\\raggedright\\arraybackslash\}p\{0\.\d\d\\linewidth\}r\}", text)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX here")
+def test_latex_compiles(tmp_path: Path) -> None:
+    text = format_tables(latex_tables(), "latex")
+    packages = text.splitlines()[0].removeprefix("% needs ")
+    document = rf"\documentclass{{article}}{packages}\begin{{document}}{text}\end{{document}}"
+    (tmp_path / "all.tex").write_text(document)
+    command = ["pdflatex", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
+    assert "Overfull" not in told.stdout
+    assert "Float too large" not in told.stdout
 
 
 class _Cells(html.parser.HTMLParser):

@@ -154,7 +154,7 @@ def test_collapsed_cells_are_marked_wherever_they_count(add_seeds: AddRun, runs:
     }
     assert cells(table, 1)["Full-FT"] == {"MRPC": "1e-3†", "RTE": "1e-3"}
     assert sum("†: with runs that collapsed" in line for line in table.caption) == 1
-    assert r"80.2 $\pm$ 0.0\dag{} (2 collapsed)" in format_tables([table], "latex")
+    assert r"80.2 $\pm$ 0.0\dag{} {\tiny(2 collapsed)}" in format_tables([table], "latex")
     frame = runs()
     assert "†" not in format_tables(build_tables(frame[frame["collapsed"] != True], "1"), "markdown")  # noqa: E712
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfmt.errors import RequestError
+from tfmt.results.latex import to_latex
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def format_tables(tables: Iterable[Table], form: str) -> str:
 
     Args:
       tables: the tables, in order.
-      form: `markdown`, `csv`, `latex` (needs the package booktabs), `html` (a whole page) or `json`.
+      form: `markdown`, `csv`, `latex` (needs the packages of `tfmt.results.latex`), `html` (a whole page) or `json`.
 
     Raises:
       RequestError: another form.
@@ -129,50 +130,6 @@ def _to_json(tables: Sequence[Table]) -> str:
     return json.dumps({"tables": told}, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"$<$",
-        ">": r"$>$",
-        "±": r"$\pm$",
-        "†": r"\dag{}",
-    }
-)
-
-
-def _to_latex(tables: Sequence[Table]) -> str:
-    def line(texts: Iterable[str]) -> str:
-        # A bracket at the start of a line would be taken for the argument of the `\\` before it.
-        return " & ".join(("{}" if text.startswith("[") else "") + text.translate(_LATEX) for text in texts) + r" \\"
-
-    parts = ["% needs \\usepackage{booktabs}"]
-    for table in tables:
-        lines = [r"\begin{table*}", r"\centering", r"\small"]
-        for block in table.blocks:
-            if block.title:
-                lines += [r"\par\medskip " + block.title.translate(_LATEX) + r"\par"]
-            lines += [
-                r"\begin{tabular}{l" + "r" * (len(block.columns) - 1) + "}",
-                r"\toprule",
-                line(block.columns),
-                r"\midrule",
-            ]
-            lines += [line(row) for row in block.rows]
-            lines += [r"\bottomrule", r"\end{tabular}"]
-        caption = " ".join((f"{table.title}.", *table.caption)).translate(_LATEX)
-        parts.append("\n".join([*lines, rf"\caption{{{caption}}}", r"\end{table*}"]))
-    return "\n\n".join(parts)
-
-
 def _to_html(tables: Sequence[Table]) -> str:
     def line(texts: Iterable[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
@@ -197,7 +154,7 @@ def _to_html(tables: Sequence[Table]) -> str:
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": _to_markdown,
     "csv": _to_csv,
-    "latex": _to_latex,
+    "latex": to_latex,
     "html": _to_html,
     "json": _to_json,
 }
