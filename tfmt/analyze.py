@@ -8,6 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
+from tfmt import streams
 from tfmt.errors import RequestError
 from tfmt.files import write_whole
 from tfmt.flags import Command, run_command
@@ -58,16 +59,17 @@ def _check(values: flags.FlagValues) -> None:
 
 def _main(values: flags.FlagValues) -> None:
     _check(values)
-    from tfmt import figures
-
     name, of_model = values.figure, bool(values.model)
     output, data = Path(values.output or f"{name}.png"), values.data
-    draw = getattr(figures, f"plot_{name}")
-    figure, frame = (
-        draw(model=values.model)
-        if of_model
-        else draw(values.runs, tasks=tuple(values.task), where=values.where, epoch=values.epoch)
-    )
+    with streams.told_if_slow(f"tfmt-analyze: draws {name} from {values.model or values.runs}"):
+        from tfmt import figures
+
+        draw = getattr(figures, f"plot_{name}")
+        figure, frame = (
+            draw(model=values.model)
+            if of_model
+            else draw(values.runs, tasks=tuple(values.task), where=values.where, epoch=values.epoch)
+        )
     for line in frame.attrs.get("notes", ()):
         print(f"tfmt-analyze: {line}", file=sys.stderr)
     figures.save_figure(figure, output)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfmt import quiet
+from tfmt import quiet, streams
 from tfmt.flags import Command, define_tuned_run, require, run_command
 
 _SUMMARY = "Writes the model that a run tuned as a folder that other libraries load; its README.md says how."
@@ -35,9 +35,10 @@ def _main(values: flags.FlagValues) -> None:
     _check(values)
     from tfmt.tuned.export import export_run
 
-    if values.format == "keras":
-        quiet.import_tensorflow(values.verbosity)
-    folder = export_run(values.run, values.output, format=values.format, model=values.model)
+    with streams.told_if_slow(f"tfmt-export: {values.run} -> {values.output} ({values.format})"):
+        if values.format == "keras":
+            quiet.import_tensorflow(values.verbosity)
+        folder = export_run(values.run, values.output, format=values.format, model=values.model)
     files = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(f"wrote     {folder}  ({files})")
 

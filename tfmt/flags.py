@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from absl import flags
 
-from tfmt import quiet
+from tfmt import quiet, signals, streams
 from tfmt.errors import RequestError, RunError
 from tfmt.flagfile import expand_flagfiles
 from tfmt.help import format_help
@@ -76,6 +77,14 @@ def define_run_flags(values: flags.FlagValues, names: Sequence[str] = tuple(RunS
             flags.DEFINE_string(name, default, text, flag_values=values)
         else:
             flags.DEFINE_list(name, list(default or ()), text, flag_values=values)
+
+
+def define_require_gpu(values: flags.FlagValues) -> None:
+    """Defines --require_gpu."""
+    flags.DEFINE_bool(
+        "require_gpu", False, "Stops where TensorFlow finds no GPU, or not all that CUDA_VISIBLE_DEVICES names.",
+        flag_values=values,
+    )  # fmt: skip
 
 
 def define_tuned_run(values: flags.FlagValues) -> None:
@@ -225,6 +234,9 @@ def _define_common(values: flags.FlagValues) -> None:
 def run_command(command: Command, arguments: Sequence[str] | None = None) -> int:
     """Runs a command: parses flags, answers --help, and turns errors into one line and an exit status.
 
+    On the command line, which is where `arguments` is None, a signal ends the process as that signal does; called from
+    Python no signal is touched. Lost output ends nothing.
+
     Args:
       command: what to run.
       arguments: instead of the command line.
@@ -232,6 +244,28 @@ def run_command(command: Command, arguments: Sequence[str] | None = None) -> int
     Returns:
       0 done, 1 something went wrong while running, 2 the request was wrong.
     """
+    if arguments is None:
+        streams.open_standard_files()
+    ended_by = 0
+    with streams.tolerated():
+        try:
+            with signals.heeded() if arguments is None else contextlib.nullcontext():
+                status = _run(command, arguments)
+        except signals.Stop as stop:
+            ended_by, status = stop.number, 1
+            kept = f"; {stop.kept}" if stop.kept else ""
+            print(f"{command.program}: stopped by {stop.name}{kept}", file=sys.stderr)
+        lost = streams.settle()
+        if lost is not None and not status:
+            reason = lost.strerror or lost
+            print(f"{command.program}: not all of its output could be written ({reason})", file=sys.stderr)
+            status = 1
+    if ended_by:
+        signals.die_of(ended_by)
+    return status
+
+
+def _run(command: Command, arguments: Sequence[str] | None) -> int:
     program, values = command.program, command.flags()
     try:
         try:
@@ -251,11 +285,8 @@ def run_command(command: Command, arguments: Sequence[str] | None = None) -> int
     except RunError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()
+    except KeyboardInterrupt:  # in a process that heeds no signals, as a notebook's
+        print(f"\n{program}: interrupted", file=sys.stderr)
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from tfmt import quiet
+from tfmt import quiet, streams
 from tfmt.flags import Command, define_tuned_run, require, run_command
 from tfmt.memory import keep_memory
 
@@ -50,15 +50,18 @@ def _main(values: flags.FlagValues) -> None:
     _check(values)
     from tfmt.tuned.predict import prepare_prediction
 
-    prediction = prepare_prediction(
-        values.run,
-        values.output,
-        split=values.split or "",
-        input_file=values.input,
-        data_dir=values.data_dir,
-        model=values.model,
-        encoding=values.encoding,
-    )
+    with streams.told_if_slow(f"tfmt-predict: looks for the texts and the model of {values.run}"):
+        prediction = prepare_prediction(
+            values.run,
+            values.output,
+            split=values.split or "",
+            input_file=values.input,
+            data_dir=values.data_dir,
+            model=values.model,
+            encoding=values.encoding,
+        )
+    texts = values.input or f"the {values.split} split"
+    print(f"predicts for {texts} with {values.run} -> {values.output}", file=sys.stderr, flush=True)
     keep_memory()
     quiet.import_tensorflow(values.verbosity)
     for written in prediction.write():

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 from tfmt.errors import RequestWarning
@@ -18,7 +18,7 @@ _asked = 0  # the verbosity of the command; a library call is quiet
 
 
 def set_verbosity(verbosity: int) -> None:
-    """Sets how much the libraries may say; call it before TensorFlow is imported.
+    """Sets how much the libraries may say, unless the user's environment does; call it before TensorFlow is imported.
 
     Args:
       verbosity: below 1 only errors, 1 also warnings and TensorFlow's information.
@@ -30,7 +30,7 @@ def set_verbosity(verbosity: int) -> None:
     os.environ.setdefault("USE_JAX", "0")
     if verbosity >= 1:
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -61,9 +61,10 @@ def plain_warnings(program: str) -> Iterator[None]:
 def hushed(verbosity: int) -> Iterator[None]:
     """Holds back what native code prints while TensorFlow is imported or looks for devices.
 
-    Its first lines come before any of its settings are read. If the block raises, they are shown after all.
+    Its first lines come before any of its settings are read. If the block raises an error, they are shown after all.
+    Nothing is held back where the user's TF_CPP_MIN_LOG_LEVEL asks for warnings or more.
     """
-    if verbosity >= 1:
+    if verbosity >= 1 or os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
         yield
         return
     sys.stderr.flush()
@@ -72,10 +73,11 @@ def hushed(verbosity: int) -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(saved, 2)
             held.seek(0)
-            os.write(2, held.read())
+            with suppress(OSError):  # a terminal that is gone
+                os.write(2, held.read())
             raise
         finally:
             os.dup2(saved, 2)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfmt.flags import Command, define_run_flags, run_command
+from tfmt import signals, streams
+from tfmt.flags import Command, define_require_gpu, define_run_flags, run_command
 from tfmt.memory import keep_memory
 from tfmt.spec import MODES, TASK_NAMES, RunSpec
 from tfmt.study.grid import AXES, EACH, FISHER_UNIONS, Grid, expand_grid, parse_axes
+from tfmt.train import require_gpu
 
 _SUMMARY = (
     "Runs every combination of the comma lists once and writes a record of each.\n"
@@ -33,6 +35,7 @@ def _define(values: flags.FlagValues) -> None:
     for name in AXES:
         flags.DEFINE_string(name, "", _AXIS_HELP[name], flag_values=values)
     define_run_flags(values, _SHARED)
+    define_require_gpu(values)
     flags.DEFINE_enum("fisher_union", "none", FISHER_UNIONS,
                       "held_out adds P2's union of other tasks' masks; none does not.", flag_values=values)  # fmt: skip
     flags.DEFINE_integer("workers", 1, "Processes, each with its own GPUs or cores; 0 runs everything in this one.",
@@ -70,18 +73,23 @@ def _main(values: flags.FlagValues) -> int:
     from tfmt.errors import RunError
     from tfmt.study.sweep import Sweep
 
-    sweep = Sweep(grid, values.output_dir, retry_failed=values.retry_failed, verbosity=values.verbosity)
-    stopped = None
+    if values.require_gpu:
+        require_gpu("tfmt-sweep", values.verbosity)
+    with streams.told_if_slow(f"tfmt-sweep: looks for models and text of {len(grid):,} runs, and for what is done"):
+        sweep = Sweep(grid, values.output_dir, retry_failed=values.retry_failed, verbosity=values.verbosity)
+    stopped: RunError | signals.Stop | None = None
     if not values.workers:
         keep_memory()  # runs compute in this process
     try:
         sweep.run(values.workers)
-    except RunError as error:  # what was done until then is told all the same
+    except (RunError, signals.Stop) as error:  # what was done until then is told all the same
         stopped = error
     print(sweep.board.summary())
     print(f"records   {values.output_dir}")
     for name, message in sweep.failures.items():
         print(f"tfmt-sweep: {name} failed: {message}", file=sys.stderr)
+    if isinstance(stopped, signals.Stop):
+        stopped.kept = "; ".join(filter(None, (stopped.kept, "the same command goes on")))
     if stopped is not None:
         raise stopped
     return 1 if sweep.failures else 0

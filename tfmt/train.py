@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from tfmt import quiet
-from tfmt.flags import Command, define_run_flags, read_spec, run_command
+from tfmt import quiet, signals, streams
+from tfmt.flags import Command, define_require_gpu, define_run_flags, read_spec, run_command
 from tfmt.memory import keep_memory
 from tfmt.spec import RunSpec
 
@@ -25,6 +25,7 @@ _SUMMARY = (
 
 def _define(values: flags.FlagValues) -> None:
     define_run_flags(values)
+    define_require_gpu(values)
     flags.DEFINE_string("output_dir", "runs", "Folder that holds the runs' folders.", flag_values=values)
     flags.DEFINE_bool(
         "dry_run", False, "Prints what would train, with counts and steps, and stops.", flag_values=values
@@ -42,19 +43,36 @@ def _main(values: flags.FlagValues) -> int:
     from tfmt.runs.folder import finished, open_folder
     from tfmt.runs.runner import execute, make_bench, prepare
 
-    request = prepare(spec, values.output_dir)
+    with streams.told_if_slow(f"tfmt-train: looks for {spec.model} and the text of {spec.task}"):
+        request = prepare(spec, values.output_dir)
     record = finished(request)
     if record is None:
+        if values.require_gpu:
+            require_gpu("tfmt-train", values.verbosity)
         open_folder(request)
+        print(_announce(request.spec, str(request.folder)), file=sys.stderr, flush=True)
         keep_memory()
-        quiet.import_tensorflow(values.verbosity)
-        bench = make_bench(request)
-        print(_announce(request.spec, str(request.folder)), file=sys.stderr)
-        record = execute(request, bench, started=started)
+        try:
+            quiet.import_tensorflow(values.verbosity)
+            bench = make_bench(request)
+            print(f"trains on {bench.devices.described}", file=sys.stderr, flush=True)
+            record = execute(request, bench, started=started)
+        except signals.Stop as stop:
+            stop.kept = f"{stop.kept or 'nothing was computed yet'}; the same command goes on"
+            raise
     else:
         print(f"tfmt-train: {request.folder} holds this run already", file=sys.stderr)
     print(_report(record, str(request.folder)))
     return 0
+
+
+def require_gpu(program: str, verbosity: int) -> None:
+    """Raises `RequestError` where GPUs are missing; imports TensorFlow for that."""
+    with streams.told_if_slow(f"{program}: looks for GPUs"):
+        quiet.import_tensorflow(verbosity)
+        from tfmt.training import devices
+
+        devices.require_gpu()
 
 
 def _announce(spec: RunSpec, folder: str) -> str:

@@ -121,7 +121,10 @@ class Origin(_Part):
 
 
 class Record(_Part):
-    """One run that ended. See the README for how to read it."""
+    """One run that ended. See the README for how to read it.
+
+    `warnings` says where what was asked for was not had, as GPUs.
+    """
 
     schema_: Literal[1]
     run_id: str
@@ -134,6 +137,7 @@ class Record(_Part):
     proof: Proof | None
     change: dict[str, dict[str, float]] | None
     fisher: FisherNotes | None = None
+    warnings: list[str] = []
     origin: Origin
 
     model_config: ClassVar[ConfigDict] = ConfigDict(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfmt import signals, streams
 from tfmt.bert.base_weights import BaseWeights, model_digest
 from tfmt.bert.configs import find_model, read_config, shape_of
 from tfmt.bert.tokenizer import describe_tokenizer
@@ -174,7 +175,7 @@ def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     """A workbench for a run and all that share its model, task and precision."""
     from tfmt.bert.tokenizer import keeps_case, load_tokenizer, tokenizer_digest
     from tfmt.data.tokens import tokenize
-    from tfmt.training.devices import make_devices
+    from tfmt.training.devices import find_missing_gpus, make_devices
     from tfmt.training.workbench import Workbench
 
     spec = request.spec
@@ -190,7 +191,10 @@ def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     used = request.dataset.limit(spec.train_limit, spec.validation_limit).splits
     splits = {name: tokenize(examples, tokenizer, spec.max_length, digest, name) for name, examples in used.items()}
     labels = {name: examples.labels for name, examples in used.items() if examples.labels is not None}
-    return Workbench(spec, request.task, splits, labels, make_devices(spec.replicas, spec.precision, threads=threads))
+    devices = make_devices(spec.replicas, spec.precision, threads=threads)
+    if missing := find_missing_gpus():
+        warnings.warn(f"{missing} It trains on {devices.described}", RequestWarning, stacklevel=2)
+    return Workbench(spec, request.task, splits, labels, devices)
 
 
 def execute(request: Request, bench: Workbench, *, started: float, quiet: bool = False,
@@ -212,16 +216,20 @@ def execute(request: Request, bench: Workbench, *, started: float, quiet: bool =
       TakenError: another process is at this run.
       UnexpectedError: something that tfmt does not raise itself ended the run; a record says so.
       RunError: the run failed; where it is the run's own fault a record says so.
+      Stop: a signal asked for it; what is kept is said, and the next call goes on.
     """
     open_folder(request)
-    with Lease(request.folder) as lease:
+    with streams.tolerated(), Lease(request.folder) as lease:
         clear_leftovers(request.folder)
 
         def check() -> None:
             lease.check()
             before_write()
 
-        return finished(request) or _execute(request, bench, started, quiet, check)
+        with signals.held():
+            record = finished(request) or _execute(request, bench, started, quiet, check)
+    signals.check("the run has ended, and its record is written")
+    return record
 
 
 def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
@@ -300,7 +308,7 @@ def _finish(request: Request, record: Record, before_write: Callable[[], None]) 
 def _record(request: Request, outcome: Outcome | None, bench: Workbench, status: str, error: str | None,
             started: str, setup_seconds: float) -> Record:  # fmt: skip
     from tfmt.metrics import headline
-    from tfmt.training.devices import threads_in_use
+    from tfmt.training.devices import find_missing_gpus, threads_in_use
 
     selection, spec = bench.selection, request.spec
     parameters = result = cost = proof = change = fisher = None
@@ -351,7 +359,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
     return Record(
         schema_=SCHEMA, run_id=request.run_id, status=status, error=error, spec=spec,
         parameters=parameters, result=result, cost=cost, proof=proof, change=change,
-        fisher=fisher,
+        fisher=fisher, warnings=[missing] if (missing := find_missing_gpus()) else [],
         origin=_origin(request, started),
     )  # fmt: skip
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +16,7 @@ from tfmt.spec import RunSpec
 from tfmt.study.places import Place
 from tfmt.study.worker import Ended, Executor, work
 
-_END_SECONDS = 60.0  # that a process may take to end
+_END_SECONDS = 300.0  # that a process may take to end, with a checkpoint to write
 
 
 class Pool(Protocol):
@@ -122,6 +124,18 @@ class ProcessPool:
             worker.join()
 
 
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Process:
     """A worker process and this end of its pipe."""
 
@@ -137,7 +151,8 @@ class _Process:
             context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
             self.pipe, theirs = context.Pipe()
             self._process = context.Process(target=work, args=(theirs, *self._arguments), daemon=True)
-            self._process.start()
+            with _interrupts_ignored():  # which it inherits, until it has taken charge of signals itself
+                self._process.start()
             theirs.close()  # so that the pipe ends with the process
         self.busy = True
         with contextlib.suppress(OSError):  # a process that has died meanwhile shows when it is asked

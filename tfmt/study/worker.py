@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tfmt import quiet
+from tfmt import quiet, signals, streams
 from tfmt.errors import RequestError, RunError
 from tfmt.files import UnwritableError
 from tfmt.memory import keep_memory
@@ -57,10 +57,15 @@ class Executor:
         self._output_dir, self._threads, self._verbosity = output_dir, threads, verbosity
         self._request: Request | None = None
         self._bench: Workbench | None = None
-        self._warm = False
+        self._warm = self._told = False
 
     def execute(self, spec: RunSpec) -> Ended:
-        """Executes one run; whatever goes wrong with it is in the result."""
+        """Executes one run; whatever goes wrong with it is in the result.
+
+        Raises:
+          Stop: a signal asked for it.
+        """
+        signals.check()
         started = time.perf_counter()
         try:
             request = prepare(spec, self._output_dir, self._request)
@@ -83,6 +88,9 @@ class Executor:
             ended = Ended("taken", error=str(error))
         except UnwritableError as error:
             ended = Ended("stop", error=str(error))
+        except signals.Stop as stop:
+            stop.kept = f"{request.run_id}: {stop.kept}"
+            raise
         except Exception as error:
             ended = _failed(request, error)
         # A bench is the next run's only where this one came to its end, and its proof held.
@@ -98,6 +106,9 @@ class Executor:
             self._request = self._bench = None
             gc.collect()  # the last model goes before the next one comes
             self._bench = make_bench(request, threads=self._threads)
+            if not self._told:
+                print(f"tfmt-sweep: trains on {self._bench.devices.described}", file=sys.stderr, flush=True)
+                self._told = True
         self._request = request
         return self._bench
 
@@ -130,9 +141,25 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
     """
-    # Ctrl-C reaches every process of a terminal; the sweep alone decides what it means and then sends SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
+    # Ctrl-C reaches every process of a terminal; the sweep alone decides what it means and then sends SIGTERM, which a
+    # batch system may have sent here, too.
+    for number in set(signals.SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    ended_by = 0
+    with streams.tolerated():
+        try:
+            with signals.heeded((signal.SIGTERM,), patient=True):
+                _work(pipe, place, output_dir, verbosity)
+        except signals.Stop as stop:
+            ended_by = stop.number
+            if stop.kept:
+                print(f"tfmt-sweep: {stop.kept}", file=sys.stderr)
+        streams.settle()
+    if ended_by:
+        signals.die_of(ended_by)
+
+
+def _work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> None:
     quiet.set_verbosity(verbosity)
     keep_memory()
     executor = Executor(output_dir, place.settle(), verbosity)
@@ -151,7 +178,3 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
                 pipe.send((ended.status, ended.error, ended.unexpected, record))
             except OSError:
                 return
-
-
-def _leave(*_: Any) -> None:
-    sys.exit(1)  # an exception, so that the lease is given back

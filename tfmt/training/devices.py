@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import resource
@@ -65,6 +66,14 @@ class Devices:
             else:
                 names.append(f"{kind}:{number}")
         return names
+
+    @property
+    def described(self) -> str:
+        """The devices in words: `1 CPU device, 2 threads`, or `GPU 0 (NVIDIA A100), GPU 1 (NVIDIA A100)`."""
+        if self.kind == "CPU":
+            return f"{_count(self.replicas, 'CPU device')}, {_count(threads_in_use(), 'thread')}"
+        places = (name.removeprefix("GPU:").partition(" ") for name in self.names)
+        return ", ".join(f"GPU {number}" + (f" ({model})" if model else "") for number, _, model in places)
 
     def check_jit(self, jit_compile: str) -> bool:
         """Whether XLA compiles the steps.
@@ -144,6 +153,32 @@ def make_devices(replicas: int, precision: str = "float32", *, threads: int = 0)
     return Devices(_mirrored(tuple(f"/cpu:{index}" for index in range(count))), "CPU")
 
 
+_GPU_REMEDY = "is the driver there (nvidia-smi), and a TensorFlow with CUDA (pip install 'tensorflow[and-cuda]')?"
+
+
+def find_missing_gpus() -> str:
+    """What is wrong where CUDA_VISIBLE_DEVICES names more GPUs than TensorFlow finds; empty where nothing is."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    named = list(itertools.takewhile(lambda part: part not in ("", "-1"), map(str.strip, asked.split(","))))
+    found = len(tf.config.list_physical_devices("GPU"))
+    if found >= len(named):
+        return ""
+    gpus = _count(len(named), "GPU")
+    return f"CUDA_VISIBLE_DEVICES={asked} names {gpus}, and TensorFlow finds {found or 'none'}: {_GPU_REMEDY}"
+
+
+def require_gpu() -> None:
+    """Checks that TensorFlow finds a GPU, and every one that CUDA_VISIBLE_DEVICES names.
+
+    Raises:
+      RequestError: it does not.
+    """
+    if missing := find_missing_gpus():
+        raise RequestError(f"--require_gpu: {missing}")
+    if not tf.config.list_physical_devices("GPU"):
+        raise RequestError(f"--require_gpu: TensorFlow finds no GPU: {_GPU_REMEDY}")
+
+
 _COLLECTIVE: list[tuple[str, ...]] = []  # the one set of several GPUs of this process
 
 
@@ -172,6 +207,10 @@ def set_tensor_float(precision: str) -> None:
     TensorFlow's own default would do so for `float32`, too. It is a setting of the process, asked at each operation.
     """
     tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def threads_in_use() -> int:

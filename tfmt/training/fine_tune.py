@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 from tensorboard.plugins.hparams.summary import session_end_pb
 
+from tfmt import signals
 from tfmt.data.batches import plan_epoch
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.metrics import collapsed, count_predicted, headline, score
@@ -102,13 +103,35 @@ class FineTuning:
         self.per_epoch = len(self.train) // spec.batch_size  # the remainder is dropped
         self.state = RunState()
         self.ready = 0.0  # when the first step could be taken
+        self._saved = ""  # where the last checkpoint of this process stands
 
     def run(self) -> Outcome:
         """Trains to the end.
 
         Raises:
           RunError: the disk is full, or a weight outside the selection moved.
+          Stop: a signal asked for it, and a checkpoint is written.
         """
+        spec = self.spec
+        try:
+            with signals.at_once():
+                self._start()
+        except signals.Stop as stop:
+            stop.kept = stop.kept or self._tell_kept()
+            raise
+        error = None
+        total = spec.epochs * self.per_epoch
+        with Progress(total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet) as progress:
+            self._write_events()
+            while self.state.epoch < spec.epochs and error is None:
+                signals.check(self._tell_kept())
+                error = self._train_epoch(progress) or self._find_lost_weight()
+                if error is None:
+                    self._end_epoch(progress)
+        return self._prove(error)
+
+    def _start(self) -> None:
+        """All that comes before the first step."""
         bench, spec = self.bench, self.spec
         bench.devices.forget_peaks()
         self._set_up(spec.epochs * self.per_epoch)
@@ -120,15 +143,6 @@ class FineTuning:
         self.state.frozen_sha256 = join_digests(self._frozen)
         self._resume()
         self.ready = time.perf_counter()
-        error = None
-        total = spec.epochs * self.per_epoch
-        with Progress(total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet) as progress:
-            self._write_events()
-            while self.state.epoch < spec.epochs and error is None:
-                error = self._train_epoch(progress) or self._find_lost_weight()
-                if error is None:
-                    self._end_epoch(progress)
-        return self._prove(error)
 
     def _set_up(self, steps: int) -> None:
         """The state in which the run starts; a mask by Fisher information needs that first."""
@@ -152,18 +166,21 @@ class FineTuning:
             state.steps += 1
             state.tokens += int(batch["attention_mask"].sum())
             state.padded_tokens += batch["attention_mask"].size
-            if len(waiting) < self.bench.devices.losses_ahead:
+            asked = signals.asked()
+            if len(waiting) < self.bench.devices.losses_ahead and not asked:
                 continue
             error = self._read_losses(waiting)
             if error:
                 return error
             progress.step(state.epoch + 1, state.steps, state.losses[0] / state.losses[1])
-            if time.perf_counter() - saved > CHECKPOINT_SECONDS and state.step < self.per_epoch:
+            if asked or (time.perf_counter() - saved > CHECKPOINT_SECONDS and state.step < self.per_epoch):
                 now = time.perf_counter()
                 state.train_seconds += now - started
                 state.epoch_seconds += now - started
                 started = saved = now
                 self._save()
+                if asked:
+                    raise signals.Stop(asked, self._tell_kept())
         error = self._read_losses(waiting)
         elapsed = time.perf_counter() - started
         state.train_seconds += elapsed
@@ -203,7 +220,7 @@ class FineTuning:
         flat = False
         state.reasons = {}
         for name in task.validation_splits:
-            predictions = bench.predict(name)
+            predictions = self._predict(name)
             scores = score(task, bench.labels[name], predictions, bench.splits[name].sentence_lengths)
             metrics[name] = scores.values
             state.reasons |= {f"{name}.{metric}": reason for metric, reason in scores.undefined.items()}
@@ -218,7 +235,7 @@ class FineTuning:
         state.epochs.append(
             Epoch(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds, collapsed=flat)
         )
-        progress.epoch(state.epoch, loss, task.headline_name, value, state.epoch_seconds)
+        epoch_seconds = state.epoch_seconds
         state.step, state.losses, state.epoch_seconds = 0, [], 0.0
         better = value is not None and (state.kept_score is None or value > state.kept_score)
         if spec.keep_epoch == "last" or better or state.kept_epoch is None:
@@ -228,6 +245,16 @@ class FineTuning:
         self._write_events()
         if state.epoch < spec.epochs:
             self._save()
+        progress.epoch(state.epoch, loss, task.headline_name, value, epoch_seconds)  # now that it is not lost any more
+
+    def _predict(self, name: str) -> np.ndarray:
+        """The predictions for a split; a signal lets the evaluation be done again from a checkpoint before it."""
+        try:
+            return self.bench.predict(name)
+        except signals.Stop as stop:
+            self._save()
+            stop.kept = self._tell_kept()
+            raise
 
     def _keep_weights(self) -> None:
         """Notes what the record needs of this epoch's weights, and stores them where the run keeps what it tuned."""
@@ -274,9 +301,18 @@ class FineTuning:
         for index, variable in enumerate(self.bench.optimizer_variables):
             tensors[f"optimizer/{index}"] = variable.numpy()
         write_tensors(self.checkpoint / STATE_FILE, tensors, self.state.model_dump(mode="json"))
+        state = self.state
+        self._saved = f"step {state.step} of {self.per_epoch} in epoch {state.epoch + 1}" if state.step else ""
+        self._saved = self._saved or f"the end of epoch {state.epoch}"
         for kept in self.checkpoint.glob(KEPT_FILE.format(epoch="*")):
             if kept != self._kept_file:
                 kept.unlink()
+
+    def _tell_kept(self) -> str:
+        """What a process that ends now leaves."""
+        if self._saved:
+            return f"checkpoint written at {self._saved}"
+        return "its checkpoint stays" if (self.checkpoint / STATE_FILE).exists() else "no step was taken yet"
 
     def _selected_kinds(self) -> dict[str, tuple[Any, ...]]:
         """What `_kinds` says of `read_selected`, without reading the values."""

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from tfmt import signals
 from tfmt.bert.base_weights import BaseWeights
 from tfmt.bert.configs import find_model
 from tfmt.bert.models import assign_weights, computing_in, load_bert, new_head, set_seed
@@ -222,7 +223,11 @@ class Workbench:
         return whole.get_concrete_function()  # traced before threads call it
 
     def predict(self, name: str) -> np.ndarray:
-        """Predictions for every label of a split, in the split's order: classes, or scores for regression."""
+        """Predictions for every label of a split, in the split's order: classes, or scores for regression.
+
+        Raises:
+          Stop: a signal asked for it.
+        """
         predictions = SplitPredictions(self.task, self.splits[name])
         start = self.step.start
 
@@ -231,6 +236,7 @@ class Workbench:
             return self._run(self._predicts[start], inputs, start)
 
         for batch, outputs in compute_outputs(self._evaluation_batches(name), compute):
+            signals.check()
             predictions.add(batch.indices, outputs)
         return predictions.values()
 
