@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tfmt import streams
 from tfmt.errors import RequestWarning
-from tfmt.flags import run_command
+from tfmt.flags import Command, run_command
 from tfmt.quiet import plain_warnings
 
 
@@ -59,13 +59,17 @@ def talk(values):
 done = []
 
 
+def command(main):
+    return Command("tfmt-test", "Talks.", (), define=lambda values: None, main=main, check=lambda values: None)
+
+
 @pytest.mark.parametrize(("name", "status"), [("pipe", 0), ("terminal", 0), ("disk", 1), ("file", 0), ("none", 0)])
 def test_command_whose_output_is_lost_does_its_work(monkeypatch, name, status):
     out, err = LOST[name](), LOST[name]()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     done.clear()
-    assert run_command("tfmt-test", "Talks.", lambda values: None, talk, []) == status
+    assert run_command(command(talk), []) == status
     assert done == [True]
     assert (sys.stdout, sys.stderr) == (out, err)
     for stream in filter(None, (out, err)):  # Python flushes and closes them when it ends, and would complain
@@ -75,7 +79,7 @@ def test_command_whose_output_is_lost_does_its_work(monkeypatch, name, status):
 def test_output_that_a_full_disk_lacks_is_told_of(monkeypatch, capsys):
     with full_disk() as out:
         monkeypatch.setattr(sys, "stdout", out)
-        assert run_command("tfmt-test", "Talks.", lambda values: None, lambda values: print("a table"), []) == 1
+        assert run_command(command(lambda values: print("a table")), []) == 1
     assert capsys.readouterr().err == (
         f"tfmt-test: not all of its output could be written ({os.strerror(errno.ENOSPC)})\n"
     )
