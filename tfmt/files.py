@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tfmt.errors import RequestError, RunError
 
@@ -17,6 +19,18 @@ from tfmt.errors import RequestError, RunError
 def cache_folder() -> Path:
     """Where tfmt keeps what it can make again: `$TFMT_CACHE`, else `~/.cache/tfmt`."""
     return Path(os.environ.get("TFMT_CACHE") or "~/.cache/tfmt").expanduser()
+
+
+def parse_json(content: bytes) -> Any:
+    """The JSON value in a file's content, with or without a byte-order mark.
+
+    Raises:
+      ValueError: it is none, not UTF-8, or nested deeper than anything that means well.
+    """
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 class UnwritableError(RunError):
@@ -67,10 +81,21 @@ def whole_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UnwritableError.of(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk, where the system can: a crash must not bring an older file back."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def check_output(path: Path, flag: str = "--output", *, makes_folders: bool = False) -> None:
@@ -132,6 +157,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 with inner.open("rb") as file:
                     os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.absolute().parent)
     except OSError as error:
         raise UnwritableError.of(path, error) from None
     finally:

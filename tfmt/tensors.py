@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tfmt.errors import RequestError
-from tfmt.files import UnwritableError, whole_file
+from tfmt.files import UnwritableError, parse_json, whole_file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> str:
@@ -66,10 +66,10 @@ def read_tensors(path: Path, remedy: str = "run it again") -> tuple[dict[str, np
             written, _, told = told.partition(" ")
             if written != _digest(arrays, told):
                 raise ValueError("its content has changed since it was written")
-        return arrays, json.loads(told)
+        return arrays, parse_json(told.encode())
     except FileNotFoundError:
         raise RequestError(f"{path}: missing; {remedy}") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise RequestError(
             f"{path}: not a file that tfmt wrote, or broken ({error}); delete the run's folder and run it again"
         ) from None

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tfmt.errors import RequestError
-from tfmt.files import check_output, whole_file, whole_folder
+from tfmt.files import check_output, parse_json, whole_file, whole_folder
 from tfmt.runs.folder import clear_leftovers, open_folder
 from tfmt.runs.lease import Lease
 from tfmt.runs.runner import prepare
@@ -103,3 +103,10 @@ def test_a_place_where_no_file_can_be_written_is_refused_before_the_work(tmp_pat
     for path in (tmp_path / "a.csv", tmp_path / "none" / "a.csv"):
         with pytest.raises(RequestError, match=f"^--data={path}: nothing may be written into {tmp_path}"):
             check_output(path, "--data", makes_folders=True)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"9" * 10_000, b"\xff{}", b"", b"{"])
+def test_what_is_no_json_is_one_kind_of_error(content):
+    with pytest.raises(ValueError):
+        parse_json(content)
+    assert parse_json(b'\xef\xbb\xbf{"a": [1]}') == {"a": [1]}

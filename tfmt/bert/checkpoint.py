@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from tfmt.bert.digests import file_digest
 from tfmt.errors import RequestError
+from tfmt.files import parse_json
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -101,7 +101,7 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
 def _read_index(path: Path) -> dict[str, str]:
     """{tensor: file beside the index}."""
     try:
-        places = json.loads(path.read_bytes())["weight_map"]
+        places = parse_json(path.read_bytes())["weight_map"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise RequestError(f"{path}: not a readable index of shards ({error}); fetch the model again") from None
     if not isinstance(places, dict) or not places:

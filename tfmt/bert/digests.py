@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmt.errors import RunError
-from tfmt.files import cache_folder, write_whole
+from tfmt.files import cache_folder, parse_json, write_whole
 
 # A file that changed this recently may change again without a sign: its times have no finer ticks.
 _SETTLED_SECONDS = 2.0
@@ -48,7 +48,7 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 def recall(kind: str, key: str) -> Any:
     """What `remember` stored under a key; None where there is nothing that can be read."""
     try:
-        return json.loads((cache_folder() / kind / key).read_bytes())
+        return parse_json((cache_folder() / kind / key).read_bytes())
     except (OSError, ValueError):
         return None
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmt.errors import RunError
-from tfmt.files import UnwritableError
+from tfmt.files import UnwritableError, parse_json
 from tfmt.runs.records import RECORD_FILE
 
 # An owner that gave no sign for so long is dead. Network file systems may show another machine's files up to a minute
@@ -169,7 +169,7 @@ def _read_latest(folder: Path) -> tuple[int, dict[str, Any], float]:
             # Both times come from the disk's own clock, so that machines need not agree on theirs.
             silent = _disk_time(folder) - os.fstat(file.fileno()).st_mtime
             try:
-                owner = json.loads(file.read())
+                owner = parse_json(file.read())
             except ValueError:
                 owner = {}  # its owner has only just created it
         return number, owner if isinstance(owner, dict) else {}, silent
