@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tfmt.errors import RequestError
+from tfmt.files import parse_json
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
 from tfmt.training.distribution import Distributions
-from tfmt.training.epoch import Epoch
+from tfmt.training.epoch import Count, Epoch, Score, Seconds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,11 +31,11 @@ class _Part(BaseModel):
 class Parameters(_Part):
     """Counts of weights; `tuned_percent` is tuned / (total - head), in percent."""
 
-    total: int
-    tuned: int
-    head: int
-    trainable: int
-    tuned_percent: float
+    total: Count
+    tuned: Count
+    head: Count
+    trainable: Count
+    tuned_percent: Annotated[float, Field(ge=0, le=100)]
 
 
 class Result(_Part):
@@ -46,15 +46,15 @@ class Result(_Part):
     """
 
     score_name: str
-    score_last: float | None
-    score_best: float | None
-    best_epoch: int | None
+    score_last: Score | None
+    score_best: Score | None
+    best_epoch: Annotated[int, Field(ge=1)] | None
     collapsed: bool | None
     epochs: list[Epoch]
-    examples: dict[str, int]
-    predicted: dict[str, dict[str, int]]
+    examples: dict[str, Count]
+    predicted: dict[str, dict[str, Count]]
     reasons: dict[str, str] = {}
-    words: dict[str, dict[str, int]] = {}
+    words: dict[str, dict[str, Count]] = {}
 
     def collapsed_in(self, epoch: int | None) -> bool | None:
         """Whether an epoch (from 1) predicted one class only, or a constant; where it does not say, the kept epoch."""
@@ -77,17 +77,17 @@ class Cost(_Part):
     may differ, has where it computed in `computed_on`, first to last.
     """
 
-    setup_seconds: float
-    train_seconds: float
-    eval_seconds: float
-    steps: int
-    tokens: int
-    padded_tokens: int
+    setup_seconds: Seconds
+    train_seconds: Seconds
+    eval_seconds: Seconds
+    steps: Count
+    tokens: Count
+    padded_tokens: Count
     peak_rss_mb: float
     peak_gpu_mb: float | None = None
-    optimizer_bytes: int
-    replicas: int
-    threads: int
+    optimizer_bytes: Count
+    replicas: Count
+    threads: Count
     devices: list[str]
     jit_compile: bool
     resumed: int
@@ -97,8 +97,8 @@ class Cost(_Part):
 class Proof(_Part):
     """That nothing outside the selection moved: changed weights counted against the base model's file."""
 
-    selected_changed: int
-    frozen_changed: int
+    selected_changed: Count
+    frozen_changed: Count
     frozen_sha256_before: str
     frozen_sha256_after: str
 
@@ -210,7 +210,7 @@ def read_record(folder: Path) -> Record:
 def _schema_of(path: Path) -> Any:
     """The schema number that a file claims, or `SCHEMA` when it cannot even be read as JSON."""
     try:
-        return json.loads(path.read_bytes()).get("schema")
+        return parse_json(path.read_bytes()).get("schema")
     except (ValueError, AttributeError):
         return SCHEMA
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+# A metric, as a fraction; correlations go below 0. What lies outside was not computed here.
+Score = Annotated[float, Field(ge=-1, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class Epoch(BaseModel):
@@ -15,8 +20,8 @@ class Epoch(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    epoch: int
+    epoch: Annotated[int, Field(ge=1)]
     train_loss: float
-    metrics: dict[str, dict[str, float | None]]
-    seconds: float
+    metrics: dict[str, dict[str, Score | None]]
+    seconds: Seconds
     collapsed: bool | None = None
