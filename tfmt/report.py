@@ -45,16 +45,16 @@ def _main(values: flags.FlagValues) -> int:
     from tfmt.results.groups import tell_left_out
     from tfmt.results.tables import build_tables
     from tfmt.results.where import narrow
-    from tfmt.runs.records import find_distributions, find_records, tabulate
+    from tfmt.runs.records import find_distributions, find_records, none_found, tabulate
 
     records, broken = find_records(values.runs)
     distributions, unreadable = find_distributions(values.runs) if values.claims else ({}, [])
     broken += unreadable
+    if not records:
+        raise none_found(values.runs, broken)
     runs = tabulate(records, broken)
     for line in broken:
         print(f"tfmt-report: {line}", file=sys.stderr)
-    if runs.empty:
-        raise RequestError(f"--runs={values.runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
     runs = narrow(runs, values.where)
     kept = set(runs["run_id"])
     records = [record for record in records if record.run_id in kept]

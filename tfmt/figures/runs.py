@@ -12,7 +12,7 @@ from tfmt.errors import RequestError
 from tfmt.results.groups import Group, describe_settings, differing_settings, group_runs
 from tfmt.results.rows import Row, annotate, keep_runs
 from tfmt.results.where import narrow
-from tfmt.runs.records import Record, find_records, tabulate
+from tfmt.runs.records import Record, find_records, none_found, tabulate
 from tfmt.spec import TASK_NAMES
 
 
@@ -49,7 +49,7 @@ def read_table(
         raise RequestError(f"--task={unknown[0]}: expected {', '.join(TASK_NAMES)}, or several with commas")
     records, broken = find_records(runs)
     if not records:
-        raise RequestError(f"--runs={runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
+        raise none_found(runs, broken)
     table = tabulate(records, broken)
     if tasks:
         table = narrow(table, f"task={','.join(tasks)}", given=f"--task={','.join(tasks)}")

@@ -240,6 +240,14 @@ def find_records(runs: str | Path) -> tuple[list[Record], list[str]]:
     return records, broken
 
 
+def none_found(runs: str | Path, broken: Sequence[str]) -> RequestError:
+    """The error for a folder in which `find_records` found no record that can be read."""
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        return RequestError(f"--runs={runs}: holds no record that can be read: {broken[0]}{more}")
+    return RequestError(f"--runs={runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
+
+
 def read_runs(runs: str | Path) -> pd.DataFrame:
     """The records below a folder as one DataFrame, one row a run; see `tabulate`.
 
