@@ -75,7 +75,9 @@ def _main(values: flags.FlagValues) -> None:
     figures.save_figure(figure, output)
     print(f"wrote {output}")
     if data:
-        write_whole(Path(data), frame.to_csv(index=False).encode())
+        from tfmt.results.formats import no_formula
+
+        write_whole(Path(data), frame.map(no_formula).to_csv(index=False).encode())
         print(f"wrote {data}  ({len(frame):,} rows)")
 
 

@@ -67,6 +67,16 @@ def test_csv_has_the_numbers_one_row_a_cell() -> None:
     assert (rows[1]["row"], rows[1]["high"], rows[1]["columns"]) == ('[x], "y"', "", '["p", "q"]')
 
 
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [('=HYPERLINK("http://a")', "'=HYPERLINK(\"http://a\")"), ("+1", "'+1"), ("@x", "'@x"), ("-x", "'-x"), (-1.5, "-1.5"),
+     ("a=b", "a=b"), ("", "")],
+)  # fmt: skip
+def test_csv_holds_no_formula(value: str | float, field: str) -> None:
+    table = Table("1", "", (), (), numbers=({"model": value},))
+    assert next(csv.DictReader(io.StringIO(format_tables([table], "csv"))))["model"] == field
+
+
 def test_json_has_the_numbers_and_no_nan() -> None:
     (table,) = json.loads(format_tables([TABLE], "json"))["tables"]
     assert (table["table"], table["title"], table["caption"]) == ("1", "Table 1: A & B", ["50 % of <all>"])

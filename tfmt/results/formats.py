@@ -94,8 +94,16 @@ def _to_csv(tables: Sequence[Table]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _flat(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: no_formula(_flat(value)) for name, value in row.items()} for row in rows)
     return file.getvalue()
+
+
+def no_formula(value: Any) -> Any:
+    """A field of CSV that no spreadsheet takes for a formula: a text that begins as one does gets a quote in front.
+
+    Numbers are no texts and stay as they are.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _flat(value: Any) -> Any:
