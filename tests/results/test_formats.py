@@ -69,8 +69,8 @@ def test_csv_has_the_numbers_one_row_a_cell() -> None:
 
 @pytest.mark.parametrize(
     ("value", "field"),
-    [('=HYPERLINK("http://a")', "'=HYPERLINK(\"http://a\")"), ("+1", "'+1"), ("@x", "'@x"), ("-x", "'-x"), (-1.5, "-1.5"),
-     ("a=b", "a=b"), ("", "")],
+    [('=HYPERLINK("http://a")', "'=HYPERLINK(\"http://a\")"), ("+1", "'+1"), ("@x", "'@x"), ("-x", "'-x"),
+     (-1.5, "-1.5"), ("a=b", "a=b"), ("", "")],
 )  # fmt: skip
 def test_csv_holds_no_formula(value: str | float, field: str) -> None:
     table = Table("1", "", (), (), numbers=({"model": value},))
