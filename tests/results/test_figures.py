@@ -349,7 +349,7 @@ def test_outliers_of_a_model_folder(
         assert {"20", "21", "22"} <= set(named)
     figure, frame = figures.plot_weights(model=str(folder))
     check(figure)
-    assert set(frame["state"]) == {"pre-trained"}
+    assert set(frame["state"]) == {"as stored"}
 
 
 def test_names_are_spread() -> None:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 import tfmt
+from tfmt import figures
 from tfmt.errors import RequestError
 from tfmt.metrics import score
 from tfmt.runs.runner import execute, make_bench, prepare
@@ -33,6 +35,10 @@ def test_predictions_are_those_of_the_kept_epoch(toy_bert, toy_glue, tmp_path, m
         int((variable.numpy() != base.all_weights[path].numpy()).sum()) for path, variable in model.all_weights.items()
     )
     assert 0 < moved <= record.parameters.trainable
+    drawn = figures.plot_weights(model=str(request.folder))[1].set_index(["sublayer", "part", "state"])["mean"]
+    for state, weights in (("pre-trained", base.all_weights), ("fine-tuned", model.all_weights)):
+        gammas = [value.numpy() for path, value in weights.items() if path.endswith("attention/output/LayerNorm/gamma")]
+        assert drawn["attention_layernorm", "gamma", state] == pytest.approx(np.mean(gammas))
 
 
 def test_refuses_another_base_model_and_runs_without_weights(toy_bert, toy_glue, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,12 +12,34 @@ from tfmt.bert.base_weights import BaseWeights
 from tfmt.bert.configs import find_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
-from tfmt.runs.records import RECORD_FILE
+from tfmt.runs.records import RECORD_FILE, Record
 from tfmt.tuned.load import read_tuned
 
 
-def read_weights(model: Any) -> tuple[tuple[Weight, ...], Callable[[str], np.ndarray], str]:
-    """The encoder's table of weights, what gives a variable's values by path, and a name.
+class ModelWeights(NamedTuple):
+    """A model's weights as they are, and as they were before tfmt tuned them where that is known.
+
+    Attributes:
+      name: of the model or the run.
+      table: the encoder's weights.
+      states: what gives a variable's values by path, by what they are: `pre-trained` and `fine-tuned` of a run,
+        `pre-trained` of `demo` and hub names, `as stored` of folders, `as given` of objects. The last is the model.
+      record: of the run, if it is one.
+    """
+
+    name: str
+    table: tuple[Weight, ...]
+    states: dict[str, Callable[[str], np.ndarray]]
+    record: Record | None = None
+
+    @property
+    def read(self) -> Callable[[str], np.ndarray]:
+        """Gives a variable's values as they are."""
+        return list(self.states.values())[-1]
+
+
+def read_weights(model: Any) -> ModelWeights:
+    """Finds a model's weights.
 
     Args:
       model: `demo`, a hub name, a model's folder, the folder of a run that kept its weights, or a TFBert model from
@@ -30,17 +52,18 @@ def read_weights(model: Any) -> tuple[tuple[Weight, ...], Callable[[str], np.nda
         name = Path(model).name
         if (Path(model) / RECORD_FILE).is_file():
             tuned = read_tuned(model)
-            values = tuned.read()
-            return _encoder(tuned.weights), values.__getitem__, name
+            states = {"pre-trained": BaseWeights(tuned.base, tuned.head).read, "fine-tuned": tuned.read().__getitem__}
+            return ModelWeights(name, _encoder(tuned.weights), states, tuned.record)
         folder = find_model(str(model), download=True)
         assert folder is not None
         weights = list_weights(shape_of(read_config(folder)), "tokens", 1)  # figures show no pooler
-        return _encoder(weights), BaseWeights(folder, "tokens").read, name
+        state = "as stored" if Path(model).is_dir() else "pre-trained"  # what a folder holds may have been tuned
+        return ModelWeights(name, _encoder(weights), {state: BaseWeights(folder, "tokens").read})
     variables = getattr(model, "all_weights", None)
     if variables is None:
         raise RequestError(f"expected a model from tfmt.load_bert or load_tuned. Received: {type(model).__name__}")
     weights = list_weights(shape_of(model.config.to_dict()), "tokens", 1)
-    return _encoder(weights), lambda path: variables[path].numpy(), model.name
+    return ModelWeights(model.name, _encoder(weights), {"as given": lambda path: variables[path].numpy()})
 
 
 def _encoder(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:

@@ -74,8 +74,9 @@ def plot_outliers(model: Any) -> tuple[Figure, pd.DataFrame]:
     Raises:
       RequestError: no such model.
     """
-    weights, read, name = read_weights(model)
-    frame = find_outliers(weights, read)
+    found = read_weights(model)
+    weights, name = found.table, found.name
+    frame = find_outliers(weights, found.read)
     hidden = next(weight.size for weight in weights if weight.part == "gamma")
     blocks = len({weight.block for weight in weights if weight.block is not None})
     figure, panels = make_panels(2, 1, 6.8, max(1.7, 0.9 + 0.13 * blocks), sharex=True)

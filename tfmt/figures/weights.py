@@ -52,17 +52,18 @@ def plot_weights(
 
     Args:
       runs: the folder of the runs' folders, with `full` runs.
-      model: instead of runs, a model to show alone: a name or folder as for `--model`, a run's folder with tuned
-        weights, or a TFBert model from tfmt.
+      model: instead of runs, a model: a name or folder as for `--model`, a TFBert model from tfmt, or the folder of a
+        run that kept its weights, which are shown beside those that it began with.
       tasks: which tasks; none means all.
       where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores choose the learning rate.
 
     Returns:
       The figure, and one row for each `task`, `sublayer`, `part` (kernel, bias, gamma, beta, all) and `state`
-      (pre-trained, fine-tuned): `learning_rate` (of the fine-tuned runs; missing for a model), `runs`, `count`, `mean`,
-      `deviation`, `lowest`, `highest`, `bimodality`, `threshold`, `magnitude_ratio` (missing for one mode), `ashman_d`,
-      `bimodality_of_all`, `share_beyond`. A task's runs are taken together.
+      (pre-trained, fine-tuned; of a model's folder `as stored`, of an object `as given`): `learning_rate` (of the
+      fine-tuned runs; missing for a model), `runs`, `count`, `mean`, `deviation`, `lowest`, `highest`, `bimodality`,
+      `threshold`, `magnitude_ratio` (missing for one mode), `ashman_d`, `bimodality_of_all`, `share_beyond`.
+      A task's runs are taken together.
 
     Raises:
       RequestError: neither or both of runs and model, no `full` runs, or no such model.
@@ -75,8 +76,11 @@ def plot_weights(
     rates: dict[str, float] = {}
     warned: list[str] = []
     if runs is None:
-        weights, read, name = read_weights(model)
-        shown[name], counts[name] = {"pre-trained": measure_sublayers(weights, read)}, 1
+        given = read_weights(model)
+        shown[given.name] = {state: measure_sublayers(given.table, read) for state, read in given.states.items()}
+        counts[given.name] = 1
+        rate = given.record.spec.learning_rate if given.record else None
+        rates |= {} if rate is None else {given.name: rate}
     else:
         table, _, notes = read_table(runs, tasks, where)
         stored, broken = find_distributions(runs)
@@ -141,7 +145,7 @@ def _join_runs(found: Sequence[Distributions]) -> Distributions:
 
 
 def _draw_sublayer(panel: Axes, states: Mapping[str, Mapping[str, Distribution]], handles: dict[str, Any]) -> None:
-    """Pre-trained as a pale area, fine-tuned as lines, the parts of a LayerNorm apart."""
+    """Pre-trained, or a model alone, as a pale area, fine-tuned as lines, the parts of a LayerNorm apart."""
     whole = join(part for parts in states.values() for part in parts.values())
     low, high = _reach(whole)
     edges = np.linspace(low, high, _DRAWN_BINS + 1)
@@ -152,7 +156,7 @@ def _draw_sublayer(panel: Axes, states: Mapping[str, Mapping[str, Distribution]]
             density = _mass(part, edges) / np.diff(edges) / count
             colour, line = _LINES[name]
             label = f"{_LABELS[name]}, {state}"
-            if state == "pre-trained":
+            if state != "fine-tuned":
                 drawn: Any = panel.stairs(density, edges, fill=True, facecolor=PALE, edgecolor=colour, linewidth=0.5,
                                           hatch={"beta": "/////", "gamma": "....."}.get(name))  # fmt: skip
             else:
