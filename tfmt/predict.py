@@ -11,6 +11,7 @@ from absl import flags
 from tfmt import quiet, streams
 from tfmt.flags import Command, define_tuned_run, require, run_command
 from tfmt.memory import keep_memory
+from tfmt.words import counted
 
 if TYPE_CHECKING:
     from tfmt.tuned.predict import Written
@@ -71,12 +72,12 @@ def _main(values: flags.FlagValues) -> None:
 def _report(written: Written) -> str:
     """A few lines on a file that was written."""
     source = written.source
-    lines = [f"wrote     {source.path}  ({written.examples:,} predictions)"]
+    lines = [f"wrote     {source.path}  ({counted(written.examples, 'prediction')})"]
     if written.cut_off:
-        lines.append(f"          {written.cut_off:,} words lie beyond --max_length and got no prediction of their own")
+        lines.append(f"          {counted(written.cut_off, 'word')} beyond --max_length got no prediction")
     if written.no_token:
         lines.append(
-            f"          {written.no_token:,} words hold no character that the tokenizer keeps: no prediction either"
+            f"          {counted(written.no_token, 'word')} of which the tokenizer keeps no character got none either"
         )
     if written.scores is not None:
         scores = written.scores.values

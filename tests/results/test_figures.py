@@ -146,7 +146,7 @@ def test_panels_of_different_rates_say_so(check: Check, add_full: Add, tmp_path:
     assert frame.attrs["notes"] == [
         "Learning rates differ between panels (MRPC 5e-3, RTE 1e-4): what differs between them is not the task's"
         " effect alone.",
-        "RTE: 1 of 1 runs predict one class.",
+        "RTE: 1 of 1 run predicted one class.",
     ]
     assert [text.get_text().replace("\n", " ") for text in figure.texts] == [" ".join(frame.attrs["notes"])]
     titles = [panel.get_title() for panel in figure.axes if panel.get_subplotspec() is not None]

@@ -285,7 +285,7 @@ def test_runs_that_may_not_be_compared_are_left_out_and_told(check: Check, add_r
     check(figure)
     assert frame["mean"].tolist() == [0.5]
     assert frame.attrs["notes"] == [
-        "left out: 1 runs that differ, batching grouped", "shown: 2 runs, batching random",
+        "left out: 1 run with other settings, batching grouped", "shown: 2 runs, batching random",
     ]  # fmt: skip
 
 

@@ -307,7 +307,7 @@ def test_one_result_kept_in_two_ways_counts_once(add_run: AddRun, runs: Runs, tm
     add_run(None, status="failed", keep="tuned", keep_epoch="last")
     table = only(build_tables(runs(), "1"))
     assert cells(table)["Full-FT"]["MRPC"] == "50.0"
-    assert "1 runs: 1 scored." in table.caption
+    assert "1 run: 1 scored." in table.caption
 
 
 def test_what_no_table_tells_apart_is_refused(add_run: AddRun, runs: Runs) -> None:

@@ -171,7 +171,7 @@ def test_disk_that_is_full_from_the_first_file_on_stops_the_sweep(shared, tmp_pa
 def test_more_replicas_than_a_worker_has_gpus_is_refused(shared, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study_sweep, "visible_gpus", lambda: ("0", "1", "2"))
     assert sweep.main(flags_of(shared, tmp_path, replicas=2, workers=3)) == 2
-    assert "--replicas=2: with --workers=3 a worker has 1 GPUs" in capsys.readouterr().err
+    assert "--replicas=2: with --workers=3 a worker has 1 GPU;" in capsys.readouterr().err
 
 
 def test_diverged_run_is_a_result(shared, tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_run_whose_process_dies_too_often_fails_and_three_such_runs_stop_the_swe
     records, _ = find_records(tmp_path)
     assert {record.error for record in records} == {"its process died 4 times (signal 9); is there enough memory?"}
     assert len(records) == 3
-    assert "5 runs are left as they were" in capsys.readouterr().err
+    assert "left as before: 5 runs" in capsys.readouterr().err
 
 
 def work_and_break(*arguments):
@@ -323,7 +323,7 @@ def test_three_unexpected_failures_in_a_row_stop_the_sweep(shared, untouched, tm
     said = capsys.readouterr()
     assert "3 runs in a row met what no run should" in said.err
     assert "illegal memory access" in said.err.splitlines()[-1]
-    assert "3 runs are left as they were" in said.err
+    assert "left as before: 3 runs" in said.err
     assert "3 failed" in said.out
     assert [record.status for record in find_records(tmp_path)[0]] == ["failed"] * 3
     assert not list(tmp_path.glob("*/lease.*"))

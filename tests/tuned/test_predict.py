@@ -240,7 +240,7 @@ def test_validation_part_of_one_file_keeps_its_columns(own, tmp_path, capsys):
 def test_words_and_tags(entities, tmp_path, capsys):
     status, out, err = call(capsys, run=entities, split="test", output=tmp_path / "out.tsv")
     assert (status, err) == (0, ""), err
-    assert "18 words lie beyond" in out  # 32 words, of which max_length 16 leaves 14
+    assert "18 words beyond" in out  # 32 words, of which max_length 16 leaves 14
     lines = (tmp_path / "out.tsv").read_text().split("\n")
     assert lines[-2:] == ["", ""]
     told = [[line.split("\t")[0] for line in block.split("\n")] for block in "\n".join(lines).strip().split("\n\n")]

@@ -14,6 +14,7 @@ from tfmt.data.order import permutation
 from tfmt.data.tokens import IGNORED, TokenizedSplit
 from tfmt.errors import RequestError
 from tfmt.tasks import Task
+from tfmt.words import counted
 
 Batching = Literal["grouped", "random", "fixed"]
 Batch = dict[str, np.ndarray]
@@ -74,7 +75,8 @@ def plan_epoch(
     steps = len(lengths) // batch_size
     if steps == 0:
         raise RequestError(
-            f"the training split has {len(lengths)} examples, fewer than one batch of {batch_size}; lower --batch_size"
+            f"the training split has {counted(len(lengths), 'example')}, fewer than one batch of {batch_size}; "
+            "lower --batch_size"
         )
     order = permutation(len(lengths), seed, epoch, 0)[: steps * batch_size]
     if batching == "grouped":

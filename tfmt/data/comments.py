@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tfmt.data.lines import read_lines
 from tfmt.errors import RequestError
+from tfmt.words import counted
 
 # A column with more values than this does not hold tags.
 _MOST_TAGS = 1000
@@ -86,7 +87,9 @@ class WordLines:
                 return True
             if self.columns == 1 and apart:
                 return True
-            raise self._doubt(number, fields, f"it has {len(fields)} columns where words have {self.columns}")
+            raise self._doubt(
+                number, fields, f"it has {counted(len(fields), 'column')} where words have {self.columns}"
+            )
         if self.columns == 1 or self._matches(fields, exactly=True):
             return False
         # A tag that no other word has may still be made as tags are.

@@ -12,6 +12,7 @@ from tfmt.data.examples import Examples, check_learnable
 from tfmt.data.lines import read_lines
 from tfmt.errors import RequestError
 from tfmt.tasks import GlueFiles, Task
+from tfmt.words import counted
 
 _MAX_SCORE = 5.0  # STS-B's scale.
 
@@ -68,7 +69,9 @@ def read_glue_split(task: Task, data_dir: str, split: str) -> tuple[Examples, in
             column.append(text)
         labels.append(label)
     if not labels:
-        raise RequestError(f"{path}: holds no example ({dropped} corrupt rows); get {task.title}'s files again")
+        raise RequestError(
+            f"{path}: holds no example ({counted(dropped, 'corrupt row')}); get {task.title}'s files again"
+        )
     examples = Examples(texts, np.array(labels, np.int32 if task.classes else np.float32))
     if split == "train":
         check_learnable(path, task, examples)
@@ -142,7 +145,7 @@ def _rows(
         if len(fields) == len(header):
             yield number, [fields[place] for place in places]
         else:
-            count = f"{len(fields)} field{'s' if len(fields) > 1 else ''} where {source} {len(header)}"
+            count = f"{counted(len(fields), 'field')} where {source} {len(header)}"
             yield number, f"{count} ({', '.join(header)}); fields are separated by tabs"
 
 

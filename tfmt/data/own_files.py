@@ -19,6 +19,7 @@ from tfmt.data.examples import Dataset, Examples, check_learnable
 from tfmt.data.rows import FORMATS, Row, read_rows
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.tasks import Kind, Task, custom_task
+from tfmt.words import counted
 
 _LARGEST = float(np.finfo(np.float32).max)
 _NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
@@ -203,7 +204,8 @@ def _labelled(path: Path, row: Row, text_columns: Sequence[str], label_column: s
         return Row(row.line, {"texts": texts, "label": read_label(path, row, label_column, kind)})
     words, tags = read_words(path, row, text_columns[0]), read_words(path, row, label_column)
     if len(words) != len(tags):
-        raise RequestError(f"{path}:{row.line}: {len(words)} words and {len(tags)} tags; repair or remove this line")
+        there = f"{counted(len(words), 'word')} and {counted(len(tags), 'tag')}"
+        raise RequestError(f"{path}:{row.line}: {there}; repair or remove this line")
     if not words:
         raise RequestError(f"{path}:{row.line}: no words; remove this line")
     return Row(row.line, {"texts": words, "label": tags}, row.word_lines)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tfmt.data.comments import WordLines, split_lines
 from tfmt.data.lines import read_lines
 from tfmt.errors import RequestError
+from tfmt.words import counted
 
 FORMATS = {
     ".tsv": "TSV",
@@ -117,7 +118,9 @@ def _sentence(words: list[list[str]], numbers: list[int], conllu: bool) -> Row:
 
 def _checked(path: Path, number: int, fields: list[str], columns: int) -> list[str]:
     if len(fields) != columns:
-        raise RequestError(f"{path}:{number}: {len(fields)} columns where {columns} are expected; repair this line")
+        raise RequestError(
+            f"{path}:{number}: {counted(len(fields), 'column')} where {columns} are expected; repair this line"
+        )
     return fields
 
 
@@ -191,7 +194,7 @@ def _checked_header(path: Path, number: int, names: list[str]) -> list[str]:
 def _named(path: Path, number: int, header: list[str], fields: list[str], separators: str) -> dict[str, Any]:
     if len(fields) != len(header):
         raise RequestError(
-            f"{path}:{number}: {len(fields)} fields where the header has {len(header)}; "
+            f"{path}:{number}: {counted(len(fields), 'field')} where the header has {len(header)}; "
             f"fields are separated by {separators}; repair this line"
         )
     return dict(zip(header, fields, strict=True))

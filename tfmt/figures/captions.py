@@ -8,6 +8,7 @@ import pandas as pd
 
 from tfmt.results.groups import column_title
 from tfmt.results.tables import format_rate
+from tfmt.words import counted
 
 MAKE_FULL_RUNS = "make some: tfmt-sweep --flagfile=figures.flags"
 
@@ -44,4 +45,6 @@ def warn_of_rates(frame: pd.DataFrame) -> list[str]:
 def warn_of_collapse(task: str, runs: pd.DataFrame) -> list[str]:
     """The sentence for a task of whose runs some predict one class: how far their weights moved tells of no task."""
     collapsed = sum(each is True or each == 1 for each in runs["collapsed"])
-    return [f"{column_title(task)}: {collapsed} of {len(runs)} runs predict one class."] if collapsed else []
+    return (
+        [f"{column_title(task)}: {collapsed} of {counted(len(runs), 'run')} predicted one class."] if collapsed else []
+    )

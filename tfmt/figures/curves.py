@@ -22,6 +22,7 @@ from tfmt.figures.style import finish_figure, look, make_panels, set_title, styl
 from tfmt.results.groups import column_title
 from tfmt.results.rows import Row
 from tfmt.training.epoch import Epoch
+from tfmt.words import counted
 
 # A loss this many times the typical run's largest one is not on the axis: it would flatten all others.
 _BEYOND = 5.0
@@ -61,7 +62,7 @@ def plot_curves(
     group, notes = shown.group, list(shown.notes)
     kept = [row for row in group.rows if row.layers == "all"] or list(group.rows)
     if len(kept) < len(group.rows):
-        notes.append(f"left out: {len(group.rows) - len(kept)} rows of single blocks")
+        notes.append(f"left out: {counted(len(group.rows) - len(kept), 'row')} of single blocks")
     frame, lost = _tabulate(shown, kept)
     columns = [column for column in group.columns if column in set(frame["task"])]
     if not columns:

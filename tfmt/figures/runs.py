@@ -14,6 +14,7 @@ from tfmt.results.rows import Row, annotate, keep_runs
 from tfmt.results.where import narrow
 from tfmt.runs.records import Record, find_records, none_found, tabulate
 from tfmt.spec import TASK_NAMES
+from tfmt.words import counted
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def find_shown(
         raise RequestError(f"--runs={runs}: {missing}")
     differing = differing_settings(groups)
     for other in groups[1:]:
-        notes.append(f"left out: {len(other.runs)} runs that differ, {describe_settings(other, differing)}")
+        notes.append(
+            f"left out: {counted(len(other.runs), 'run')} with other settings, {describe_settings(other, differing)}"
+        )
     if len(groups) > 1:
-        notes.append(f"shown: {len(groups[0].runs)} runs, {describe_settings(groups[0], differing)}")
+        notes.append(f"shown: {counted(len(groups[0].runs), 'run')}, {describe_settings(groups[0], differing)}")
     return Shown(groups[0], records, tuple(notes))

@@ -17,6 +17,7 @@ from tfmt.protocol import paper_epochs
 from tfmt.results.cells import Cell, make_cell
 from tfmt.results.rows import ROW_FIELDS, TASK_TITLES, Row, none_if_missing
 from tfmt.spec import ARITHMETIC, CONDITIONAL_FIELDS, TASK_NAMES, RunSpec
+from tfmt.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,7 +224,7 @@ def _tell_model(name: str, group: Group) -> str:
 
 def _tell_epochs(name: str, group: Group) -> str:
     if group.settings[name] != PAPER_EPOCHS:
-        return f"{group.settings[name]} epochs"
+        return counted(group.settings[name], "epoch")
     counts = "/".join(str(number) for number in sorted(set(group.runs["epochs"])))
     return f"epochs {PAPER_EPOCHS} ({counts})"
 

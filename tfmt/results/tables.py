@@ -36,6 +36,7 @@ from tfmt.results.rows import (
     keep_runs,
     none_if_missing,
 )
+from tfmt.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -292,7 +293,7 @@ def _caption(layout: Layout, group: Group, rows: list[Row], columns: list[str], 
     lines.append(f"Made with {'; or '.join(made_with)}.")
     lost = shown["outcome"].value_counts()
     lines.append(
-        f"{len(shown)} runs: "
+        f"{counted(len(shown), 'run')}: "
         + ", ".join(f"{lost[name]} {name}" for name in ("scored", "undefined", "diverged", "failed") if name in lost)
         + "."
     )
@@ -334,7 +335,7 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
         row, rate, seed, tuned, percent, score_name, best, last, task, examples, *told = record
         seconds, status, run_id, collapsed, leaked, error = told
         notes = ["collapsed"] if collapsed else []
-        notes += [f"{int(leaked)} frozen weights changed"] if leaked else []
+        notes += [f"{counted(int(leaked), 'frozen weight')} changed"] if leaked else []
         notes += [error] if error else []
         held_out = [n for split, n in (examples or {}).items() if split != "train"]
         size = "" if row.mask_size is None else f" n={row.mask_size}"
@@ -359,7 +360,7 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
         )
     alike = [name for name in _TOLD_ONCE if len(rows) > 1 and len({row[name] for row in rows}) == 1]
     counts = ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
-    caption = [f"{len(runs)} runs{': ' + counts if counts else ''}."]
+    caption = [f"{counted(len(runs), 'run')}{': ' + counts if counts else ''}."]
     if shared := [f"{name} {rows[0][name]}" for name in alike if rows[0][name]]:
         caption.append(f"All of them: {', '.join(shared)}.")
     heads = [name for name in rows[0] if name not in alike] if rows else []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tfmt.errors import RequestError
 from tfmt.results.rows import keep_runs, none_if_missing, united_fractions
 from tfmt.spec import RunSpec, format_layers, parse_layers
+from tfmt.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ def narrow(runs: pd.DataFrame, where: str, *, given: str = "") -> pd.DataFrame:
                 raise RequestError(f"{given}: no run has {name}={value}; there is {_list(known)}")
         kept = keep_runs(kept, [value in wanted for value in known])
     count = len(runs) - len(kept)
-    told = [f"left out by {given}: {count:,} of {len(runs):,} runs"] if count else []
+    told = [f"left out by {given}: {count:,} of {counted(len(runs), 'run')}"] if count else []
     kept.attrs["left_out"] = [*runs.attrs.get("left_out", ()), *told]
     return kept
 

@@ -40,6 +40,7 @@ from tfmt.spec import ARITHMETIC, RunSpec
 from tfmt.tasks import Task
 from tfmt.training.distribution import measure_sublayers
 from tfmt.version import __version__
+from tfmt.words import counted
 
 if TYPE_CHECKING:
     from tfmt.training.fine_tune import Outcome
@@ -119,7 +120,8 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
     examples = count_used(len(dataset.splits["train"]), spec.train_limit)
     if examples < spec.batch_size:
         raise RequestError(
-            f"--batch_size={spec.batch_size} is more than the {examples} training examples; make one step possible"
+            f"--batch_size={spec.batch_size} is more than the {counted(examples, 'training example')}; "
+            "make one step possible"
         )
     if union is not None:
         digests["fisher_from"] = digest_masks(union)

@@ -19,6 +19,7 @@ from tfmt.spec import ARITHMETIC, RunSpec, digest_json, parse_layers
 from tfmt.study.grid import Grid
 from tfmt.study.times import Times, format_seconds
 from tfmt.tasks import find_task
+from tfmt.words import counted
 
 
 def describe(spec: RunSpec, output_dir: str) -> str:
@@ -47,15 +48,17 @@ def describe(spec: RunSpec, output_dir: str) -> str:
         examples = count_used(sizes["train"], spec.train_limit)
         steps = examples // spec.batch_size
         if not steps:
-            raise RequestError(f"--batch_size={spec.batch_size} is more than the {examples} training examples")
+            raise RequestError(
+                f"--batch_size={spec.batch_size} is more than the {counted(examples, 'training example')}"
+            )
         source = "" if dataset else " (published size; the data is not on this machine)"
-        lines.append(f"steps     {steps:,} an epoch x {spec.epochs} epochs = {steps * spec.epochs:,}, "
-                     f"batches of {spec.batch_size} from {examples:,} examples{source}")  # fmt: skip
+        lines.append(f"steps     {steps:,} an epoch x {counted(spec.epochs, 'epoch')} = {steps * spec.epochs:,}, "
+                     f"batches of {spec.batch_size} from {counted(examples, 'example')}{source}")  # fmt: skip
     else:
         lines.append("steps     known once the data is there")
     if spec.frozen_prefix == "cached":
         below = (parse_layers(spec.layers) or (shape.num_hidden_layers,))[0]
-        lines.append(f"cached    the output of the lowest {below} blocks, which run once, without dropout")
+        lines.append(f"cached    the output of the lowest {counted(below, 'block')}, computed once, without dropout")
     kept = "the tuned weights and the head of the " + ("best" if spec.keep_epoch == "best" else "last") + " epoch"
     lines.append(
         "stored    record.json, spec.json, events" + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}")
@@ -132,7 +135,7 @@ def describe_sweep(grid: Grid, output_dir: str | Path, workers: int) -> str:
         lines.append("time      nothing is left to run")
     elif known:
         estimate = sum(known) / len(known) * len(seconds) / max(workers, 1)
-        lines.append(f"time      about {format_seconds(estimate)}, as {times.count:,} runs took")
+        lines.append(f"time      about {format_seconds(estimate)}, as {counted(times.count, 'run')} took")
     else:
         lines.append("time      known once a run has been timed")
     lines.append("          (told from settings alone: weights and data, which run ids also depend on, were not read)")

@@ -15,6 +15,7 @@ from typing import Any
 
 from tfmt.errors import RequestError
 from tfmt.spec import MODES, TASK_NAMES, RunSpec, format_layers, parse_layers
+from tfmt.words import counted
 
 # The flags that take a comma list, in the order in which a grid runs through them: the first changes slowest.
 AXES = ("task", "mode", "layers", "mask_size", "mask_fraction", "learning_rate", "seed")
@@ -179,7 +180,9 @@ def _expand_layers(entries: tuple[str | None, ...], blocks: int | None) -> tuple
             continue
         chosen = parse_layers(entry) if entry else None
         if chosen and blocks is not None and chosen[-1] >= blocks:
-            raise RequestError(f"--layers: the model has {blocks} blocks, 0 to {blocks - 1}. Received: {entry!r}")
+            raise RequestError(
+                f"--layers: the model has {counted(blocks, 'block')}, numbered from 0. Received: {entry!r}"
+            )
         expanded.append(entry)
     return tuple(expanded)
 

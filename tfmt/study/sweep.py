@@ -22,6 +22,7 @@ from tfmt.study.places import Place, share_places, visible_cores, visible_gpus
 from tfmt.study.pool import OwnProcess, Pool, ProcessPool
 from tfmt.study.times import Times
 from tfmt.study.worker import Ended
+from tfmt.words import counted
 
 RESUMPTIONS = 3  # how often a run is taken up again after its process died
 UNEXPECTED_RUNS = 3  # in a row, that no error of tfmt's own ended; then the machine is at fault and not the runs
@@ -140,8 +141,8 @@ class Sweep:
         for place in places:
             if place.gpus is not None and wanted > len(place.gpus):
                 raise RequestError(
-                    f"--replicas={wanted}: with --workers={len(places)} a worker has {len(place.gpus)} GPUs; "
-                    "take fewer workers or replicas"
+                    f"--replicas={wanted}: with --workers={len(places)} a worker has "
+                    f"{counted(len(place.gpus), 'GPU')}; take fewer workers or replicas"
                 )
 
     def _check_kept(self) -> None:
@@ -156,7 +157,7 @@ class Sweep:
                 except RequestError:
                     continue  # a damaged record is told of with the failed runs
         if lacking:
-            others = f" ({len(lacking) - 1} other run(s) likewise)" if len(lacking) > 1 else ""
+            others = f" ({counted(len(lacking) - 1, 'other run')} likewise)" if len(lacking) > 1 else ""
             raise RequestError(lacking[0] + others)
 
     # ---- what is to do ---------------------------------------------------------------------------------------------
@@ -243,8 +244,8 @@ class Sweep:
             if self._unexpected == UNEXPECTED_RUNS:
                 raise RunError(
                     f"{self._unexpected} runs in a row met what no run should, the last of them {ended.error!r}; "
-                    f"{self.board.total - self.board.done} runs are left as they were; see to it, then run the same "
-                    "command again with --retry_failed"
+                    f"left as before: {counted(self.board.total - self.board.done, 'run')}; see to it, then run the "
+                    "same command again with --retry_failed"
                 )
         elif ended.status != "failed":
             self._unexpected = 0

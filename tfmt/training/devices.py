@@ -19,6 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmt.errors import RequestError
+from tfmt.words import counted
 
 # Tokens with padding that one device evaluates at a time. On a CPU small batches stay in the caches; a GPU wants work.
 _EVALUATION_TOKENS = {"CPU": 2048, "GPU": 16384}
@@ -134,7 +135,7 @@ def make_devices(replicas: int, precision: str = "float32", *, threads: int = 0)
     if gpus:
         count = replicas or len(gpus)
         if count > len(gpus):
-            raise RequestError(f"--replicas={replicas}: this machine has {len(gpus)} GPU(s)")
+            raise RequestError(f"--replicas={replicas}: this machine has {counted(len(gpus), 'GPU')}")
         for gpu in gpus:
             # Too late where TensorFlow has used the GPU before, as after `load_bert`: it then holds all of its memory.
             with contextlib.suppress(RuntimeError, ValueError):

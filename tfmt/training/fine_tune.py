@@ -31,6 +31,7 @@ from tfmt.training.fisher import prepare_fisher, store_fisher
 from tfmt.training.progress import Progress
 from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
 from tfmt.training.workbench import Workbench
+from tfmt.words import counted
 
 STATE_FILE = "state.safetensors"
 KEPT_FILE = "kept.{epoch}.safetensors"
@@ -398,7 +399,7 @@ class FineTuning:
         )  # fmt: skip
         ended = "completed" if error is None else "diverged"
         if found.frozen_changed:
-            bench.spoiled = f"{found.frozen_changed} weights outside the selection changed"
+            bench.spoiled = f"{counted(found.frozen_changed, 'weight')} outside the selection changed"
         elif found.disagreeing:
             bench.spoiled = f"the devices hold different values of {found.disagreeing}"
         if bench.spoiled:

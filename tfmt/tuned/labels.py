@@ -15,6 +15,7 @@ from tfmt.data.rows import Row
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
+from tfmt.words import counted
 
 # Where CoNLL-2003's files have the entity of a word.
 _CONLL_ENTITY = "3"
@@ -73,7 +74,8 @@ class InputLabels:
         except RequestError as error:
             labels, self._trouble = [], str(error)
         if not self._trouble and len(labels) != predictions:
-            self._trouble = f"{self._path}: column {self._column} has {len(labels):,} tags for {predictions:,} words"
+            there = f"{counted(len(labels), 'tag')} for {counted(predictions, 'word')}"
+            self._trouble = f"{self._path}: column {self._column} has {there}"
         if self._trouble:
             warnings.warn(f"not scored: {self._trouble}", RequestWarning, stacklevel=2)
             return None

@@ -1,0 +1,19 @@
+"""Counts that are shown agree with what they count."""
+
+from tfmt.spec import RunSpec
+from tfmt.study.dry_run import describe
+from tfmt.train import _announce
+from tfmt.words import counted
+
+
+def test_one_is_singular(toy_bert, toy_glue):
+    assert [counted(n, "run") for n in (0, 1, 2, 1512)] == ["0 runs", "1 run", "2 runs", "1,512 runs"]
+    assert counted(2, "entry", "entries") == "2 entries"
+    spec = RunSpec.make(
+        model=str(toy_bert), data_dir=str(toy_glue), task="mrpc", mode="layernorm", layers="1", max_length=32, epochs=1,
+        frozen_prefix="cached", batch_size=1, train_limit=1,
+    )  # fmt: skip
+    told = describe(spec, "runs")
+    assert "1 an epoch x 1 epoch = 1, batches of 1 from 1 example\n" in told
+    assert "lowest 1 block," in told
+    assert "mrpc layernorm: 1 epoch at" in _announce(spec, "runs")
