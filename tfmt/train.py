@@ -13,6 +13,7 @@ from tfmt import quiet, signals, streams
 from tfmt.flags import Command, define_require_gpu, define_run_flags, read_spec, run_command
 from tfmt.memory import keep_memory
 from tfmt.spec import RunSpec
+from tfmt.words import counted
 
 if TYPE_CHECKING:
     from tfmt.runs.records import Record
@@ -76,7 +77,7 @@ def require_gpu(program: str, verbosity: int) -> None:
 
 
 def _announce(spec: RunSpec, folder: str) -> str:
-    epochs = f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
+    epochs = counted(spec.epochs, "epoch")
     return f"{spec.task} {spec.mode}: {epochs} at learning rate {spec.learning_rate:g}, seed {spec.seed} -> {folder}"
 
 
@@ -91,14 +92,19 @@ def _report(record: Record, folder: str) -> str:
     result, proof = record.result, record.proof
     if record.status != "completed":
         lines.append(f"{record.status}  {record.error}")
+    if record.status == "diverged":
+        lines.append("          a result like another, and no failure: exit status 0; tables count it as lost")
     if result and result.epochs:
         for split, metrics in result.epochs[-1].metrics.items():
             shown = "  ".join(f"{k} {'undefined' if v is None else f'{100 * v:.2f}'}" for k, v in metrics.items())
             lines.append(f"{split:<9} {shown}  (N = {result.scored[split]:,}, epoch {result.epochs[-1].epoch})")
+        flat = result.collapsed_in(result.best_epoch)
         best = (
             "undefined" if result.score_best is None else f"{100 * result.score_best:.2f} in epoch {result.best_epoch}"
         )
-        lines.append(f"best      {result.score_name} {best}" + ("  (collapsed)" if result.collapsed else ""))
+        lines.append(f"best      {result.score_name} {best}" + ("  (collapsed)" if flat else ""))
+        if flat:
+            lines.append("          collapsed: one class for all, or a constant; the score of having learned nothing")
     if proof:
         lines.append(f"proof     {proof.selected_changed:,} selected weights moved, {proof.frozen_changed} others")
     if record.cost:

@@ -16,6 +16,7 @@ from tfmt.errors import RunError
 from tfmt.runs.records import DISTRIBUTIONS_FILE, find_distributions, read_record, read_runs
 from tfmt.runs.runner import execute, finished, make_bench, prepare
 from tfmt.spec import RunSpec
+from tfmt.train import _report
 from tfmt.training import fine_tune
 from tfmt.training.distribution import bin_edges
 
@@ -173,6 +174,11 @@ def test_diverged_run_is_recorded_with_what_was_measured(bench, settings, tmp_pa
     assert len(record.result.epochs) == 1
     assert not (request.folder / "tuned.safetensors").exists()
     assert finished(request).status == "diverged"
+    assert "no failure: exit status 0" in _report(record, "folder")
+    assert "collapsed: one class for all" not in _report(record, "folder")
+    flat = [epoch.model_copy(update={"collapsed": True}) for epoch in record.result.epochs]
+    result = record.result.model_copy(update={"collapsed": True, "epochs": flat})
+    assert "collapsed: one class for all" in _report(record.model_copy(update={"result": result}), "folder")
 
 
 def test_moved_frozen_weight_fails_the_run(settings, tmp_path, monkeypatch):

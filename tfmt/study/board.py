@@ -72,7 +72,8 @@ class Board:
 
     def summary(self) -> str:
         """The end of a sweep: counts, and the best score of each task and mode."""
-        counts = ", ".join(f"{count:,} {status}" for status, count in self.counts.items() if count) or "none done"
+        counts = ", ".join(f"{count:,} {_told(status)}" for status, count in self.counts.items() if count)
+        counts = counts or "none done"
         before = f" ({self.stored:,} of them before)" if self.stored else ""
         lines = [f"runs      {self.total:,}: {counts}{before}"]
         for (task, mode), (name, value) in self.best.items():
@@ -95,3 +96,8 @@ class Board:
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
         self._bar = None
+
+
+def _told(status: str) -> str:
+    """A status, and of what is no failure why it is none: it leaves the sweep's exit status as it is."""
+    return "diverged (their loss is no number any more: results, no failures)" if status == "diverged" else status
