@@ -77,8 +77,8 @@ def test_the_pound_sign_of_the_penn_treebank(tmp_path):
     [
         ("#\tB-product", "no other line has its tags"),  # the word #, or a comment
         ("#id=12\ten", "no other line has its tags"),
-        ("#hashtag", "it has 1 columns where words have 2"),
-        ("#", "it has 1 columns where words have 2"),
+        ("#hashtag", "it has 1 column where words have 2"),
+        ("#", "it has 1 column where words have 2"),
         ("#sunny day\tO", "it has 3 columns where words have 2"),
         ("#\tO\tO", "it has 3 columns where words have 2"),
     ],
@@ -100,7 +100,7 @@ def test_what_may_be_either_is_refused(tmp_path, line, reason):
     ],
 )
 def test_the_wrong_line_is_blamed(tmp_path, lines, wrong):
-    with pytest.raises(RequestError, match=rf"file\.conll:{wrong}: \d columns where 2 are expected"):
+    with pytest.raises(RequestError, match=rf"file\.conll:{wrong}: \d columns? where 2 are expected"):
         read(tmp_path, "\n".join(lines))
 
 

@@ -191,7 +191,7 @@ def test_files_that_cannot_be_chosen(tmp_path):
     lay_out(tmp_path, "xml", pool="")
     assert "the ending must be one of .tsv" in message(tmp_path / "pool.xml", validation_fraction=0.5)
     assert "1 or 2 columns" in message(tmp_path, text_columns=("a", "b", "c"))
-    assert "1 columns for tokens" in message(tmp_path, task_type="tokens")
+    assert "1 column for tokens" in message(tmp_path, task_type="tokens")
     assert "task_type must be" in message(tmp_path, task_type="ranking")
     assert "add some, another --validation_fraction" in message(tmp_path / "dev.tsv", validation_fraction=1e-9)
 
@@ -339,7 +339,7 @@ def test_unseen_tags_are_named_as_the_file_writes_them(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"w": "a b", "t": "X"}], r"train\.jsonl:1: 2 words and 1 tags"),
+        ([{"w": "a b", "t": "X"}], r"train\.jsonl:1: 2 words and 1 tag;"),
         ([{"w": "", "t": ""}], r"train\.jsonl:1: no words"),
         ([{"w": [1], "t": ["X"]}], r"train\.jsonl:1: w must be words"),
         ([{"w": "a"}], r"train\.jsonl:1: no column 't'"),

@@ -59,7 +59,7 @@ def read_own_data(
     allowed = (1,) if task_type == "tokens" else (1, 2)
     if len(text_columns) not in allowed:
         raise RequestError(
-            f"text_columns names {' or '.join(map(str, allowed))} columns for {task_type}. "
+            f"text_columns names {'1 column' if task_type == 'tokens' else '1 or 2 columns'} for {task_type}. "
             f"Received: text_columns={','.join(text_columns)}"
         )
     paths, rule = _choose_files(Path(data_dir).expanduser(), validation_fraction, split_seed)
