@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tfmt.errors import RunError
 from tfmt.runs.records import DISTRIBUTIONS_FILE, find_distributions, read_record, read_runs
@@ -195,15 +194,3 @@ def test_moved_frozen_weight_fails_the_run(settings, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="16 weights outside the selection changed"):
         execute(request, bench, started=0.0, quiet=True)
     assert read_runs(tmp_path).status.tolist() == ["failed"]
-
-
-def test_events_hold_every_epoch_once_after_a_resume(bench, settings, tmp_path, die_before_write):
-    spec = RunSpec.make(**(settings | {"seed": 11}))
-    request = prepare(spec, tmp_path)
-    die_before_write(request, bench, 3)
-    record = execute(request, bench, started=0.0, quiet=True)
-    events = EventAccumulator(str(request.folder)).Reload()
-    tensors = events.Tensors("loss/train")
-    assert [event.step for event in tensors] == [1, 2, 3]
-    shown = [float(np.frombuffer(event.tensor_proto.tensor_content, np.float32)[0]) for event in tensors]
-    assert shown == pytest.approx([epoch.train_loss for epoch in record.result.epochs], rel=1e-6)

@@ -12,10 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from pydantic import BaseModel
-from tensorboard.plugins.hparams import api as hparams
-from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
-from tensorboard.plugins.hparams.summary import session_end_pb
+from pydantic import BaseModel, Field
 
 from tfmt import signals
 from tfmt.data.batches import plan_epoch
@@ -27,6 +24,7 @@ from tfmt.tensors import read_tensors, write_tensors
 from tfmt.training.devices import peak_rss_mb, threads_in_use
 from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.epoch import Epoch
+from tfmt.training.events import Curve, Events, Mark
 from tfmt.training.fisher import prepare_fisher, store_fisher
 from tfmt.training.progress import Progress
 from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
@@ -44,6 +42,8 @@ class RunState(BaseModel):
     epoch: int = 0  # epochs that ended
     step: int = 0  # steps taken of the current epoch
     losses: list[float] = []  # sum of the current epoch's losses in steps of float64, and how many
+    curve: Curve = Field(default_factory=Curve)
+    marks: list[Mark] = []
     epochs: list[Epoch] = []
     reasons: dict[str, str] = {}
     kept_epoch: int | None = None
@@ -122,14 +122,17 @@ class FineTuning:
             raise
         error = None
         total = spec.epochs * self.per_epoch
-        with Progress(total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet) as progress:
-            self._write_events()
-            while self.state.epoch < spec.epochs and error is None:
-                signals.check(self._tell_kept())
-                error = self._train_epoch(progress) or self._find_lost_weight()
-                if error is None:
-                    self._end_epoch(progress)
-        return self._prove(error)
+        with self._open_events() as self.events:
+            with Progress(total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet) as progress:
+                self.events.catch_up(self.state)
+                while self.state.epoch < spec.epochs and error is None:
+                    signals.check(self._tell_kept())
+                    error = self._train_epoch(progress) or self._find_lost_weight()
+                    if error is None:
+                        self._end_epoch(progress)
+            outcome = self._prove(error)
+            self.events.end(self.state, completed=outcome.status == "completed")
+        return outcome
 
     def _start(self) -> None:
         """All that comes before the first step."""
@@ -144,6 +147,12 @@ class FineTuning:
         self.state.frozen_sha256 = join_digests(self._frozen)
         self._resume()
         self.ready = time.perf_counter()
+
+    def _open_events(self) -> Events:
+        return Events(
+            self.folder, self.spec, self.bench.task, tuned=self.bench.selection.tuned, per_epoch=self.per_epoch,
+            rates=lambda steps: self.bench.step.schedule(steps).numpy(),
+        )  # fmt: skip
 
     def _set_up(self, steps: int) -> None:
         """The state in which the run starts; a mask by Fisher information needs that first."""
@@ -209,8 +218,10 @@ class FineTuning:
             if not math.isfinite(value):
                 return f"the loss was {value} at step {first + index + 1} (epoch {state.epoch + 1})"
             total, count = total + value, count + 1
+            state.curve.add(first + index + 1, value, self.per_epoch)
         waiting.clear()
         state.losses = [total, count]
+        self.events.catch_up(state)
         return None
 
     def _end_epoch(self, progress: Progress) -> None:
@@ -237,13 +248,17 @@ class FineTuning:
             Epoch(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds, collapsed=flat)
         )
         epoch_seconds = state.epoch_seconds
+        state.marks.append(
+            Mark(epoch=state.epoch, tokens=state.tokens, train_seconds=state.train_seconds, time=time.time())
+        )
         state.step, state.losses, state.epoch_seconds = 0, [], 0.0
         better = value is not None and (state.kept_score is None or value > state.kept_score)
         if spec.keep_epoch == "last" or better or state.kept_epoch is None:
             state.kept_epoch, state.kept_score = state.epoch, value
             state.kept_predicted, state.kept_collapsed = predicted, flat
             self._keep_weights()
-        self._write_events()
+        self.events.catch_up(state)
+        self.events.flush()
         if state.epoch < spec.epochs:
             self._save()
         progress.epoch(state.epoch, loss, task.headline_name, value, epoch_seconds)  # now that it is not lost any more
@@ -366,33 +381,10 @@ class FineTuning:
             self._store_kept()
         state.resumed += 1
 
-    def _write_events(self) -> None:
-        """TensorBoard's events of all epochs so far, written anew on a resume so that no epoch appears twice."""
-        if not hasattr(self, "_writer"):
-            for old in self.folder.glob("events.out.tfevents.*"):
-                old.unlink()
-            self._writer = tf.summary.create_file_writer(str(self.folder))
-            self._written = 0
-            with self._writer.as_default():
-                hparams.hparams(shown_settings(self.spec), trial_id=self.folder.name)  # TensorBoard's HParams tab
-        with self._writer.as_default():
-            for result in self.state.epochs[self._written :]:
-                tf.summary.scalar("loss/train", result.train_loss, step=result.epoch)
-                for split, metrics in result.metrics.items():
-                    for name, value in metrics.items():
-                        if value is not None:
-                            tf.summary.scalar(f"{split}/{name}", value, step=result.epoch)
-        self._writer.flush()
-        self._written = len(self.state.epochs)
-
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def _prove(self, error: str | None) -> Outcome:
         """Compares every weight on every device with the base model's file."""
-        with self._writer.as_default():
-            status = STATUS_SUCCESS if error is None else STATUS_FAILURE
-            tf.summary.experimental.write_raw_pb(session_end_pb(status).SerializeToString(), step=self.state.epoch)
-        self._writer.close()
         bench = self.bench
         found = examine(
             bench.selection.weights, bench.selected(), bench.base_value, self._frozen, bench.copies()
@@ -421,10 +413,3 @@ class FineTuning:
 def _kinds(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
     """Shape and type of each array: what must agree before arrays of a file can take the place of variables."""
     return {name: (array.shape, array.dtype) for name, array in tensors.items()}
-
-
-def shown_settings(spec: RunSpec) -> dict[str, str | float]:
-    """What TensorBoard's HParams tab tells runs apart by: the fields that studies vary."""
-    names = ("task", "mode", "layers", "mask_size", "mask_fraction", "learning_rate", "seed", "epochs", "batch_size")
-    values = {name: getattr(spec, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
