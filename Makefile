@@ -11,18 +11,24 @@ INTEROP ?= .venv-interop
 INTEROP_PIP = $(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check
 INTEROP_RUNS ?= runs/interop
 
+# The trackers of docs/tracking.md, in the versions that its recipes were tried with.
+TRACKING ?= .venv-tracking
+TRACKING_PIP = $(TRACKING)/bin/python -m pip install --quiet --disable-pip-version-check
+TRACKING_RUNS ?= runs/tracking
+
 # For example BENCH_FLAGS="--data_dir=glue" for MRPC, or BENCH_FLAGS=--quick
 BENCH_FLAGS ?=
 
 # For example GPU_FLAGS="--device=cpu --steps=4" to try the check itself, or GPU_FLAGS=--model=bert-base-uncased
 GPU_FLAGS ?=
 
-.PHONY: help install demo test interop bench bench-env gpu-check flags-page lint clean
+.PHONY: help install demo test interop tracking-check bench bench-env gpu-check flags-page lint clean
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
 	@echo "make test     set up and run the tests"
 	@echo "make interop  compare exported models with PyTorch's transformers and PEFT, in an environment of their own"
+	@echo "make tracking-check  run the recipes of docs/tracking.md with MLflow, Weights & Biases and Trackio"
 	@echo "make bench    measure tfmt's speed, against PyTorch if \`make bench-env\` made an environment for it"
 	@echo "make gpu-check  try on a GPU what could only be read: determinism, masks, devices, memory, kernels"
 	@echo "make flags-page  write docs/flags.md anew from the definitions of the flags"
@@ -61,6 +67,16 @@ interop: install $(INTEROP)/installed
 	$(BIN)/python tests/interop/check_tensorflow.py $(INTEROP_RUNS)
 	$(INTEROP)/bin/python tests/interop/check_torch.py $(INTEROP_RUNS)
 
+$(TRACKING)/installed: Makefile
+	@$(PYTHON) -m venv $(TRACKING)
+	@echo "installing MLflow, Weights & Biases, Trackio and TensorBoard (two minutes the first time)"
+	@$(TRACKING_PIP) mlflow==3.17.2 wandb==0.31.0 trackio==0.43.0 tensorboard==2.21.0
+	@touch $@
+
+tracking-check: install $(TRACKING)/installed
+	$(BIN)/python tests/tracking/make_runs.py $(TRACKING_RUNS)
+	$(TRACKING)/bin/python tests/tracking/check_recipes.py $(TRACKING_RUNS)
+
 bench-env: $(INTEROP)/installed
 
 bench: install
@@ -78,4 +94,4 @@ lint: install
 	$(BIN)/mypy tfmt
 
 clean:
-	rm -rf $(VENV) $(INTEROP)
+	rm -rf $(VENV) $(INTEROP) $(TRACKING)
