@@ -18,6 +18,9 @@ from tfmt.tasks import Task
 # on the padding of a batch must not pass for a correlation.
 _CONSTANT = 1e-6
 
+# Stands behind every number that a collapsed run is part of.
+COLLAPSED_MARK = "†"
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:

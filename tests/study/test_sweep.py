@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from tfmt import files, sweep
 from tfmt.runs.records import find_records
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
-from tfmt.study import pool, worker
+from tfmt.study import board, pool, worker
 from tfmt.study import sweep as study_sweep
 from tfmt.study.places import Place, share_places
 from tfmt.study.sweep import Item, choose
@@ -73,8 +74,14 @@ class Killed(BaseException):
 def test_runs_every_run_once_and_then_none(shared, untouched, tmp_path, capsys, monkeypatch):
     assert len(untouched) == 8
     assert {status for status, *_ in untouched.values()} == {"completed"}
-    assert sweep.main(flags_of(shared, tmp_path)) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(board, "_PLAIN_SECONDS", -1.0)
+        assert sweep.main(flags_of(shared, tmp_path)) == 0
     first = capsys.readouterr()
+    told = [line for line in first.err.splitlines() if line.startswith("0/8 done, 0 failed, 1 running")]
+    assert "left" not in told[0]
+    judged = next(line for line in told if "left" in line)  # with the first epoch, and not with the first run
+    assert re.search(r"; mrpc (frozen|layernorm) 0\.01 seed 0: epoch 1/2 loss \d\.\d\d$", judged)
     assert "8 completed" in first.out
     assert "best      mrpc layernorm: f1" in first.out
     assert not list(tmp_path.glob("*/lease*"))
@@ -224,9 +231,10 @@ def test_two_sweeps_at_once_run_every_run_once(shared, untouched, tmp_path, caps
     assert sum(line.endswith(": completed") for line in told.splitlines()) == len(untouched)
 
 
-def test_killed_worker_is_replaced_and_its_run_resumed(shared, tmp_path):
+def test_killed_worker_is_replaced_and_its_run_resumed(shared, tmp_path, monkeypatch, capsys):
     # Long enough to be hit between its first checkpoint and its end.
     flags = flags_of(shared, tmp_path, mode="layernorm", learning_rate="1e-3", seed="0,1", epochs=40, workers=2)
+    monkeypatch.setattr(board, "_PLAIN_SECONDS", -1.0)
     killed = []
 
     def kill():
@@ -242,6 +250,9 @@ def test_killed_worker_is_replaced_and_its_run_resumed(shared, tmp_path):
     thread.start()
     assert sweep.main(flags) == 0
     assert killed
+    # Where they stand comes through the pipes, and with it how long they will take, before either has ended.
+    told = capsys.readouterr().err
+    assert re.search(r"0/2 done.* left; .*mrpc layernorm 0\.001 seed \d: epoch \d+/40 loss \d", told)
     records = {record.run_id: record for record in find_records(tmp_path)[0]}
     assert [record.status for record in records.values()] == ["completed"] * 2
     assert records[killed[0]].cost.resumed == 1

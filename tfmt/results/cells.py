@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tfmt.metrics import COLLAPSED_MARK
+
 if TYPE_CHECKING:
     import pandas as pd
-
-
-# Stands behind every number that a collapsed run is part of.
-COLLAPSED_MARK = "†"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tfmt import protocol
 from tfmt.errors import RequestError
-from tfmt.results.cells import COLLAPSED_MARK, Cell
+from tfmt.metrics import COLLAPSED_MARK
+from tfmt.results.cells import Cell
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import (
     Group,

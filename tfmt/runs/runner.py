@@ -39,6 +39,7 @@ from tfmt.selection.stored import TUNED_FILE, digest_masks, unite_masks
 from tfmt.spec import ARITHMETIC, RunSpec
 from tfmt.tasks import Task
 from tfmt.training.distribution import measure_sublayers
+from tfmt.training.progress import Standing
 from tfmt.version import __version__
 from tfmt.words import counted
 
@@ -200,7 +201,8 @@ def make_bench(request: Request, *, threads: int = 0) -> Workbench:
 
 
 def execute(request: Request, bench: Workbench, *, started: float, quiet: bool = False,
-            before_write: Callable[[], None] = lambda: None) -> Record:  # fmt: skip
+            before_write: Callable[[], None] = lambda: None,
+            tell: Callable[[Standing], None] | None = None) -> Record:  # fmt: skip
     """Trains a run to its end and writes its record.
 
     Args:
@@ -209,6 +211,7 @@ def execute(request: Request, bench: Workbench, *, started: float, quiet: bool =
       started: `time.perf_counter()` at which its set-up began.
       quiet: show no progress.
       before_write: called before each write into the folder; raises when the folder is no longer this process's.
+      tell: is told now and then where the run stands.
 
     Returns:
       The record, completed or diverged; if another process ended the run just before, its record.
@@ -229,18 +232,18 @@ def execute(request: Request, bench: Workbench, *, started: float, quiet: bool =
             before_write()
 
         with signals.held():
-            record = finished(request) or _execute(request, bench, started, quiet, check)
+            record = finished(request) or _execute(request, bench, started, quiet, check, tell)
     signals.check("the run has ended, and its record is written")
     return record
 
 
 def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
-             before_write: Callable[[], None]) -> Record:  # fmt: skip
+             before_write: Callable[[], None], tell: Callable[[Standing], None] | None) -> Record:  # fmt: skip
     from tfmt.training.fine_tune import FineTuning
 
     begun = origin.now()
     run = FineTuning(bench, request.spec, request.folder, quiet=quiet, before_write=before_write,
-                     union=request.union, model_sha256=request.digests["model"])  # fmt: skip
+                     union=request.union, model_sha256=request.digests["model"], tell=tell)  # fmt: skip
     try:
         outcome = run.run()
         record = _record(request, outcome, bench, outcome.status, outcome.error, begun, run.ready - started)

@@ -1,22 +1,37 @@
-"""What a person sees of a sweep: one bar over its runs, or now and then a plain line without a terminal."""
+"""What a person sees of a sweep: a bar over its runs and one for each in progress; plain lines without a terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from tfmt.metrics import COLLAPSED_MARK
 from tfmt.spec import RunSpec
 from tfmt.study.times import format_seconds
 from tfmt.study.worker import Ended
+from tfmt.training.progress import Standing
 
 _PLAIN_SECONDS = 30.0
 
 
+class Best(NamedTuple):
+    """The best score of a task and mode, a fraction, and whether its run collapsed in that epoch."""
+
+    name: str
+    score: float
+    collapsed: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} {100 * self.score:.2f}{COLLAPSED_MARK if self.collapsed else ''}"
+
+
 class Board:
-    """Counts of done, failed and running runs, time left, and the best score by task and mode.
+    """Counts of done, failed and running runs, where these stand, time left, and the best score by task and mode.
 
     Args:
       total: runs of the sweep.
@@ -26,10 +41,13 @@ class Board:
     def __init__(self, total: int, verbosity: int = 0) -> None:
         self.total, self._verbosity = total, verbosity
         self.counts = {"completed": 0, "diverged": 0, "failed": 0}
-        self.best: dict[tuple[str, str], tuple[str, float]] = {}
+        self.best: dict[tuple[str, str], Best] = {}
+        self.scored: Counter[tuple[str, str]] = Counter()
+        self.collapsed: Counter[tuple[str, str]] = Counter()
         self.stored = 0
         self._latest: tuple[str, str] | None = None
         self._bar: Any = None
+        self._lines: list[Any] = []
         self._said = 0.0
 
     @property
@@ -44,16 +62,24 @@ class Board:
         if ended.record and ended.record.result and ended.status == "completed":
             result, key = ended.record.result, (spec.task, spec.mode)
             self._latest = key
-            if result.score_best is not None and result.score_best > self.best.get(key, ("", -2.0))[1]:
-                self.best[key] = (result.score_name, result.score_best)
+            flat = result.collapsed_in(result.best_epoch) is True
+            self.scored[key] += 1
+            self.collapsed[key] += flat
+            if result.score_best is not None and (key not in self.best or result.score_best > self.best[key].score):
+                self.best[key] = Best(result.score_name, result.score_best, flat)
         if self._verbosity >= 1 and not stored:
             self._say(f"{name}: {ended.status}" + (f": {ended.error}" if ended.error else ""))
         if self._bar is not None:
             self._bar.update(self.done - self._bar.n)
 
-    def show(self, running: int, seconds_left: float | None) -> None:
-        """Shows how things stand."""
-        parts = [f"{self.counts['failed']} failed", f"{running} running"]
+    def show(self, running: Sequence[tuple[RunSpec, Standing | None]], seconds_left: float | None) -> None:
+        """Shows how things stand.
+
+        Args:
+          running: the runs in progress, and where each stands if it has told so.
+          seconds_left: until all is done, if that can be judged.
+        """
+        parts = [f"{self.counts['failed']} failed", f"{len(running)} running"]
         if self.counts["diverged"]:
             parts.insert(0, f"{self.counts['diverged']} diverged")
         if seconds_left:
@@ -61,14 +87,24 @@ class Board:
         if self._latest in self.best:
             assert self._latest is not None
             task, mode = self._latest
-            name, value = self.best[self._latest]
-            parts.append(f"best {task} {mode} {name} {100 * value:.2f}")
+            parts.append(f"best {task} {mode} {self.best[self._latest]}")
         text = ", ".join(parts)
         if self._bar is not None and not self._bar.disable:
             self._bar.set_postfix_str(text)
+            self._show_running(running)
         elif time.monotonic() - self._said > _PLAIN_SECONDS or not self._said:
             self._said = time.monotonic()
-            self._say(f"{self.done}/{self.total} done, {text}")
+            self._say("; ".join([f"{self.done}/{self.total} done, {text}", *map(_describe, running)]))
+
+    def _show_running(self, running: Sequence[tuple[RunSpec, Standing | None]]) -> None:
+        """A bar below the sweep's for each run in progress, over its steps."""
+        while len(self._lines) > len(running):
+            self._lines.pop().close()
+        while len(self._lines) < len(running):
+            self._lines.append(_make_bar(1, "  {desc} |{bar}|", position=len(self._lines) + 1))
+        for line, (spec, standing) in zip(self._lines, running, strict=True):
+            line.total, line.n = (standing.steps, standing.step) if standing else (1, 0)
+            line.set_description_str(_describe((spec, standing)))
 
     def summary(self) -> str:
         """The end of a sweep: counts, and the best score of each task and mode."""
@@ -76,8 +112,14 @@ class Board:
         counts = counts or "none done"
         before = f" ({self.stored:,} of them before)" if self.stored else ""
         lines = [f"runs      {self.total:,}: {counts}{before}"]
-        for (task, mode), (name, value) in self.best.items():
-            lines.append(f"best      {task} {mode}: {name} {100 * value:.2f}")
+        for key, best in self.best.items():
+            flat = f" ({self.collapsed[key]} of {self.scored[key]} runs collapsed)" if self.collapsed[key] else ""
+            lines.append(f"best      {' '.join(key)}: {best}{flat}")
+        if any(self.collapsed.values()):
+            lines.append(
+                f"{COLLAPSED_MARK}         a run that collapsed predicts one class only, or a constant: "
+                "its score is what the split gives for learning nothing"
+            )
         return "\n".join(lines)
 
     def _say(self, line: str) -> None:
@@ -87,17 +129,38 @@ class Board:
             print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Board:
-        self._bar = tqdm(
-            total=self.total, initial=self.done, file=sys.stderr, dynamic_ncols=True, leave=False, unit="run",
-            disable=not sys.stderr.isatty(), bar_format="{n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
-        )  # fmt: skip
+        self._bar = _make_bar(self.total, "{n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}", initial=self.done)
         return self
 
     def __exit__(self, *_: Any) -> None:
+        for line in reversed(self._lines):
+            line.close()
         self._bar.close()
-        self._bar = None
+        self._lines, self._bar = [], None
 
 
 def _told(status: str) -> str:
     """A status, and of what is no failure why it is none: it leaves the sweep's exit status as it is."""
     return "diverged (their loss is no number any more: results, no failures)" if status == "diverged" else status
+
+
+def _make_bar(total: int, bar_format: str, **more: Any) -> Any:
+    return tqdm(
+        total=total, file=sys.stderr, dynamic_ncols=True, leave=False, unit="run", disable=not sys.stderr.isatty(),
+        bar_format=bar_format, **more,
+    )  # fmt: skip
+
+
+def _describe(run: tuple[RunSpec, Standing | None]) -> str:
+    """`mrpc layernorm 0.005 seed 0: epoch 2/5 loss 0.43`, with the blocks and the mask's size where a mode has them."""
+    spec, standing = run
+    parts: list[str] = [spec.task, spec.mode]
+    if spec.layers != "all":
+        parts.append(f"layers {spec.layers}")
+    if spec.mask_size is not None:
+        parts.append(f"n={spec.mask_size}")
+    if spec.mask_fraction is not None:
+        parts.append(f"f={spec.mask_fraction:g}")
+    parts += [f"{spec.learning_rate:g}", f"seed {spec.seed}"]
+    at = f"epoch {standing.epoch}/{standing.epochs} loss {standing.loss:.2f}" if standing else "setting up"
+    return f"{' '.join(parts)}: {at}"

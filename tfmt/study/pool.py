@@ -7,7 +7,7 @@ import multiprocessing
 import multiprocessing.connection
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,16 @@ from tfmt.runs.records import Record
 from tfmt.spec import RunSpec
 from tfmt.study.places import Place
 from tfmt.study.worker import Ended, Executor, work
+from tfmt.training.progress import Standing
 
 _END_SECONDS = 300.0  # that a process may take to end, with a checkpoint to write
+
+# Is told the worker and where its run stands. A pool may do so whenever it is waited for, and need not.
+Tell = Callable[[int, Standing], None]
+
+
+def _tell_nobody(worker: int, standing: Standing) -> None:
+    """Nobody asked."""
 
 
 class Pool(Protocol):
@@ -49,11 +57,12 @@ class OwnProcess:
     Args:
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
+      tell: is told where the run stands.
     """
 
-    def __init__(self, output_dir: Path, verbosity: int = 0) -> None:
+    def __init__(self, output_dir: Path, verbosity: int = 0, tell: Tell = _tell_nobody) -> None:
         self._output_dir, self._verbosity = output_dir, verbosity
-        self._executor = Executor(output_dir, verbosity=verbosity)
+        self._executor = Executor(output_dir, verbosity=verbosity, tell=lambda standing: tell(0, standing))
         self._spec: RunSpec | None = None
 
     def __len__(self) -> int:
@@ -86,10 +95,14 @@ class ProcessPool:
       places: where each of them computes.
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
+      tell: is told where the runs stand.
     """
 
-    def __init__(self, places: Sequence[Place], output_dir: Path, verbosity: int = 0) -> None:
+    def __init__(
+        self, places: Sequence[Place], output_dir: Path, verbosity: int = 0, tell: Tell = _tell_nobody
+    ) -> None:
         self._workers = [_Process(place, output_dir, verbosity) for place in places]
+        self._tell = tell
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -99,14 +112,18 @@ class ProcessPool:
         self._workers[worker].submit(spec)
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
-        """Waits for an answer or the end of some process."""
+        """Waits for an answer or the end of some process, or until one tells where it stands."""
         busy = [(number, worker) for number, worker in enumerate(self._workers) if worker.busy]
         multiprocessing.connection.wait([worker.pipe for _, worker in busy], timeout=seconds)
         found: list[tuple[int, Ended | None]] = []
         for number, worker in busy:
             try:
-                if worker.pipe.poll():
-                    found.append((number, worker.receive()))
+                while worker.busy and worker.pipe.poll():
+                    answer = worker.receive()
+                    if isinstance(answer, Standing):
+                        self._tell(number, answer)
+                    else:
+                        found.append((number, answer))
             except (EOFError, ConnectionError):
                 worker.bury()
                 found.append((number, None))
@@ -158,9 +175,12 @@ class _Process:
         with contextlib.suppress(OSError):  # a process that has died meanwhile shows when it is asked
             self.pipe.send(spec.to_json())
 
-    def receive(self) -> Ended:
-        """The answer that waits in the pipe."""
-        status, error, unexpected, record = self.pipe.recv()
+    def receive(self) -> Ended | Standing:
+        """What waits in the pipe: how the run ended, or where it stands."""
+        answer = self.pipe.recv()
+        if isinstance(answer, Standing):
+            return answer
+        status, error, unexpected, record = answer
         self.busy = False
         if unexpected:  # the process ends by itself
             self.join()

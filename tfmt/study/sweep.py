@@ -22,6 +22,7 @@ from tfmt.study.places import Place, share_places, visible_cores, visible_gpus
 from tfmt.study.pool import OwnProcess, Pool, ProcessPool
 from tfmt.study.times import Times
 from tfmt.study.worker import Ended
+from tfmt.training.progress import Standing
 from tfmt.words import counted
 
 RESUMPTIONS = 3  # how often a run is taken up again after its process died
@@ -44,12 +45,14 @@ class Item:
       folder: where its files go.
       seconds: how long it will take, None if no like run has been timed.
       deaths: processes that died over it.
+      standing: where it stands, if it is in progress and has told so.
     """
 
     spec: RunSpec
     folder: Path
     seconds: float | None = None
     deaths: int = 0
+    standing: Standing | None = None
     bench: tuple[Any, ...] = field(init=False)
     shape: tuple[Any, ...] = field(init=False)
 
@@ -101,6 +104,8 @@ class Sweep:
         self.failures: dict[str, str] = {}
         self._waiting: list[Item] = []
         self._held: list[Item] = []
+        self._doing: dict[int, Item] = {}
+        self._workers = 1
         self._folders: dict[RunSpec, Path] = {}
         self._ended: dict[RunSpec, str] = {}
         self._unexpected = 0  # runs since the last success
@@ -130,11 +135,12 @@ class Sweep:
         places = share_places(workers, visible_gpus(), visible_cores())
         self._check_replicas(places)
         with self.board:
-            self.board.show(0, self._seconds_left(max(workers, 1)))
+            self._workers = max(workers, 1)
+            self._show()
             if workers:
-                self._run_on(ProcessPool(places, self.output_dir, self._verbosity))
+                self._run_on(ProcessPool(places, self.output_dir, self._verbosity, self._note_standing))
             else:
-                self._run_on(OwnProcess(self.output_dir, self._verbosity))
+                self._run_on(OwnProcess(self.output_dir, self._verbosity, self._note_standing))
 
     def _check_replicas(self, places: list[Place]) -> None:
         wanted = max((spec.replicas for spec in self._folders), default=0)
@@ -250,28 +256,49 @@ class Sweep:
         elif ended.status != "failed":
             self._unexpected = 0
 
-    def _seconds_left(self, workers: int) -> float | None:
-        seconds = [self.times.estimate(item.spec) for item in self._waiting]
-        seconds += [self.times.estimate(union.own) for union in self._unions]
+    def _seconds_left(self) -> float | None:
+        """Seconds until all is done, None if no like epoch has been timed; runs that cannot be judged are as others."""
+        open_specs = [item.spec for item in self._waiting] + [union.own for union in self._unions]
+        shares = [1.0] * len(open_specs)
+        for item in self._doing.values():
+            open_specs.append(item.spec)
+            shares.append(1 - item.standing.step / item.standing.steps if item.standing else 1.0)
+        seconds = list(map(self.times.estimate, open_specs))
         known = [second for second in seconds if second is not None]
-        return sum(known) / len(known) * len(seconds) / workers if known else None
+        if not known:
+            return None
+        mean = sum(known) / len(known)
+        left = [share * (mean if second is None else second) for share, second in zip(shares, seconds, strict=True)]
+        return max(sum(left) / self._workers, max(left))  # no run is shared by workers
+
+    def _show(self) -> None:
+        self.board.show([(item.spec, item.standing) for item in self._doing.values()], self._seconds_left())
+
+    def _note_standing(self, worker: int, standing: Standing) -> None:
+        """Takes what a worker tells of its run."""
+        item = self._doing[worker]
+        item.standing = standing
+        self.times.note(item.spec, standing)
+        self._show()
 
     # ---- doing it --------------------------------------------------------------------------------------------------
 
     def _run_on(self, pool: Pool) -> None:
-        doing: dict[int, Item] = {}
+        doing = self._doing
         loaded: dict[int, Item] = {}  # what a worker did last, whose workbench it still has
         try:
             while True:
                 self._hand_out(pool, doing, loaded)
                 if not doing and not self._held:
                     return
-                self.board.show(len(doing), self._seconds_left(len(pool)))
+                self._show()
                 if not doing:
                     time.sleep(_POLL_SECONDS)
                     continue
                 for worker, ended in pool.wait_for_any(_POLL_SECONDS):
                     item = doing.pop(worker)
+                    item.standing = None
+                    self.times.forget(item.spec)
                     if ended is None or ended.unexpected:
                         del loaded[worker]
                     if ended is None:

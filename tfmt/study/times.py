@@ -9,18 +9,25 @@ from tfmt.errors import RequestError
 from tfmt.runs.records import Record
 from tfmt.spec import RunSpec
 from tfmt.tasks import find_task
+from tfmt.training.progress import Standing
 
 
 class Times:
-    """Mean seconds per epoch and training example, by model, task and mode, and by fewer of these where need be."""
+    """Mean seconds per epoch and training example, by model, task and mode, and by fewer of these where need be.
+
+    The epochs that runs in progress have behind them count, too.
+    """
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
+        self._running: dict[RunSpec, tuple[float, float]] = {}
+        self._so_far: dict[tuple[Any, ...], tuple[float, float]] = {}  # the sums of `_running`, by key
         self._examples: dict[tuple[Any, ...], int] = {}
         self.count = 0
 
     def add(self, record: Record) -> None:
         """Takes a run's time into account, if it came to its end."""
+        self.forget(record.spec)
         if record.status != "completed" or record.cost is None or record.result is None:
             return
         spec, cost = record.spec, record.cost
@@ -31,20 +38,41 @@ class Times:
         self.count += 1
         self._examples[_source(spec)] = examples
         seconds = cost.setup_seconds + cost.train_seconds + cost.eval_seconds
-        for key in _keys(spec):
-            total, units = self._known.get(key, (0.0, 0.0))
-            self._known[key] = (total + seconds, units + work)
+        _add(self._known, spec, seconds, work)
+
+    def note(self, spec: RunSpec, standing: Standing) -> None:
+        """Takes the epochs into account that a run in progress has behind it, in place of what was noted of it."""
+        if standing.timed:
+            self._examples.setdefault(_source(spec), standing.examples)
+            self._running[spec] = standing.seconds, standing.examples * standing.timed
+            self._sum_up()
+
+    def forget(self, spec: RunSpec) -> None:
+        """Drops what was noted of a run in progress, as it has ended."""
+        if self._running.pop(spec, None):
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        self._so_far = {}
+        for spec, (seconds, work) in self._running.items():
+            _add(self._so_far, spec, seconds, work)
 
     def estimate(self, spec: RunSpec) -> float | None:
-        """Seconds that a run will take; None if no run of its model has been timed, or its data is not known."""
+        """Seconds that a run will take; None if no epoch of its model has been timed, or its data is not known."""
         examples = self._examples.get(_source(spec)) or _published(spec)
         if examples is None:
             return None
         for key in _keys(spec):
-            if key in self._known:
-                seconds, units = self._known[key]
-                return seconds / units * examples * spec.epochs
+            if key in self._known or key in self._so_far:
+                (ended, before), (running, now) = (sums.get(key, (0.0, 0.0)) for sums in (self._known, self._so_far))
+                return (ended + running) / (before + now) * examples * spec.epochs
         return None
+
+
+def _add(sums: dict[tuple[Any, ...], tuple[float, float]], spec: RunSpec, seconds: float, work: float) -> None:
+    for key in _keys(spec):
+        total, units = sums.get(key, (0.0, 0.0))
+        sums[key] = total + seconds, units + work
 
 
 def _source(spec: RunSpec) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import gc
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +22,7 @@ from tfmt.runs.records import Record, read_record
 from tfmt.runs.runner import Request, UnexpectedError, bench_key, execute, make_bench, prepare, record_failure
 from tfmt.spec import RunSpec
 from tfmt.study.places import Place
+from tfmt.training.progress import Standing
 
 if TYPE_CHECKING:
     from tfmt.training.workbench import Workbench
@@ -51,10 +53,13 @@ class Executor:
       output_dir: the folder of the runs' folders.
       threads: threads of one operation; 0 for TensorFlow's choice.
       verbosity: from 1 on libraries may talk.
+      tell: is told now and then where a run stands.
     """
 
-    def __init__(self, output_dir: Path, threads: int = 0, verbosity: int = 0) -> None:
-        self._output_dir, self._threads, self._verbosity = output_dir, threads, verbosity
+    def __init__(
+        self, output_dir: Path, threads: int = 0, verbosity: int = 0, tell: Callable[[Standing], None] | None = None
+    ) -> None:
+        self._output_dir, self._threads, self._verbosity, self._tell = output_dir, threads, verbosity, tell
         self._request: Request | None = None
         self._bench: Workbench | None = None
         self._warm = self._told = False
@@ -82,7 +87,7 @@ class Executor:
         except Exception as error:
             return _failed(request, error)
         try:
-            record = execute(request, bench, started=started, quiet=True)
+            record = execute(request, bench, started=started, quiet=True, tell=self._tell)
             return Ended(record.status, record)
         except TakenError as error:
             ended = Ended("taken", error=str(error))
@@ -136,7 +141,8 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
     It ends after the first run that met something unexpected, as TensorFlow may be broken from then on.
 
     Args:
-      pipe: gives a spec as JSON, or "" to end; takes the parts of `Ended`, the record as JSON.
+      pipe: gives a spec as JSON, or "" to end; takes the parts of `Ended`, the record as JSON, and before them now
+        and then a `Standing`.
       place: where to compute.
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
@@ -162,7 +168,12 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
 def _work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> None:
     quiet.set_verbosity(verbosity)
     keep_memory()
-    executor = Executor(output_dir, place.settle(), verbosity)
+
+    def tell(standing: Standing) -> None:
+        with contextlib.suppress(OSError):  # the sweep is gone; the run comes to its end all the same
+            pipe.send(standing)
+
+    executor = Executor(output_dir, place.settle(), verbosity, tell)
     ended = None
     with quiet.plain_warnings("tfmt-sweep"):
         while ended is None or not ended.unexpected:

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.epoch import Epoch
 from tfmt.training.events import Curve, Events, Mark
 from tfmt.training.fisher import prepare_fisher, store_fisher
-from tfmt.training.progress import Progress
+from tfmt.training.progress import Progress, Standing
 from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
 from tfmt.training.workbench import Workbench
 from tfmt.words import counted
@@ -89,15 +89,17 @@ class FineTuning:
       before_write: called before each checkpoint, may raise to end the run.
       union: for `fisher_from`, the selected indices by path.
       model_sha256: digest of the base model, noted beside the Fisher information.
+      tell: is told now and then where the run stands.
     """
 
     def __init__(
         self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None,
         union: Mapping[str, np.ndarray] | None = None, model_sha256: str = "",
+        tell: Callable[[Standing], None] | None = None,
     ) -> None:  # fmt: skip
         self.bench, self.spec, self.folder, self.quiet = bench, spec, folder, quiet
         self.before_write = before_write or (lambda: None)
-        self.union, self.model_sha256 = union, model_sha256
+        self.union, self.model_sha256, self.tell = union, model_sha256, tell
         self.fisher_notes: FisherNotes | None = None
         self.checkpoint = folder / "checkpoint"
         self.train = bench.splits["train"]
@@ -123,7 +125,9 @@ class FineTuning:
         error = None
         total = spec.epochs * self.per_epoch
         with self._open_events() as self.events:
-            with Progress(total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet) as progress:
+            with Progress(
+                total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet, tell=self.tell
+            ) as progress:
                 self.events.catch_up(self.state)
                 while self.state.epoch < spec.epochs and error is None:
                     signals.check(self._tell_kept())

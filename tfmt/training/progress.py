@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 _PLAIN_SECONDS = 30.0
+_TELL_SECONDS = 1.0  # between two standings of one epoch
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+      epoch: the epoch it is in, from 1, or that has just ended.
+      epochs: epochs of the run.
+      step: steps taken of the run.
+      steps: steps of the run.
+      loss: mean training loss of that epoch so far.
+      examples: training examples of an epoch.
+      timed: epochs that have ended since its process took it up.
+      seconds: what these took, evaluation included.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    examples: int
+    timed: int
+    seconds: float
 
 
 class Progress:
@@ -20,11 +48,17 @@ class Progress:
       batch_size: examples a step.
       epochs: epochs of the run.
       quiet: print nothing (a sweep shows its own line).
+      tell: is told where the run stands, about once a second and after each epoch.
     """
 
-    def __init__(self, total: int, done: int, batch_size: int, epochs: int, *, quiet: bool = False) -> None:
+    def __init__(
+        self, total: int, done: int, batch_size: int, epochs: int, *, quiet: bool = False,
+        tell: Callable[[Standing], None] | None = None,
+    ) -> None:  # fmt: skip
         self._total, self._batch_size, self._epochs = total, batch_size, epochs
-        self._quiet = quiet
+        self._quiet, self._tell_standing = quiet, tell
+        self._timed, self._seconds, self._told = 0, 0.0, 0.0
+        self._step = done
         self._interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=total, initial=done, file=sys.stderr, dynamic_ncols=True, leave=False,
@@ -37,6 +71,9 @@ class Progress:
 
     def step(self, epoch: int, step: int, loss: float | None) -> None:
         """Shows the state after `step` steps; `loss` is the mean of the epoch so far."""
+        self._step = step
+        if loss is not None and time.monotonic() - self._told > _TELL_SECONDS:
+            self._tell(epoch, loss)
         if self._quiet:
             return
         seconds = time.perf_counter() - self._start
@@ -54,12 +91,24 @@ class Progress:
 
     def epoch(self, epoch: int, loss: float, score_name: str, score: float | None, seconds: float) -> None:
         """Shows an epoch that ended."""
+        self._timed, self._seconds = self._timed + 1, self._seconds + seconds
+        self._step = epoch * (self._total // self._epochs)
+        self._tell(epoch, loss)
         if self._quiet:
             return
         shown = "undefined" if score is None else f"{100 * score:.2f}"
         self._score = f" {score_name} {shown}"
         line = f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  {score_name} {shown}  {seconds:.1f} s"
         tqdm.write(line, file=sys.stderr) if self._interactive else print(line, file=sys.stderr, flush=True)
+
+    def _tell(self, epoch: int, loss: float) -> None:
+        if self._tell_standing is None:
+            return
+        self._told = time.monotonic()
+        examples = self._total // self._epochs * self._batch_size
+        self._tell_standing(
+            Standing(epoch, self._epochs, self._step, self._total, loss, examples, self._timed, self._seconds)
+        )
 
     def close(self) -> None:
         """Clears the line."""
