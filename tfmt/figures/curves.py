@@ -73,7 +73,7 @@ def plot_curves(
     for empty in panels.flat[2 * len(columns) :]:
         empty.remove()
     titles = [row.title for row in kept]
-    rates = pd.concat([frame, lost]).groupby("row")["learning_rate"].unique()
+    rates = pd.concat([part for part in (frame, lost) if len(part)]).groupby("row")["learning_rate"].unique()
     handles: dict[str, Any] = {}
     kinds: set[str] = set()
     above = 0

@@ -25,7 +25,8 @@ DISTRIBUTIONS_FILE = "distributions.json"
 
 
 class _Part(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # Pydantic below 2.10 keeps names that begin with `model_` for itself.
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class Parameters(_Part):
