@@ -113,6 +113,16 @@ def test_conll2003_has_the_order_of_its_files(conll, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_first_read_downloads_and_says_one_line(conll, monkeypatch, tmp_path, capfd):
+    files, _ = conll
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds_source, "_find_problem", lambda hosts: "")
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, url: files)
+    assert read_dataset("conll2003_ner").digest == read_dataset("conll2003_ner", str(files)).digest
+    told = f"downloading conll2003 with TFDS into {tmp_path}/conll2003/conll2003/1.0.0\n"
+    assert capfd.readouterr() == ("", told)
+
+
 def test_an_order_that_is_not_understood_is_told(conll, monkeypatch):
     """As if another TFDS had hashed the sentences' numbers in another way."""
     _, store = conll

@@ -108,7 +108,8 @@ def _prepare(tfds: Any, name: str) -> Any:
         raise RunError(f"it is not in {builder.data_dir}, and {problem}")
     print(f"downloading {name} with TFDS into {builder.data_dir}", file=sys.stderr, flush=True)
     with quiet.silent():
-        builder.download_and_prepare()
+        # From the hosts that were asked, as newer TFDS does by itself, and not from its bucket.
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     return builder
 
 
