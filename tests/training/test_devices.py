@@ -118,7 +118,7 @@ def off_by_a_half(bench, path, device):
 
 
 @pytest.mark.parametrize(("path", "told"), [
-    ("bert/encoder/layer_._1/intermediate/dense/kernel", "1 weights outside the selection changed"),
+    ("bert/encoder/layer_._1/intermediate/dense/kernel", "1 weight outside the selection changed"),
     ("bert/encoder/layer_._0/output/LayerNorm/gamma", "the devices hold different values of bert/encoder/layer_._0"),
 ])  # fmt: skip
 def test_the_proof_reads_every_device(still, toy_glue, tmp_path, path, told):
@@ -209,7 +209,7 @@ def test_gpus_are_taken_also_when_tensorflow_has_used_them(monkeypatch, started)
     assert isinstance(
         strategy[1], tf.distribute.ReductionToOneDevice
     )  # no collectives, which two strategies would share
-    with pytest.raises(RequestError, match=r"has 2 GPU\(s\)"):
+    with pytest.raises(RequestError, match=r"has 2 GPUs"):
         make_devices(3)
     devices_room._mirrored.cache_clear()
 
