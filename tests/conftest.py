@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tfmt import streams
 from tfmt.bert.configs import shape_of
 from tfmt.bert.vocabulary import list_weights
 
@@ -100,6 +101,12 @@ def toy_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TFMT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _patient() -> None:
+    """A machine under load is no reason for lines that say what takes so long."""
+    streams.SLOW_SECONDS = 600.0
 
 
 @pytest.fixture(autouse=True)

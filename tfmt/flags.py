@@ -261,7 +261,7 @@ def run_command(command: Command, arguments: Sequence[str] | None = None) -> int
             print(f"{command.program}: not all of its output could be written ({reason})", file=sys.stderr)
             status = 1
     if ended_by:
-        signals.die_of(ended_by)
+        signals.end_by(ended_by)
     return status
 
 

@@ -7,12 +7,13 @@ library call installs nothing, and there `asked` is always 0.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,8 +141,15 @@ def check(kept: str = "") -> None:
         raise Stop(_note.asked, kept)
 
 
+def end_by(number: int) -> None:
+    """Ends this process in order and as the signal does, which tells a shell's loop or a batch system what happened."""
+    with suppress(Exception):  # what dies of a signal runs none of these, and leaves semaphores behind
+        atexit._run_exitfuncs()
+    die_of(number)
+
+
 def die_of(number: int) -> None:
-    """Ends this process as the signal does, which tells a shell's loop or a batch system what happened."""
+    """Ends this process at once, as the signal does."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     raise SystemExit(128 + number)  # where the signal is blocked

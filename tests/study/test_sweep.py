@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from tfmt import files, sweep
+from tfmt import files, signals, sweep
 from tfmt.runs.records import find_records
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
@@ -125,6 +125,31 @@ def test_killed_five_times_and_restarted(shared, untouched, tmp_path, monkeypatc
         with pytest.raises(Killed):
             sweep.main(flags_of(shared, tmp_path))
     monkeypatch.setattr(files.os, "fsync", real)
+    assert sweep.main(flags_of(shared, tmp_path)) == 0
+    assert numbers(tmp_path) == untouched
+
+
+def test_sweep_that_a_signal_stops_goes_on_with_the_same_command(shared, untouched, tmp_path, monkeypatch, capsys):
+    ended_by, real, calls = [], Workbench.train_step, iter(range(1, 1000))
+
+    def step(self, batch):
+        if next(calls) in (8, 9):  # of the second run; whoever passes signals on sends one twice
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch)
+
+    monkeypatch.setattr(Workbench, "train_step", step)
+    monkeypatch.setattr(signals, "end_by", ended_by.append)
+    with signals.heeded():
+        assert sweep.main(flags_of(shared, tmp_path)) == 1
+    assert ended_by == [signal.SIGTERM]
+    said = capsys.readouterr()
+    (name,) = (path.parent.parent.name for path in tmp_path.glob("*/checkpoint/state.safetensors"))
+    assert said.err.splitlines()[-1] == (
+        f"tfmt-sweep: stopped by SIGTERM; {name}: checkpoint written at step 2 of 3 in epoch 1; "
+        "the same command goes on"
+    )
+    assert "runs      8: 1 completed" in said.out
+    monkeypatch.undo()
     assert sweep.main(flags_of(shared, tmp_path)) == 0
     assert numbers(tmp_path) == untouched
 

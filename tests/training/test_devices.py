@@ -2,15 +2,18 @@
 
 import json
 import mmap
+import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
 
+from tfmt import quiet, sweep, train
 from tfmt.errors import RequestError, RunError
-from tfmt.runs.records import read_record
+from tfmt.runs.records import find_records, read_record
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
 from tfmt.training import devices as devices_room
@@ -234,3 +237,55 @@ def test_float32_is_float32(trained):
         assert rounded.result.epochs[0].train_loss == exact.result.epochs[0].train_loss
     trained("exact again", seed=1)
     assert not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
+@pytest.mark.parametrize(("asked", "found", "said"), [
+    (None, 0, ""), ("", 0, ""), ("-1", 0, ""), ("0", 1, ""), ("1,0", 3, ""), ("-1,0", 0, ""),
+    ("0", 0, "CUDA_VISIBLE_DEVICES=0 names 1 GPU, and TensorFlow finds none: is the driver there"),
+    ("GPU-8932f937", 0, "CUDA_VISIBLE_DEVICES=GPU-8932f937 names 1 GPU, and TensorFlow finds none"),
+    ("2, 3", 1, "CUDA_VISIBLE_DEVICES=2, 3 names 2 GPUs, and TensorFlow finds 1"),
+])  # fmt: skip
+def test_gpus_that_were_asked_for_and_are_not_there(monkeypatch, asked, found, said):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"] * found)
+    if asked is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+    missing = devices_room.find_missing_gpus()
+    assert missing.startswith(said)
+    assert bool(missing) == bool(said)
+    if said or not found:
+        with pytest.raises(RequestError, match=r"^--require_gpu: "):
+            devices_room.require_gpu()
+    else:
+        devices_room.require_gpu()
+
+
+def test_run_on_a_cpu_in_place_of_a_gpu_says_so_and_is_refused_where_one_is_required(
+    toy_bert, toy_glue, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    flags = [f"--model={toy_bert}", f"--data_dir={toy_glue}", "--task=mrpc", "--mode=frozen", "--max_length=32",
+             "--epochs=1", f"--output_dir={tmp_path / 'runs'}"]  # fmt: skip
+    for command in (train, sweep):
+        assert command.main([*flags, "--require_gpu"]) == 2
+        assert "--require_gpu: CUDA_VISIBLE_DEVICES=0 names 1 GPU" in capsys.readouterr().err
+        assert not (tmp_path / "runs").exists()
+    assert train.main([*flags, "--replicas=2"]) == 0
+    said = capsys.readouterr().err
+    assert "tfmt-train: warning: CUDA_VISIBLE_DEVICES=0 names 1 GPU, and TensorFlow finds none" in said
+    assert f"trains on 2 CPU devices, {devices_room.threads_in_use()} threads\n" in said
+    (record,) = find_records(tmp_path / "runs")[0]
+    assert [warning.partition(":")[0] for warning in record.warnings] == [
+        "CUDA_VISIBLE_DEVICES=0 names 1 GPU, and TensorFlow finds none"
+    ]
+
+
+@pytest.mark.parametrize(("users", "left"), [(None, "3"), ("2", "2"), ("0", "0")])
+def test_log_level_that_the_user_set_stays(monkeypatch, users, left):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    if users:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", users)
+    with warnings.catch_warnings():
+        quiet.set_verbosity(0)
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == left

@@ -30,7 +30,7 @@ def train(request, bench):
 
 
 @pytest.mark.parametrize(("mode", "writes"), [
-    ("random", 1), ("outliers", 2), ("outliers_control", 4), ("fisher", 1), ("fisher", 5), ("fisher_control", 3),
+    ("random", 1), ("outliers", 2), ("outliers_control", 4), ("fisher", 3), ("fisher", 7), ("fisher_control", 3),
 ])  # fmt: skip
 def test_interrupted_and_resumed_is_identical(
     bench, small, tmp_path, monkeypatch, same, die_before_write, mode, writes

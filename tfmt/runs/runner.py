@@ -196,7 +196,7 @@ def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     labels = {name: examples.labels for name, examples in used.items() if examples.labels is not None}
     devices = make_devices(spec.replicas, spec.precision, threads=threads)
     if missing := find_missing_gpus():
-        warnings.warn(f"{missing} It trains on {devices.described}", RequestWarning, stacklevel=2)
+        warnings.warn(missing, RequestWarning, stacklevel=2)
     return Workbench(spec, request.task, splits, labels, devices)
 
 

@@ -162,7 +162,7 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
                 print(f"tfmt-sweep: {stop.kept}", file=sys.stderr)
         streams.settle()
     if ended_by:
-        signals.die_of(ended_by)
+        signals.end_by(ended_by)
 
 
 def _work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> None:

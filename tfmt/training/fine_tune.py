@@ -25,7 +25,7 @@ from tfmt.training.devices import peak_rss_mb, threads_in_use
 from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.epoch import Epoch
 from tfmt.training.events import Curve, Events, Mark
-from tfmt.training.fisher import prepare_fisher, store_fisher
+from tfmt.training.fisher import PARTS_FILE, prepare_fisher, store_fisher
 from tfmt.training.progress import Progress, Standing
 from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
 from tfmt.training.workbench import Workbench
@@ -164,9 +164,10 @@ class FineTuning:
         if spec.mode != "fisher" or spec.fisher_from:
             bench.set_up(spec, steps, union=self.union)
             return
-        values, self.fisher_notes = prepare_fisher(bench, spec, self.folder)
+        values, self.fisher_notes = prepare_fisher(bench, spec, self.folder, self.before_write)
         bench.set_up(spec, steps, fisher=values)
         store_fisher(self.folder, bench.selection, values, self.fisher_notes, self.model_sha256, self.before_write)
+        (self.folder / PARTS_FILE).unlink(missing_ok=True)
 
     def _train_epoch(self, progress: Progress) -> str | None:
         """The rest of an epoch's steps; what went wrong with the loss, if anything."""
@@ -332,6 +333,8 @@ class FineTuning:
         """What a process that ends now leaves."""
         if self._saved:
             return f"checkpoint written at {self._saved}"
+        if (self.folder / PARTS_FILE).exists():
+            return "what is done of the Fisher information is kept"
         return "its checkpoint stays" if (self.checkpoint / STATE_FILE).exists() else "no step was taken yet"
 
     def _selected_kinds(self) -> dict[str, tuple[Any, ...]]:

@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tfmt import protocol
+from tfmt import protocol, signals
 from tfmt.bert.forward import per_example_layernorms
 from tfmt.bert.models import weights_of
 from tfmt.data.batches import evaluation_batches, plan_epoch, training_batches
@@ -40,6 +40,8 @@ from tfmt.training.workbench import Workbench
 
 HEAD_EPOCHS = 1
 HEAD_LEARNING_RATE = protocol.PART_LEARNING_RATE
+# What an interrupted estimation leaves in the run's folder.
+PARTS_FILE = "checkpoint/fisher.safetensors"
 # Tokens with padding of one batch; the result does not depend on it beyond rounding.
 FISHER_TOKENS = 4096
 # Keeps the draw of the examples apart from the draws of masks, whose streams are the numbers of their pools.
@@ -184,28 +186,40 @@ def draw_examples(examples: int, count: int, seed: int) -> np.ndarray:
 # ---- in a run ------------------------------------------------------------------------------------------------------
 
 
-def prepare_fisher(bench: Workbench, spec: RunSpec, folder: Path) -> tuple[dict[str, np.ndarray], FisherNotes]:
+def prepare_fisher(
+    bench: Workbench, spec: RunSpec, folder: Path, before_write: Callable[[], None] = lambda: None
+) -> tuple[dict[str, np.ndarray], FisherNotes]:
     """The Fisher information that a run chooses its mask by, from its folder if it is there, else estimated.
 
     Args:
       bench: the run's workbench; has to be set up for the run afterwards.
       spec: the run.
-      folder: the run's folder; its name is the run's id.
+      folder: the run's folder; its name is the run's id. What an interrupted estimation left there is taken up.
+      before_write: called before what is done so far is stored, may raise to end the run.
 
     Returns:
       {path: Fisher information of a LayerNorm variable}, and how it came about.
+
+    Raises:
+      Stop: a signal asked for it.
     """
     stored = _read_stored(folder, bench.model)
     if stored is not None:
         return stored
-    loss = _train_head(bench, spec)
-    train = bench.splits["train"]
-    drawn = draw_examples(len(train), spec.fisher_examples, spec.seed)
-    if bench.fisher_step is None:
-        bench.fisher_step = make_layernorm_step(bench.model, bench.task.kind)
-    values = layernorm_fisher(bench.model, bench.task.kind, train, drawn, step=bench.fisher_step)
-    if not all(np.isfinite(value).all() for value in values.values()):
-        raise FloatingPointError("the Fisher information is not finite; use --precision=float32")
+    parts = _read_parts(folder)
+
+    def keep(more: dict[str, np.ndarray]) -> None:
+        parts.update(more)
+        before_write()
+        path = folder / PARTS_FILE
+        path.parent.mkdir(exist_ok=True)
+        write_tensors(path, parts, {"run_id": folder.name})
+
+    loss = _train_head(bench, spec, parts, keep)
+    drawn = draw_examples(len(bench.splits["train"]), spec.fisher_examples, spec.seed)
+    shapes = {path: bench.model.all_weights[path].shape for path in _affine_paths(bench.model)}
+    values = _part(parts, "layernorm", shapes) or _estimate(bench, drawn)
+    keep({f"layernorm/{path}": value for path, value in values.items()})
     totals, sizes = _sum_components(bench, spec, drawn)
     notes = FisherNotes(
         examples=len(drawn), head_epochs=HEAD_EPOCHS, head_learning_rate=HEAD_LEARNING_RATE, head_train_loss=loss,
@@ -214,9 +228,39 @@ def prepare_fisher(bench: Workbench, spec: RunSpec, folder: Path) -> tuple[dict[
     return values, notes
 
 
+def _estimate(bench: Workbench, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    if bench.fisher_step is None:
+        bench.fisher_step = make_layernorm_step(bench.model, bench.task.kind)
+    values = layernorm_fisher(
+        bench.model, bench.task.kind, bench.splits["train"], drawn, step=bench.fisher_step
+    )  # fmt: skip
+    if not all(np.isfinite(value).all() for value in values.values()):
+        raise FloatingPointError("the Fisher information is not finite; use --precision=float32")
+    return values
+
+
+def _read_parts(folder: Path) -> dict[str, np.ndarray]:
+    """What an interrupted estimation left; nothing where there is none, or it is broken or another run's."""
+    try:
+        parts, about = read_tensors(folder / PARTS_FILE)
+    except RequestError:
+        return {}
+    return parts if about.get("run_id") == folder.name else {}
+
+
+def _part(
+    parts: Mapping[str, np.ndarray], name: str, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray] | None:
+    """The arrays of one part by their own names; None where they are not all there in these shapes."""
+    found = {own: parts.get(f"{name}/{own}") for own in shapes}
+    if any(array is None or array.shape != tuple(shapes[own]) for own, array in found.items()):
+        return None
+    return {own: array for own, array in found.items() if array is not None}
+
+
 def _read_stored(folder: Path, model: Any) -> tuple[dict[str, np.ndarray], FisherNotes] | None:
     """What an earlier start of this run stored; None where nothing that fits is there, and it is computed again."""
-    wanted = [weight for weight in weights_of(model) if weight.path.rpartition("/")[0] in _layernorms(model)]
+    wanted = [weight for weight in weights_of(model) if weight.path in _affine_paths(model)]
     try:
         tensors, about = read_tensors(folder / FISHER_FILE)
         values = {weight.path: tensors[weight.torch_name] for weight in wanted}
@@ -270,17 +314,52 @@ def store_fisher(
     write_tensors(path, tensors, about)
 
 
-def _train_head(bench: Workbench, spec: RunSpec) -> float:
-    """One epoch of the head alone on the frozen encoder; the mean training loss."""
+def _train_head(
+    bench: Workbench, spec: RunSpec, parts: Mapping[str, np.ndarray], keep: Callable[[dict[str, np.ndarray]], None]
+) -> float:
+    """One epoch of the head alone on the frozen encoder; the mean training loss.
+
+    Args:
+      bench: the run's workbench.
+      spec: the run.
+      parts: what an interrupted estimation left; the epoch goes on from there.
+      keep: stores the head after the step that a signal stops the epoch at, or after its last.
+    """
     settings = {"mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE, "frozen_prefix": "live"}
     head = RunSpec.make(**spec.model_dump() | settings)
     train = bench.splits["train"]
     plan = plan_epoch(train.lengths, spec.batch_size, spec.batching, spec.seed, 0, spec.max_length)
     bench.set_up(head, HEAD_EPOCHS * plan.steps)
-    loss = sum(float(bench.train_step(batch)) for batch in training_batches(train, plan)) / plan.steps
+    losses = _take_up_head(bench, parts)
+    with signals.held():
+        for batch in training_batches(train, plan, len(losses)):
+            losses.append(float(bench.train_step(batch)))
+            if signals.asked() or len(losses) == plan.steps:
+                keep(_head_part(bench, losses))
+            signals.check(f"the head for Fisher information is kept at step {len(losses)} of {plan.steps}")
+    loss = sum(losses) / plan.steps
     if not math.isfinite(loss):
         raise FloatingPointError("the loss was not finite while the head was trained for the Fisher information")
     return loss
+
+
+def _head_part(bench: Workbench, losses: list[float]) -> dict[str, np.ndarray]:
+    part = {f"head/{path}": value for path, value in bench.read_selected().items()}
+    part |= {f"optimizer/{index}": variable.numpy() for index, variable in enumerate(bench.optimizer_variables)}
+    return part | {"losses": np.array(losses, np.float64)}
+
+
+def _take_up_head(bench: Workbench, parts: Mapping[str, np.ndarray]) -> list[float]:
+    """Puts the head where an interrupted epoch left it; the losses of the steps that are done."""
+    head = _part(parts, "head", {path: value.shape for path, value in bench.read_selected().items()})
+    state = {str(index): variable for index, variable in enumerate(bench.optimizer_variables)}
+    stored = _part(parts, "optimizer", {name: variable.shape for name, variable in state.items()})
+    if head is None or stored is None or "losses" not in parts:
+        return []
+    bench.write_selected(head)
+    for name, variable in state.items():
+        variable.assign(stored[name])
+    return parts["losses"].tolist()
 
 
 # ---- arithmetic ----------------------------------------------------------------------------------------------------
@@ -294,6 +373,11 @@ def _layernorms(model: Any) -> dict[str, Any]:
         found[f"{block}/attention/output/LayerNorm"] = layer.attention.dense_output.LayerNorm
         found[f"{block}/output/LayerNorm"] = layer.bert_output.LayerNorm
     return found
+
+
+def _affine_paths(model: Any) -> list[str]:
+    """Paths of the gammas and betas of a TFBert model."""
+    return [f"{path}/{part}" for path in _layernorms(model) for part in ("gamma", "beta")]
 
 
 def _repeat(variable: Any, examples: tf.Tensor) -> tf.Tensor:
