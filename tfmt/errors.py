@@ -22,7 +22,15 @@ def one_line(text: str) -> str:
 
 
 class RequestError(ValueError):
-    """The request was wrong: a flag, a file, a label, a model. Commands exit with status 2."""
+    """The request was wrong: a flag, a file, a label, a model. Commands exit with status 2.
+
+    Example:
+      >>> import tfmt
+      >>> tfmt.RunSpec.make(model="demo", task="mrpc", mode="outliers")
+      Traceback (most recent call last):
+      ...
+      tfmt.errors.RequestError: mode=outliers needs mask_size, the number of weights per LayerNorm
+    """
 
     def __str__(self) -> str:
         return one_line(super().__str__())

@@ -101,7 +101,8 @@ class RunSpec(BaseModel):
         combination that cannot be trained.
 
     Example:
-      >>> RunSpec.make(model="demo", task="mrpc", mode="layernorm").epochs
+      >>> import tfmt
+      >>> tfmt.RunSpec.make(model="demo", task="mrpc", mode="layernorm").epochs
       20
     """
 

@@ -278,7 +278,8 @@ def load_bert(
       RequestError: the model cannot be had, is no BERT, lacks a file or a weight, or holds one of another shape.
 
     Example:
-      >>> model = load_bert("demo", num_labels=2, seed=0)
+      >>> import tfmt
+      >>> model = tfmt.load_bert("demo", num_labels=2, seed=0)
       >>> int(model.config.num_hidden_layers)
       6
     """

@@ -179,10 +179,20 @@ class SplitPredictions:
       split: the tokenised split that the batches come from.
 
     Example:
-      >>> predictions = SplitPredictions(task, split)
+      >>> from tfmt.bert.configs import find_model
+      >>> from tfmt.bert.tokenizer import load_tokenizer, tokenizer_digest
+      >>> from tfmt.data.sources import read_dataset
+      >>> from tfmt.data.tokens import tokenize
+      >>> from tfmt.tasks import find_task
+      >>> tokenizer = load_tokenizer(find_model("demo", download=False))
+      >>> examples = read_dataset("rotten_tomatoes").splits["validation"].limit(4)
+      >>> split = tokenize(examples, tokenizer, 128, tokenizer_digest(tokenizer))
+      >>> predictions = SplitPredictions(find_task("rotten_tomatoes"), split)
       >>> for batch in evaluation_batches(split):
-      ...     predictions.add(batch.indices, model(batch.inputs).logits.numpy())
-      >>> score(task, examples.labels, predictions.values(), examples.sentence_lengths)
+      ...     logits = np.zeros((len(batch.indices), 2))  # stands for model(batch.inputs).logits
+      ...     predictions.add(batch.indices, logits)
+      >>> predictions.values().tolist()
+      [0, 0, 0, 0]
     """
 
     def __init__(self, task: Task, split: TokenizedSplit):

@@ -37,7 +37,10 @@ def narrow(runs: pd.DataFrame, where: str, *, given: str = "") -> pd.DataFrame:
       RequestError: no such field, or a value that no run has; it says what there is.
 
     Example:
-      >>> narrow(tfmt.read_runs("runs"), "task=mrpc learning_rate=1e-3")
+      >>> import tfmt
+      >>> runs = narrow(tfmt.read_runs("runs"), "task=mrpc learning_rate=1e-3")
+      >>> runs["mode"].unique().tolist()
+      ['layernorm']
     """
     # A union's row is named by the fraction of the runs that it unites, which may be left out.
     kept = runs.copy()

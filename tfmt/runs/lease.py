@@ -50,9 +50,10 @@ class Lease:
       UnwritableError: the folder cannot be written.
 
     Example:
+      >>> folder = Path("runs/mrpc-layernorm-lr0.001-s0-d9e29dc098")
       >>> with Lease(folder) as lease:
       ...     lease.check()
-      ...     write(folder / "record.json")
+      ...     written = (folder / "note.txt").write_text("mine")
     """
 
     def __init__(self, folder: Path) -> None:

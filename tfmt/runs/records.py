@@ -257,6 +257,12 @@ def read_runs(runs: str | Path) -> pd.DataFrame:
 
     Raises:
       RequestError: there is no such folder.
+
+    Example:
+      >>> import tfmt
+      >>> runs = tfmt.read_runs("runs")
+      >>> int(runs["frozen_changed"].sum())  # weights outside the selections that moved
+      0
     """
     return tabulate(*find_records(runs))
 

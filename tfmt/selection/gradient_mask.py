@@ -65,11 +65,11 @@ class GradientMask(keras.optimizers.Optimizer):
         range, a mask of another shape or a variable with a constraint in `build`, which the first step calls.
 
     Example:
+      >>> import tfmt
       >>> import tensorflow as tf, tf_keras as keras
-      >>> from tfmt.selection.gradient_mask import GradientMask
       >>> table = tf.Variable([[1.0, 2.0], [3.0, 4.0]], name="table")
       >>> bias = tf.Variable([1.0], name="bias")
-      >>> optimizer = GradientMask(keras.optimizers.SGD(0.5), {"table": [1, 2]})
+      >>> optimizer = tfmt.GradientMask(keras.optimizers.SGD(0.5), {"table": [1, 2]})
       >>> optimizer.minimize(lambda: tf.reduce_sum(table) + bias[0], [table, bias])
       >>> print(table.numpy().tolist(), bias.numpy().tolist())  # bias has no mask: it trains whole
       [[1.0, 1.5], [2.5, 4.0]] [0.5]

@@ -94,6 +94,12 @@ def plan_mode(
     Raises:
       RequestError: a block that the model does not have, or more weights than a pool holds.
 
+    Example:
+      >>> from tfmt.bert.configs import find_shape
+      >>> from tfmt.bert.vocabulary import list_weights
+      >>> plan_mode(list_weights(find_shape("bert-base-uncased"), "sentence", 2), "layernorm").tuned
+      36864
+
     References:
       P1 tables 1, 3 and 4 (AkbarTajari et al., 2022); P2 (ValizadehAslani & Liang, 2024) for `fisher`;
       [Ben Zaken et al., 2022](https://arxiv.org/abs/2106.10199) for `bitfit`.

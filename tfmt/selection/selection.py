@@ -30,6 +30,12 @@ class Selection:
       percent: tuned / (total - head), in percent.
       masks: {path: indices} of the variables of which only single weights are selected.
       open_masks: the same, with an empty mask for each variable that another seed may select weights of.
+
+    Example:
+      >>> import tfmt
+      >>> selection = tfmt.select(tfmt.load_bert("demo"), mode="outliers", mask_size=16)
+      >>> selection.tuned, selection.head  # 16 weights of each of 12 LayerNorms, and the classifier
+      (192, 770)
     """
 
     def __init__(self, model: Any, mode: str, plan: Plan, masks: dict[str, np.ndarray]) -> None:
@@ -134,8 +140,9 @@ def select(
       RequestError: an unknown mode, a model of another kind, a block out of range, a mask that does not fit.
 
     Example:
-      >>> model = load_bert("demo", num_labels=2, seed=0)
-      >>> select(model, mode="layernorm").tuned
+      >>> import tfmt
+      >>> model = tfmt.load_bert("demo", num_labels=2, seed=0)
+      >>> tfmt.select(model, mode="layernorm").tuned
       9216
     """
     adopt(model)

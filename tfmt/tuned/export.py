@@ -48,7 +48,9 @@ def export_run(run: str | Path, output: str | Path, *, format: str = "transforme
       RunError: the disk is full, or the folder cannot be written.
 
     Example:
-      >>> export_run("runs/rte-layernorm-lr0.005-s0-1f2e3d4c5b", "rte-for-pytorch")
+      >>> folder = export_run("runs/mrpc-layernorm-lr0.001-s0-d9e29dc098", "mrpc-for-pytorch")
+      >>> (folder / "model.safetensors").exists()
+      True
     """
     writers: dict[str, Callable[[TunedWeights, Path], None]] = {
         "transformers": _write_transformers, "peft": _write_adapter, "keras": _write_keras

@@ -104,7 +104,10 @@ def load_tuned(run: str | Path, *, model: str = "") -> Any:
       RequestError: the run kept no weights, or the base model is not the one that the run tuned.
 
     Example:
-      >>> model = load_tuned("runs/mrpc-layernorm-lr0.001-s0-d9e29dc098")
+      >>> import tfmt
+      >>> model = tfmt.load_tuned("runs/mrpc-layernorm-lr0.001-s0-d9e29dc098")
+      >>> type(model).__name__
+      'TFBertForSequenceClassification'
     """
     return build_tuned(read_tuned(run, model=model))
 

@@ -163,8 +163,10 @@ def prepare_prediction(
       RequestError: the run kept no weights, the base model is another one, or the texts cannot be had.
 
     Example:
-      >>> for written in prepare_prediction("runs/rte-layernorm-lr0.005-s0-1f2e3d4c5b", "glue", split="test").write():
-      ...     print(written.source.path, written.examples)
+      >>> run = "runs/mrpc-layernorm-lr0.001-s0-d9e29dc098"
+      >>> for written in prepare_prediction(run, "validation.tsv", split="validation").write():
+      ...     print(written.source.path)
+      validation.tsv
     """
     check_source(split, input_file)
     if split not in ("", "test", "validation"):
