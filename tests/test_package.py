@@ -1,6 +1,7 @@
 """The package as it is installed: `make test` tests the wheel, with the checkout out of reach of `import tfmt`."""
 
 import importlib.metadata
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -45,10 +46,18 @@ def test_the_source_distribution_holds_what_make_needs():
     with tarfile.open(ROOT / "dist" / f"tfmt-{tfmt.__version__}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names >= {"Makefile", "constraints.txt", "ruff.toml", "LICENSE", "CITATION.cff",
-                     "CHANGELOG.md", "CONTRIBUTING.md", "BUILD.md", ".ci/run", "docs/runs.md",
+                     "CHANGELOG.md", "CONTRIBUTING.md", "BUILD.md", ".ci/run", "docs/api.py", "docs/runs.md",
                      "flags/demo.flags", "notebooks/weight_change.ipynb", "tests/conftest.py"}  # fmt: skip
 
 
 def test_the_citation_has_the_version():
     assert f"\nversion: {tfmt.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## [{tfmt.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_pages_of_the_api_show_every_public_name(tmp_path):
+    pytest.importorskip("pdoc")
+    runpy.run_path(str(ROOT / "docs" / "api.py"))["write"](tmp_path)
+    page = (tmp_path / "tfmt.html").read_text()
+    assert [name for name in tfmt.__all__ if f'<section id="{name}">' not in page] == []
+    assert "PydanticUndefined" not in page
