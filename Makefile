@@ -27,11 +27,7 @@ BENCH_FLAGS ?=
 # For example GPU_FLAGS="--device=cpu --steps=4" to try the check itself, or GPU_FLAGS=--model=bert-base-uncased
 GPU_FLAGS ?=
 
-<<<<<<< HEAD
-.PHONY: help install demo test interop tracking-check bench bench-env gpu-check flags-page lint clean
-=======
-.PHONY: help install demo test docs interop bench bench-env gpu-check lint clean
->>>>>>> 3566f76 (Write the Python API's pages from the docstrings with make docs)
+.PHONY: help install demo test docs interop tracking-check bench bench-env gpu-check flags-page lint clean
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"

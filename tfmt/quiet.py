@@ -54,6 +54,7 @@ def plain_warnings(program: str) -> Iterator[None]:
                 shown_by_python(message, category, *place, **more)
 
         warnings.showwarning = show
+        warnings.filterwarnings("default", category=RequestWarning)  # shown, even where warnings are errors
         yield
 
 
