@@ -23,6 +23,7 @@ from tfmt.version import __version__
 # One sentence each, with the reason of the default.
 _HELP = {
     "model": "BERT to tune: a hub name, a local folder, or `demo` for the packaged MiniLM.",
+    "revision": "Branch, tag or commit of a hub model; empty is its main; --model=NAME@REVISION says the same.",
     "task": "Task to tune for; `custom` reads your own files.",
     "data_dir": "Folder with the task's own files; empty takes TensorFlow Datasets (or the packaged text).",
     "mode": "Which weights train: a row of the papers' tables; the classifier always trains.",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -89,6 +90,35 @@ def format_layers(blocks: tuple[int, ...]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
 
 
+# A name on the hub and a branch, tag or commit. What begins with a dot or a slash is a path.
+_PINNED = re.compile(r"(\w[\w.-]*(?:/[\w.-]+)?)@(\S+)", re.ASCII)
+
+
+def split_revision(model: str, revision: str = "") -> tuple[str, str]:
+    """Parts a hub model's `name@revision`; a folder that has just this name stays whole.
+
+    Args:
+      model: the value of `--model`.
+      revision: the value of `--revision`.
+
+    Returns:
+      (model, revision)
+
+    Raises:
+      ValueError: two different revisions are given.
+
+    Example:
+      >>> split_revision("bert-base-uncased@v1")
+      ('bert-base-uncased', 'v1')
+    """
+    match = _PINNED.fullmatch(model)
+    if match is None or Path(model).is_dir():
+        return model, revision
+    if revision not in ("", match[2]):
+        raise ValueError(f"--model={model} names another revision than --revision={revision}; leave one of them out")
+    return match[1], match[2]
+
+
 class RunSpec(BaseModel):
     """One run, immutable and strict; equal runs are equal specs.
 
@@ -109,6 +139,7 @@ class RunSpec(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     model: str
+    revision: str = ""
     task: TaskName
     data_dir: str = ""
     mode: Mode
@@ -147,7 +178,7 @@ class RunSpec(BaseModel):
     # or compiled by XLA a run is the same up to rounding, and its record says on what it ran. What a run keeps, and
     # how much memory it may take, is no part of its result.
     _OUTSIDE_IDS: ClassVar[frozenset[str]] = frozenset(
-        {"model", "data_dir", "fisher_from", "replicas", "jit_compile", "cache_limit_gb", "keep"}
+        {"model", "revision", "data_dir", "fisher_from", "replicas", "jit_compile", "cache_limit_gb", "keep"}
     )
     # In every id, whatever their value. This set is closed: a field that is added later enters an id only where it
     # differs from its default, which must be what runs did before, so that a new flag renames no run.
@@ -172,6 +203,8 @@ class RunSpec(BaseModel):
     @model_validator(mode="after")
     def _settle(self) -> RunSpec:
         _check_ranges(self)
+        for name, value in zip(("model", "revision"), split_revision(self.model, self.revision), strict=True):
+            object.__setattr__(self, name, value)
         meaningful = meaningful_fields(self.mode, self.task)
         for name in CONDITIONAL_FIELDS - meaningful:
             object.__setattr__(self, name, type(self).model_fields[name].default)

@@ -58,7 +58,8 @@ def read_grid(values: flags.FlagValues) -> Grid:
         raise RequestError("--model is required: the BERT to tune")
     axes = parse_axes({name: str(values[name].value or "") for name in AXES})
     named = any(layers != "all" for layers in axes.get("layers", ()))
-    blocks = find_shape(values.model).num_hidden_layers if named or EACH in axes.get("layers", ()) else None
+    known = named or EACH in axes.get("layers", ())
+    blocks = find_shape(values.model, values.revision).num_hidden_layers if known else None
     settings = {name: values[name].value for name in _SHARED}
     return expand_grid(axes, settings, blocks=blocks, fisher_union=values.fisher_union)
 

@@ -1,11 +1,11 @@
-"""Configs and the hub: what would end in a traceback is refused at once, and all that a model needs is fetched."""
+"""Configs: what would end in a traceback is refused at once."""
 
 import json
 import shutil
 
 import pytest
 
-from tfmt.bert.configs import find_model, read_config
+from tfmt.bert.configs import read_config
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.runs.runner import prepare
 from tfmt.spec import RunSpec
@@ -87,28 +87,3 @@ def test_blocks_that_the_config_leaves_out_are_told(toy_bert, toy_glue, tmp_path
     with pytest.warns(RequestWarning, match="holds 2 blocks.*lowest 1"):
         request = make_request(folder, toy_glue, tmp_path / "runs")
     assert request.model_notes == {"stored_blocks": 2}
-
-
-@pytest.mark.parametrize("holds", ["whole", "shards", "keras"])
-def test_hub_gives_all_that_decides_weights_and_tokens(toy_bert, tmp_path, monkeypatch, holds):
-    import fnmatch
-
-    import huggingface_hub
-
-    files = {"whole": ["model.safetensors", "tf_model.h5"], "keras": ["tf_model.h5"],
-             "shards": ["model.safetensors.index.json", "model-00001-of-00002.safetensors"]}[holds]  # fmt: skip
-    tokens = ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
-    there = ["config.json", *tokens, *files, "pytorch_model.bin", "README.md", "own.py"]
-
-    def give(name, *, allow_patterns, local_files_only):
-        assert not local_files_only
-        for file in there:
-            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
-                (tmp_path / file).write_text("")
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
-    assert find_model("someone/some-model", download=True) == tmp_path
-    fetched = {path.name for path in tmp_path.iterdir()}
-    expected = {"config.json", *tokens, *files} - ({"tf_model.h5"} if holds == "whole" else set())
-    assert fetched == expected

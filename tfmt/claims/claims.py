@@ -162,6 +162,7 @@ def _command(rule: Rule, group: Group) -> str:
         flags["epochs"] = group.settings["epochs"]
     shared = {name: group.settings[name] for name in SETTINGS if name in RunSpec.model_fields}
     for name in (
+        "revision",
         "data_dir",
         "keep",
         "outlier_pool",

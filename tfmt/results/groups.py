@@ -26,7 +26,9 @@ PAPER_EPOCHS = "by P1's rule"
 TASK_FIELDS = CONDITIONAL_FIELDS.difference(ROW_FIELDS) | {"data_sha256"}
 # Where a run computed, where its files lie and what it kept do not change its score beyond rounding. The model is told
 # by its digest, not by the name it was loaded under.
-_SAME_SCORE = frozenset({"model", "data_dir", "replicas", "jit_compile", "keep", "keep_epoch", "cache_limit_gb"})
+_SAME_SCORE = frozenset(
+    {"model", "revision", "data_dir", "replicas", "jit_compile", "keep", "keep_epoch", "cache_limit_gb"}
+)
 SETTINGS = (
     "model_sha256",
     "arithmetic",

@@ -96,7 +96,7 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
     Raises:
       RequestError: the model or the data cannot be had or do not fit the spec.
     """
-    model_folder = find_model(spec.model, download=True)
+    model_folder = find_model(spec.model, download=True, revision=spec.revision)
     assert model_folder is not None
     shape = shape_of(read_config(model_folder), model_folder / "config.json")
     shared = like is not None and bench_key(like.spec) == bench_key(spec)

@@ -30,7 +30,7 @@ def describe(spec: RunSpec, output_dir: str) -> str:
     Raises:
       RequestError: the config cannot be had, or the spec does not fit the model or the data.
     """
-    shape = find_shape(spec.model)
+    shape = find_shape(spec.model, spec.revision)
     local = bool(spec.data_dir) or spec.task == "rotten_tomatoes"
     dataset = read_dataset_for(spec) if local else None
     task = dataset.task if dataset else find_task(spec.task)
@@ -91,7 +91,7 @@ def _rows(weights: tuple[Weight, ...], plan: Plan, spec: RunSpec) -> list[tuple[
 def _model_digest(spec: RunSpec) -> str | None:
     """The base model's digest, or None where its weights are not on this machine."""
     try:
-        folder = find_model(spec.model, download=False)
+        folder = find_model(spec.model, download=False, revision=spec.revision)
         return None if folder is None else model_digest(folder)
     except RequestError:
         return None  # no weights: the config alone was asked for

@@ -54,10 +54,10 @@ class Workbench:
         self.task, self.splits, self.labels = task, splits, labels
         self.devices, self.strategy = devices, devices.strategy
         self.jit = devices.check_jit(spec.jit_compile)
-        with computing_in(spec.precision), self.strategy.scope():
-            self.model = load_bert(spec.model, task.num_labels, spec.seed, head=task.head, classes=task.classes)
-        folder = find_model(spec.model, download=False)
+        folder = find_model(spec.model, download=True, revision=spec.revision)
         assert folder is not None
+        with computing_in(spec.precision), self.strategy.scope():
+            self.model = load_bert(str(folder), task.num_labels, spec.seed, head=task.head, classes=task.classes)
         self.base = BaseWeights(folder, task.head)
         self.base_digests: dict[str, bytes] = {}  # of the base model's variables, for the proofs of all runs
         self._predicts: dict[int, Any] = {0: self._trace_predict(0)}  # by the number of cached blocks

@@ -69,7 +69,7 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
         )
         raise RequestError(f"{path}: missing; {why}")
     source = model or record.spec.model
-    base = find_model(source, download=True)
+    base = find_model(source, download=True, revision="" if model else record.spec.revision)
     assert base is not None
     if not is_model(base, record.origin.model_sha256):
         raise RequestError(
