@@ -17,8 +17,15 @@ from tfmt.bert.base_weights import model_digest
 from tfmt.bert.configs import locate_model
 from tfmt.errors import RequestError, RequestWarning, RunError
 from tfmt.files import UnwritableError
+from tfmt.runs.records import find_records
+from tfmt.runs.runner import Sources, prepare
 from tfmt.spec import RunSpec
 from tfmt.study.dry_run import describe
+from tfmt.study.grid import expand_grid
+from tfmt.study.sweep import Sweep
+from tfmt.study.worker import Executor
+from tfmt.tuned.export import export_run
+from tfmt.tuned.load import read_tuned
 
 # A download that was given up may go on in its thread after a test, and tell of it.
 hub_logging.set_verbosity(hub_logging.CRITICAL)
@@ -223,3 +230,58 @@ def test_dry_run_fetches_the_config_alone(server, toy_bert, toy_glue):
     # What was fetched for it is no model yet, and stands in the way of none.
     assert locate_model("some/bert@v1", download=False) is None
     assert locate_model("some/bert@v1").commit == server.refs["some/bert"]["v1"]
+
+
+def test_what_a_sweep_found_must_stay_what_it_was(toy_bert, toy_glue, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(toy_bert, folder)
+    spec = RunSpec.make(model=str(folder), data_dir=str(toy_glue), task="mrpc", mode="layernorm", max_length=32)
+    request = prepare(spec, tmp_path)
+    sources = Sources.from_json(request.sources.to_json())
+    assert sources == request.sources
+    assert prepare(spec, tmp_path, sources=sources).run_id == request.run_id
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.5}))
+    with pytest.raises(RequestError, match=r"model: no longer .* hidden_dropout_prob \(0\.5, was 0\.1\)"):
+        prepare(spec, tmp_path, sources=sources)
+    shutil.rmtree(folder)
+    other_weights(toy_bert, folder)
+    ended = Executor(tmp_path).execute(spec, sources)
+    assert ended.status == "failed"
+    assert ended.error.startswith(f"{folder / 'model.safetensors'}: no longer the model that the sweep began with")
+    # Nor would it have trained on what another run loaded.
+    assert prepare(spec, tmp_path).bench_key != request.bench_key
+    with pytest.raises(RequestError, match=r"the data of mrpc is no longer"):
+        prepare(spec, tmp_path, sources=Sources(sources.model, prepare(spec, tmp_path).model_parts, "0" * 64))
+
+
+def test_a_sweep_trains_and_records_one_commit_though_main_moves(server, toy_bert, toy_glue, tmp_path):
+    first = server.commit("some/bert", toy_bert)
+    axes = {"task": ("mrpc",), "mode": ("layernorm",), "seed": (0, 1)}
+    settings = {"data_dir": str(toy_glue), "max_length": 32, "epochs": 1, "train_limit": 32}
+    sweep = Sweep(expand_grid(axes, settings | {"model": "some/bert"}), tmp_path / "runs")
+    server.commit("some/bert", other_weights(toy_bert, tmp_path / "moved"))
+    sweep.run(0)
+    assert [path for _, path in server.calls if "api" in path] == ["/api/models/some/bert/revision/main"]
+    records = find_records(tmp_path / "runs")[0]
+    same = expand_grid(axes, settings | {"model": str(toy_bert)}).runs
+    assert {record.run_id for record in records} == {prepare(spec, tmp_path).run_id for spec in same}
+    base = load_file(toy_bert / "model.safetensors")
+    for record in records:
+        told = {"name": "some/bert", "revision": "", "commit": first, "sha256": model_digest(toy_bert)}
+        assert record.model.model_dump() == told
+        tuned = load_file(tmp_path / "runs" / record.run_id / "tuned.safetensors")
+        # Two steps of Adam move a weight by no more than twice the rate; the other commit's are half as large.
+        moved = [abs(tuned[name] - base[name]).max() for name in tuned if name in base]
+        assert 0 < max(moved) < 0.011
+
+    # The exports name what was tuned, and find it, wherever main is now.
+    run = tmp_path / "runs" / records[0].run_id
+    export_run(run, tmp_path / "adapter", format="peft")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("some/bert", first)
+    readme = (tmp_path / "adapter" / "README.md").read_text()
+    assert f"Its base model is some/bert at commit {first}, " in readme
+    assert f'revision="{first}")' in readme
+    with pytest.raises(RequestError, match="digest differs"):
+        read_tuned(run, model="some/bert")

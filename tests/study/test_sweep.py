@@ -300,7 +300,7 @@ def test_run_whose_process_dies_too_often_fails_and_three_such_runs_stop_the_swe
         def __len__(self):
             return 1
 
-        def submit(self, worker, spec):
+        def submit(self, worker, spec, sources):
             self.submitted.append(worker)
 
         def wait_for_any(self, seconds):

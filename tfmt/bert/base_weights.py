@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,12 +108,35 @@ def _tensorflow_paths(stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]
 
 def model_digest(folder: Path) -> str:
     """sha256 of what decides a model's numbers: weights, settings of the forward pass, and what its tokenizer does."""
+    return describe_model(folder)[0]
+
+
+def describe_model(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The model's digest, and its parts, by which two models are told apart; see `tell_difference`.
+
+    Returns:
+      (`model_digest`, {"weights": sha256, "config": {key: value}, "tokenizer": sha256})
+    """
     config = read_config(folder)
-    return json_digest({
-        "weights": digest_weights(folder),
+    weights = digest_weights(folder)
+    parts = {
+        "weights": weights,
         "config": {key: config.get(key, default) for key, default in _CONFIG_DEFAULTS.items()},
         "tokenizer": describe_tokenizer(folder).sha256,
-    })  # fmt: skip
+    }
+    return json_digest(parts), parts | {"weights": weights if isinstance(weights, str) else json_digest(weights)}
+
+
+def tell_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what two models differ, from the parts that `describe_model` gives: `the weights, layer_norm_eps ...`."""
+    told = ["the weights"] if before["weights"] != now["weights"] else []
+    for key in sorted({*before["config"], *now["config"]}):
+        old, new = before["config"].get(key), now["config"].get(key)
+        if old != new:
+            told.append(f"config.json's {key} ({new!r}, was {old!r})")
+    if before["tokenizer"] != now["tokenizer"]:
+        told.append("what the tokenizer does")
+    return ", ".join(told)
 
 
 def is_model(folder: Path, sha256: str) -> bool:

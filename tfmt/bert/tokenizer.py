@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -61,14 +62,19 @@ def describe_tokenizer(folder: Path) -> TokenizerFacts:
       RequestError: as `load_tokenizer`.
     """
     files = [path for suffix in ("json", "txt", "model") for path in sorted(folder.glob(f"*.{suffix}"))]
-    versions = [importlib.metadata.version(package) for package in ("transformers", "tokenizers")]
-    key = json_digest([_FACTS_VERSION, versions, {path.name: file_digest(path) for path in files}])
+    key = json_digest([_FACTS_VERSION, _versions(), {path.name: file_digest(path) for path in files}])
     try:
         facts = TokenizerFacts(**recall("tokenizers", key))
     except TypeError:
         facts = _measure(_load(folder)[0])
         remember("tokenizers", key, asdict(facts))
     return facts
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    """Of what decides a tokenizer; looking them up takes milliseconds, and a sweep asks for every run."""
+    return tuple(importlib.metadata.version(package) for package in ("transformers", "tokenizers"))
 
 
 def uses_bert_class(folder: Path) -> bool:

@@ -104,6 +104,15 @@ class Proof(_Part):
     frozen_sha256_after: str
 
 
+class ModelFacts(_Part):
+    """The base model: as it was asked for, the hub's commit (null for a local folder and `demo`), and its digest."""
+
+    name: str
+    revision: str
+    commit: str | None
+    sha256: str
+
+
 class Origin(_Part):
     """What made the record."""
 
@@ -139,6 +148,7 @@ class Record(_Part):
     change: dict[str, dict[str, float]] | None
     fisher: FisherNotes | None = None
     warnings: list[str] = []
+    model: ModelFacts | None = None  # records of earlier versions have none
     origin: Origin
 
     model_config: ClassVar[ConfigDict] = ConfigDict(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfmt import signals, streams
-from tfmt.bert.base_weights import BaseWeights, model_digest
-from tfmt.bert.configs import find_model, read_config, shape_of
+from tfmt.bert.base_weights import BaseWeights, describe_model, tell_difference
+from tfmt.bert.checkpoint import find_weights
+from tfmt.bert.configs import FoundModel, locate_model, read_config, shape_of
 from tfmt.bert.tokenizer import describe_tokenizer
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
@@ -27,6 +29,7 @@ from tfmt.runs.records import (
     RECORD_FILE,
     SCHEMA,
     Cost,
+    ModelFacts,
     Origin,
     Parameters,
     Proof,
@@ -60,9 +63,10 @@ class Request:
       spec: what to do.
       task: the task, its classes known.
       dataset: the text.
-      model_folder: where the base model lies.
+      model: where the base model lies, and which it is.
       digests: of the model and the data.
       folder: where the run's files go.
+      model_parts: of what the model's digest is; see `describe_model`.
       union: with `fisher_from`, the selected indices by path.
       model_notes: what the record says about the model: `embedding_rows` and `vocabulary` where rows have no word,
         `stored_blocks` where its file holds more blocks than it has.
@@ -71,9 +75,10 @@ class Request:
     spec: RunSpec
     task: Task
     dataset: Dataset
-    model_folder: Path
+    model: FoundModel
     digests: dict[str, str]
     folder: Path
+    model_parts: dict[str, Any]
     union: dict[str, np.ndarray] | None = None
     model_notes: dict[str, Any] = field(default_factory=dict)
 
@@ -82,8 +87,52 @@ class Request:
         """The folder's name."""
         return self.folder.name
 
+    @property
+    def model_folder(self) -> Path:
+        """Where the base model's files lie."""
+        return self.model.folder
 
-def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) -> Request:
+    @property
+    def bench_key(self) -> tuple[Any, ...]:
+        """Equal for runs that can share a workbench: the same settings, weights and text."""
+        return (*bench_key(self.spec), self.digests["model"], self.digests["data"])
+
+    @property
+    def sources(self) -> Sources:
+        """What other runs of the same model and data are handed, so that they look for nothing again."""
+        return Sources(self.model, self.model_parts, self.digests["data"])
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a sweep found once for its runs of one model and task.
+
+    Attributes:
+      model: where the base model lies, and which it is.
+      model_parts: of what its digest is.
+      data_sha256: the digest of the text.
+    """
+
+    model: FoundModel
+    model_parts: dict[str, Any]
+    data_sha256: str
+
+    def to_json(self) -> str:
+        """For another process of this machine."""
+        model = asdict(self.model) | {"folder": str(self.model.folder)}
+        return json.dumps(asdict(self) | {"model": model})
+
+    @classmethod
+    def from_json(cls, text: str) -> Sources:
+        """What `to_json` wrote."""
+        told = json.loads(text)
+        model = FoundModel(**told["model"] | {"folder": Path(told["model"]["folder"])})
+        return cls(model, told["model_parts"], told["data_sha256"])
+
+
+def prepare(
+    spec: RunSpec, output_dir: str | Path, like: Request | None = None, sources: Sources | None = None
+) -> Request:
     """Finds everything that a run needs, and stops at what is wrong before anything is written.
 
     A model of the hub and the text of TensorFlow Datasets are downloaded where they are not on this machine yet.
@@ -91,16 +140,23 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
     Args:
       spec: what to do.
       output_dir: the folder of the runs' folders.
-      like: an earlier request, whose text is taken over if this one reads the same.
+      like: an earlier request, whose model and text are taken over where this one names the same.
+      sources: model and data as they were found before; they are not looked for again, and must be what they were.
 
     Raises:
-      RequestError: the model or the data cannot be had or do not fit the spec.
+      RequestError: the model or the data cannot be had or do not fit the spec, or are no longer those of `sources`.
+      RunError: network, hub or disk failed.
     """
-    model_folder = find_model(spec.model, download=True, revision=spec.revision)
-    assert model_folder is not None
+    model, model_sha256, model_parts = _find_model(spec, like, sources)
+    model_folder = model.folder
     shape = shape_of(read_config(model_folder), model_folder / "config.json")
     shared = like is not None and bench_key(like.spec) == bench_key(spec)
     dataset = like.dataset if like is not None and shared else read_dataset_for(spec)
+    if sources is not None and dataset.digest != sources.data_sha256:
+        raise RequestError(
+            f"--data_dir={spec.data_dir}: the data of {spec.task} is no longer what it was when the sweep began; leave "
+            "it as it is while a sweep runs, and run the same command again"
+        )
     task = dataset.task
     base = BaseWeights(model_folder, task.head)  # a file that lacks a weight is the request's fault
     if spec.max_length > shape.max_position_embeddings:
@@ -114,7 +170,7 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
             f"({', '.join(task.text_fields)}), whose second text needs a token type of its own; take another model"
         )
     weights = list_weights(shape, task.head, task.num_labels)
-    digests = {"model": model_digest(model_folder), "data": dataset.digest}
+    digests = {"model": model_sha256, "data": dataset.digest}
     union = read_union(spec, weights, digests["model"])
     plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size, mask_fraction=spec.mask_fraction,
               outlier_pool=spec.outlier_pool, union_size=union_size(union))  # fmt: skip
@@ -137,7 +193,28 @@ def prepare(spec: RunSpec, output_dir: str | Path, like: Request | None = None) 
             RequestWarning,
             stacklevel=2,
         )
-    return Request(spec, task, dataset, model_folder, digests, Path(output_dir) / spec.run_id(**digests), union, notes)
+    folder = Path(output_dir) / spec.run_id(**digests)
+    return Request(spec, task, dataset, model, digests, folder, model_parts, union, notes)
+
+
+def _find_model(spec: RunSpec, like: Request | None, sources: Sources | None) -> tuple[FoundModel, str, dict[str, Any]]:
+    """The base model, its digest and the digest's parts."""
+    if sources is not None:
+        sha256, parts = describe_model(sources.model.folder)
+        if parts != sources.model_parts:
+            weights = parts["weights"] != sources.model_parts["weights"]
+            place = find_weights(sources.model.folder) if weights else sources.model.folder
+            raise RequestError(
+                f"{place}: no longer the model that the sweep began with; it differs in "
+                f"{tell_difference(sources.model_parts, parts)}; leave a model as it is while a sweep runs, and run "
+                "the same command again"
+            )
+        return sources.model, sha256, parts
+    if like is not None and (like.spec.model, like.spec.revision) == (spec.model, spec.revision):
+        return like.model, like.digests["model"], like.model_parts
+    model = locate_model(spec.model, spec.revision)
+    assert model is not None
+    return model, *describe_model(model.folder)
 
 
 def read_union(spec: RunSpec, weights: tuple[Weight, ...], model_sha256: str | None) -> dict[str, np.ndarray] | None:
@@ -165,7 +242,7 @@ _PER_RUN = frozenset({
 
 
 def bench_key(spec: RunSpec) -> tuple[Any, ...]:
-    """Equal for runs that can share a workbench."""
+    """Equal for runs that can share a workbench, as far as their settings tell; see `Request.bench_key`."""
     return tuple(getattr(spec, name) for name in RunSpec.model_fields if name not in _PER_RUN)
 
 
@@ -197,7 +274,7 @@ def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     devices = make_devices(spec.replicas, spec.precision, threads=threads)
     if missing := find_missing_gpus():
         warnings.warn(missing, RequestWarning, stacklevel=2)
-    return Workbench(spec, request.task, splits, labels, devices)
+    return Workbench(spec, request.task, splits, labels, devices, request.model_folder)
 
 
 def execute(request: Request, bench: Workbench, *, started: float, quiet: bool = False,
@@ -278,7 +355,7 @@ def record_failure(request: Request, message: str) -> None:
             now = origin.now()
             record = Record(schema_=SCHEMA, run_id=request.run_id, status="failed", error=message, spec=request.spec,
                             parameters=None, result=None, cost=None, proof=None, change=None,
-                            origin=_origin(request, now))  # fmt: skip
+                            model=_model_facts(request), origin=_origin(request, now))  # fmt: skip
             _finish(request, record, lease.check)
 
 
@@ -365,8 +442,14 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
         schema_=SCHEMA, run_id=request.run_id, status=status, error=error, spec=spec,
         parameters=parameters, result=result, cost=cost, proof=proof, change=change,
         fisher=fisher, warnings=[missing] if (missing := find_missing_gpus()) else [],
+        model=_model_facts(request),
         origin=_origin(request, started),
     )  # fmt: skip
+
+
+def _model_facts(request: Request) -> ModelFacts:
+    model = request.model
+    return ModelFacts(name=model.name, revision=model.revision, commit=model.commit, sha256=request.digests["model"])
 
 
 def _origin(request: Request, started: str) -> Origin:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tfmt.runs.records import Record
+from tfmt.runs.runner import Sources
 from tfmt.spec import RunSpec
 from tfmt.study.places import Place
 from tfmt.study.worker import Ended, Executor, work
@@ -30,7 +31,7 @@ def _tell_nobody(worker: int, standing: Standing) -> None:
 class Pool(Protocol):
     """Workers, numbered from 0, that execute one run at a time each.
 
-    A sweep asks no more of whoever computes, be that another machine. All that a worker needs is the spec; what it
+    A sweep asks no more of whoever computes. All that a worker needs is the spec, and where model and data lie; what it
     makes lies in the runs' folders. A worker starts with its first run, and anew with the next one after it has died
     or met something unexpected.
     """
@@ -38,7 +39,7 @@ class Pool(Protocol):
     def __len__(self) -> int:
         """The number of workers."""
 
-    def submit(self, worker: int, spec: RunSpec) -> None:
+    def submit(self, worker: int, spec: RunSpec, sources: Sources) -> None:
         """Starts a run on an idle worker."""
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
@@ -63,21 +64,21 @@ class OwnProcess:
     def __init__(self, output_dir: Path, verbosity: int = 0, tell: Tell = _tell_nobody) -> None:
         self._output_dir, self._verbosity = output_dir, verbosity
         self._executor = Executor(output_dir, verbosity=verbosity, tell=lambda standing: tell(0, standing))
-        self._spec: RunSpec | None = None
+        self._run: tuple[RunSpec, Sources] | None = None
 
     def __len__(self) -> int:
         return 1
 
-    def submit(self, worker: int, spec: RunSpec) -> None:
+    def submit(self, worker: int, spec: RunSpec, sources: Sources) -> None:
         """Notes the run; `wait_for_any` executes it."""
-        self._spec = spec
+        self._run = spec, sources
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
         """Executes the run that was submitted, however long it takes."""
-        if self._spec is None:
+        if self._run is None:
             return []
-        ended = self._executor.execute(self._spec)
-        self._spec = None
+        ended = self._executor.execute(*self._run)
+        self._run = None
         return [(0, ended)]
 
     def died_of(self, worker: int) -> str:
@@ -107,9 +108,9 @@ class ProcessPool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def submit(self, worker: int, spec: RunSpec) -> None:
+    def submit(self, worker: int, spec: RunSpec, sources: Sources) -> None:
         """Sends a run to a process, which is started if there is none."""
-        self._workers[worker].submit(spec)
+        self._workers[worker].submit(spec, sources)
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
         """Waits for an answer or the end of some process, or until one tells where it stands."""
@@ -163,7 +164,7 @@ class _Process:
         self.busy = False
         self.cause = ""
 
-    def submit(self, spec: RunSpec) -> None:
+    def submit(self, spec: RunSpec, sources: Sources) -> None:
         if self._process is None:
             context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
             self.pipe, theirs = context.Pipe()
@@ -173,7 +174,7 @@ class _Process:
             theirs.close()  # so that the pipe ends with the process
         self.busy = True
         with contextlib.suppress(OSError):  # a process that has died meanwhile shows when it is asked
-            self.pipe.send(spec.to_json())
+            self.pipe.send((spec.to_json(), sources.to_json()))
 
     def receive(self) -> Ended | Standing:
         """What waits in the pipe: how the run ended, or where it stands."""

@@ -14,7 +14,7 @@ from tfmt.files import UnwritableError
 from tfmt.runs.folder import UnkeptError, check_kept
 from tfmt.runs.lease import is_held
 from tfmt.runs.records import RECORD_FILE, read_record
-from tfmt.runs.runner import Request, bench_key, prepare, record_failure
+from tfmt.runs.runner import Request, Sources, bench_key, prepare, record_failure
 from tfmt.spec import RunSpec
 from tfmt.study.board import Board
 from tfmt.study.grid import Grid, HeldOutUnion
@@ -107,6 +107,7 @@ class Sweep:
         self._doing: dict[int, Item] = {}
         self._workers = 1
         self._folders: dict[RunSpec, Path] = {}
+        self._sources: dict[tuple[Any, ...], Sources] = {}  # by workbench: found once, whatever becomes of the hub
         self._ended: dict[RunSpec, str] = {}
         self._unexpected = 0  # runs since the last success
         self._unions = list(grid.unions)
@@ -116,6 +117,7 @@ class Sweep:
         for spec in sorted(grid.runs, key=lambda spec: repr(bench_key(spec))):  # each task's text is read once
             request = prepare(spec, output_dir, request)
             self._folders[spec] = request.folder
+            self._sources[bench_key(spec)] = request.sources
         self._check_kept()
         for spec in grid.runs:
             self._admit(Item(spec, self._folders[spec]))
@@ -206,8 +208,8 @@ class Sweep:
             self._unions.remove(union)
             try:
                 spec = union.spec(lambda source: self._folders[source])
-                item = Item(spec, prepare(spec, self.output_dir).folder)
-            except RequestError as error:
+                item = Item(spec, prepare(spec, self.output_dir, sources=self._sources[bench_key(spec)]).folder)
+            except (RequestError, RunError) as error:
                 self._book_lost(union, str(error))
                 continue
             self._admit(item)
@@ -316,7 +318,7 @@ class Sweep:
                 if item is None:
                     return
                 doing[worker] = loaded[worker] = item
-                pool.submit(worker, item.spec)
+                pool.submit(worker, item.spec, self._sources[item.bench])
 
     def _note_death(self, item: Item, cause: str) -> None:
         """Lets a run wait again whose process died; after too many deaths it has failed."""
@@ -326,7 +328,7 @@ class Sweep:
             return
         message = f"its process died {item.deaths} times ({cause}); is there enough memory?"
         with contextlib.suppress(RequestError, RunError):
-            record_failure(prepare(item.spec, self.output_dir), message)
+            record_failure(prepare(item.spec, self.output_dir, sources=self._sources[item.bench]), message)
         self._close(item, Ended("failed", error=message, unexpected=True))
 
 

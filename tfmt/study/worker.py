@@ -19,7 +19,7 @@ from tfmt.files import UnwritableError
 from tfmt.memory import keep_memory
 from tfmt.runs.lease import TakenError
 from tfmt.runs.records import Record, read_record
-from tfmt.runs.runner import Request, UnexpectedError, bench_key, execute, make_bench, prepare, record_failure
+from tfmt.runs.runner import Request, Sources, UnexpectedError, execute, make_bench, prepare, record_failure
 from tfmt.spec import RunSpec
 from tfmt.study.places import Place
 from tfmt.training.progress import Standing
@@ -64,8 +64,12 @@ class Executor:
         self._bench: Workbench | None = None
         self._warm = self._told = False
 
-    def execute(self, spec: RunSpec) -> Ended:
+    def execute(self, spec: RunSpec, sources: Sources | None = None) -> Ended:
         """Executes one run; whatever goes wrong with it is in the result.
+
+        Args:
+          spec: the run.
+          sources: model and data as the sweep found them; without them they are looked for.
 
         Raises:
           Stop: a signal asked for it.
@@ -73,7 +77,7 @@ class Executor:
         signals.check()
         started = time.perf_counter()
         try:
-            request = prepare(spec, self._output_dir, self._request)
+            request = prepare(spec, self._output_dir, self._request, sources)
         except UnwritableError as error:
             return Ended("stop", error=str(error))
         except (RequestError, RunError) as error:
@@ -107,7 +111,7 @@ class Executor:
         if not self._warm:
             quiet.import_tensorflow(self._verbosity)
             self._warm = True
-        if self._bench is None or self._request is None or bench_key(self._request.spec) != bench_key(request.spec):
+        if self._bench is None or self._request is None or self._request.bench_key != request.bench_key:
             self._request = self._bench = None
             gc.collect()  # the last model goes before the next one comes
             self._bench = make_bench(request, threads=self._threads)
@@ -141,8 +145,8 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
     It ends after the first run that met something unexpected, as TensorFlow may be broken from then on.
 
     Args:
-      pipe: gives a spec as JSON, or "" to end; takes the parts of `Ended`, the record as JSON, and before them now
-        and then a `Standing`.
+      pipe: gives a spec and its sources as JSON, or "" to end; takes the parts of `Ended`, the record as JSON, and
+        before them now and then a `Standing`.
       place: where to compute.
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
@@ -178,12 +182,12 @@ def _work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> N
     with quiet.plain_warnings("tfmt-sweep"):
         while ended is None or not ended.unexpected:
             try:
-                text = pipe.recv()
+                told = pipe.recv()
             except EOFError:  # the sweep is gone
                 return
-            if not text:
+            if not told:
                 return
-            ended = executor.execute(RunSpec.from_json(text))
+            ended = executor.execute(RunSpec.from_json(told[0]), Sources.from_json(told[1]))
             record = ended.record.to_json() if ended.record else ""
             try:
                 pipe.send((ended.status, ended.error, ended.unexpected, record))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,12 @@ class Workbench:
       splits: tokenised splits by name.
       labels: what predictions of each split are compared with.
       devices: from `make_devices`.
+      folder: where the base model lies; None looks for it by the spec.
     """
 
     def __init__(
         self, spec: RunSpec, task: Task, splits: Mapping[str, TokenizedSplit], labels: Mapping[str, np.ndarray],
-        devices: Devices,
+        devices: Devices, folder: Path | None = None,
     ) -> None:  # fmt: skip
         if spec.batch_size % devices.replicas:
             raise RequestError(
@@ -54,7 +56,7 @@ class Workbench:
         self.task, self.splits, self.labels = task, splits, labels
         self.devices, self.strategy = devices, devices.strategy
         self.jit = devices.check_jit(spec.jit_compile)
-        folder = find_model(spec.model, download=True, revision=spec.revision)
+        folder = folder or find_model(spec.model, download=True, revision=spec.revision)
         assert folder is not None
         with computing_in(spec.precision), self.strategy.scope():
             self.model = load_bert(str(folder), task.num_labels, spec.seed, head=task.head, classes=task.classes)

@@ -109,7 +109,7 @@ def _write_adapter(tuned: TunedWeights, folder: Path) -> None:
         "inference_mode": True,
         "modules_to_save": ["classifier"],
         "peft_type": "LN_TUNING",
-        "revision": None,
+        "revision": tuned.commit,
         # Whole names: PEFT takes a shorter one for every module that ends in it.
         "target_modules": list(dict.fromkeys(modules)),
         "task_type": "TOKEN_CLS" if tuned.head == "tokens" else "SEQ_CLS",
@@ -122,7 +122,8 @@ def _write_adapter(tuned: TunedWeights, folder: Path) -> None:
         "from peft import PeftModel",
         f"from transformers import {name}",
         f"names = {{int(number): name for number, name in {labels}.items()}}",
-        f'base = {name}.from_pretrained("{_base_name(tuned)}", num_labels={len(tuned.classes) or 1}, id2label=names)',
+        f'base = {name}.from_pretrained("{_base_name(tuned)}", num_labels={len(tuned.classes) or 1}, id2label=names'
+        + (f', revision="{tuned.commit}")' if tuned.commit else ")"),
         "base = base.float()  # the run computed with float32, whatever the base model's file holds",
         f'model = PeftModel.from_pretrained(base, "{_FOLDER}")',
     ])  # fmt: skip
@@ -156,6 +157,15 @@ def _base_name(tuned: TunedWeights) -> str:
     """What finds the base model again: the hub's name, or where it lies."""
     name = tuned.source
     return str(tuned.base.resolve()) if name == "demo" or Path(name).is_dir() else name
+
+
+def _tell_base(tuned: TunedWeights) -> str:
+    """A sentence on the base model, as exact as it is known."""
+    told = f"Its base model is {_base_name(tuned)}"
+    asked = tuned.record.spec.revision
+    if tuned.commit:
+        told += f" at commit {tuned.commit}" + (f" ({asked})" if asked not in ("", tuned.commit) else "")
+    return f"{told}, whose digest by tfmt is {tuned.record.origin.model_sha256}."
 
 
 def _config(tuned: TunedWeights) -> dict[str, Any]:
@@ -208,7 +218,8 @@ def _write_readme(tuned: TunedWeights, folder: Path, code: list[str]) -> None:
     lines = [
         f"# {spec.task}, {_base_name(tuned)}, tuned: {spec.mode}",
         "",
-        f"Exported by tfmt {tuned.record.origin.tfmt} from the run `{tuned.record.run_id}`. To load it:",
+        f"Exported by tfmt {tuned.record.origin.tfmt} from the run `{tuned.record.run_id}`. {_tell_base(tuned)}",
+        "To load it:",
         "",
         "```python",
         *code,

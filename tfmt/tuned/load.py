@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfmt.bert.base_weights import BaseWeights, is_model
-from tfmt.bert.configs import find_model, read_config, shape_of
+from tfmt.bert.configs import locate_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.runs.records import Record, read_record
@@ -23,6 +23,7 @@ class TunedWeights:
     Attributes:
       record: the run's record.
       source: the base model as it was asked for: `demo`, a hub name, or a folder.
+      commit: the commit of a hub model; None of others.
       base: the folder of the base model.
       head: `sentence` or `tokens`.
       classes: names of the head's outputs; empty for regression.
@@ -32,6 +33,7 @@ class TunedWeights:
 
     record: Record
     source: str
+    commit: str | None
     base: Path
     head: str
     classes: tuple[str, ...]
@@ -68,9 +70,9 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
             else f"it {record.status}"
         )
         raise RequestError(f"{path}: missing; {why}")
-    source = model or record.spec.model
-    base = find_model(source, download=True, revision="" if model else record.spec.revision)
-    assert base is not None
+    found = locate_model(model) if model else locate_model(record.spec.model, _revision_of(record))
+    assert found is not None
+    source, base = found.name, found.folder
     if not is_model(base, record.origin.model_sha256):
         raise RequestError(
             f"{source}: not the base model that {folder.name} tuned (its digest differs); give the right one"
@@ -87,7 +89,12 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
         whole = before.read(name).copy(order="C")
         whole.reshape(-1)[indices] = values[name]
         values[name] = whole
-    return TunedWeights(record, source, base, head, classes, weights, values)
+    return TunedWeights(record, source, found.commit, base, head, classes, weights, values)
+
+
+def _revision_of(record: Record) -> str:
+    """What finds a run's base model again on the hub: the commit, wherever its branch is now."""
+    return (record.model and record.model.commit) or record.spec.revision
 
 
 def load_tuned(run: str | Path, *, model: str = "") -> Any:
