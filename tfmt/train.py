@@ -41,7 +41,7 @@ def _main(values: flags.FlagValues) -> int:
 
         print(describe(spec, values.output_dir))
         return 0
-    from tfmt.runs.folder import finished, open_folder
+    from tfmt.runs.folder import finished, open_folder, tell_other_model
     from tfmt.runs.runner import execute, make_bench, prepare
 
     with streams.told_if_slow(f"tfmt-train: looks for {spec.model} and the text of {spec.task}"):
@@ -50,6 +50,8 @@ def _main(values: flags.FlagValues) -> int:
     if record is None:
         if values.require_gpu:
             require_gpu("tfmt-train", values.verbosity)
+        if not request.folder.exists() and (told := tell_other_model(request)):
+            print(f"tfmt-train: {told}", file=sys.stderr)
         open_folder(request)
         print(_announce(request.spec, str(request.folder)), file=sys.stderr, flush=True)
         keep_memory()

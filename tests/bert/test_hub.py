@@ -275,6 +275,12 @@ def test_a_sweep_trains_and_records_one_commit_though_main_moves(server, toy_ber
         moved = [abs(tuned[name] - base[name]).max() for name in tuned if name in base]
         assert 0 < max(moved) < 0.011
 
+    # The same command after that makes other runs, and says why.
+    second = locate_model("some/bert").commit
+    told = f"the same settings and data, and another base model; this one differs in the weights .commit {second[:10]}"
+    with pytest.warns(RequestWarning, match=rf"^mrpc-layernorm.* has {told} of the hub, there {first[:10]}\)"):
+        Sweep(expand_grid(axes, settings | {"model": "some/bert"}), tmp_path / "runs")
+
     # The exports name what was tuned, and find it, wherever main is now.
     run = tmp_path / "runs" / records[0].run_id
     export_run(run, tmp_path / "adapter", format="peft")

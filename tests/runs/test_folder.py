@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.numpy import save_file
 
 from tfmt.errors import RequestError
 from tfmt.files import check_output, parse_json, whole_file, whole_folder
-from tfmt.runs.folder import clear_leftovers, open_folder
+from tfmt.runs.folder import clear_leftovers, open_folder, tell_other_model
 from tfmt.runs.lease import Lease
 from tfmt.runs.runner import prepare
 from tfmt.spec import RunSpec
@@ -46,6 +47,24 @@ def test_what_a_killed_process_was_writing_goes_once_the_folder_is_ones_own(requ
         path.write_text("")
     clear_leftovers(request_.folder)
     assert sorted(path for path in request_.folder.rglob("*") if path.is_file()) == sorted(kept)
+
+
+def test_a_run_that_differs_in_its_base_model_alone_is_told_of(request_, toy_bert, tmp_path):
+    def ask(**changes):
+        return tell_other_model(prepare(RunSpec.make(**request_.spec.model_dump() | changes), tmp_path))
+
+    shutil.copytree(toy_bert, tmp_path / "edited")
+    config = json.loads((toy_bert / "config.json").read_text())
+    (tmp_path / "edited" / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.5}))
+    assert ask(model=str(tmp_path / "edited")) == ""
+    open_folder(request_)
+    assert ask() == ""
+    assert ask(model=str(tmp_path / "edited"), seed=1) == ""
+    told = ask(model=str(tmp_path / "edited"))
+    assert told.startswith(
+        f"{request_.run_id} has the same settings and data, and another base model; this one differs"
+    )
+    assert told.endswith(" in config.json's hidden_dropout_prob (0.5, was 0.1)")
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tfmt.bert.base_weights import tell_difference
 from tfmt.errors import RequestError
 from tfmt.files import UnwritableError, write_whole
 from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record
@@ -43,11 +45,42 @@ def open_folder(request: Request) -> None:
         if stored != identity:
             raise RequestError(f"{path}: this folder holds another run; choose another --output_dir")
         return
-    content = {"identity": identity, "spec": request.spec.model_dump(mode="json")}
+    model = {"commit": request.model.commit, "parts": request.model_parts}
+    content = {"identity": identity, "spec": request.spec.model_dump(mode="json"), "model": model}
     try:
         write_whole(path, json.dumps(content, indent=1).encode())
     except UnwritableError as error:
         raise error if error.disk_full else RequestError(f"--output_dir: {error}") from None
+
+
+def tell_other_model(request: Request) -> str:
+    """A line on a run beside this one's folder that differs from it in nothing but the base model; "" without one.
+
+    So a branch of the hub that moved, or a file that was edited, does not give a study another name in silence.
+    """
+    mine = request.spec.identity(**request.digests)
+    for path in sorted(request.folder.parent.glob(f"{glob.escape(request.spec.label())}-*/{SPEC_FILE}")):
+        try:
+            stored = json.loads(path.read_bytes())
+            theirs = stored["identity"]
+            digests = theirs["digests"] | {"model": mine["digests"]["model"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if theirs != mine and theirs | {"digests": digests} == mine:
+            return f"{path.parent.name} has the same settings and data, and another base model" + _tell_how(
+                stored.get("model"), request
+            )
+    return ""
+
+
+def _tell_how(stored: dict[str, Any] | None, request: Request) -> str:
+    """In what a model differs from the one that an earlier run noted."""
+    if not stored:  # by an earlier version
+        return ""
+    told = f"; this one differs in {tell_difference(stored['parts'], request.model_parts)}"
+    if stored["commit"] and request.model.commit and stored["commit"] != request.model.commit:
+        told += f" (commit {request.model.commit[:10]} of the hub, there {stored['commit'][:10]})"
+    return told
 
 
 def clear_leftovers(folder: Path) -> None:

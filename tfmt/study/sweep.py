@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfmt.errors import RequestError, RunError
+from tfmt.errors import RequestError, RequestWarning, RunError
 from tfmt.files import UnwritableError
-from tfmt.runs.folder import UnkeptError, check_kept
+from tfmt.runs.folder import UnkeptError, check_kept, tell_other_model
 from tfmt.runs.lease import is_held
 from tfmt.runs.records import RECORD_FILE, read_record
 from tfmt.runs.runner import Request, Sources, bench_key, prepare, record_failure
@@ -114,10 +115,13 @@ class Sweep:
         self.times = Times()
         self.board = Board(len(grid), verbosity)
         request: Request | None = None
+        told = ""
         for spec in sorted(grid.runs, key=lambda spec: repr(bench_key(spec))):  # each task's text is read once
             request = prepare(spec, output_dir, request)
             self._folders[spec] = request.folder
             self._sources[bench_key(spec)] = request.sources
+            if not told and not request.folder.exists() and (told := tell_other_model(request)):
+                warnings.warn(f"{told}; so it may be with other runs", RequestWarning, stacklevel=2)
         self._check_kept()
         for spec in grid.runs:
             self._admit(Item(spec, self._folders[spec]))
