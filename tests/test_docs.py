@@ -141,7 +141,7 @@ def test_commands_parse(block, words, monkeypatch):
     except Asked:
         return
     if block:
-        monkeypatch.setattr("tfmt.bert.configs.find_shape", lambda model: PAPER_SHAPES["bert-base-uncased"])
+        monkeypatch.setattr("tfmt.bert.configs.find_shape", lambda *_: PAPER_SHAPES["bert-base-uncased"])
         monkeypatch.setattr("tfmt.figures.style.check_output", lambda *given: None)
         try:
             command.check(values)
