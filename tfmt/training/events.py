@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from pydantic import BaseModel
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 POINTS = 50  # the most points of an epoch's curve; a longer epoch has at least half as many
 _FLUSH_SECONDS = 10.0  # after which TensorBoard sees a point that was written
 
-# The parameters of the HParams tab. Those that studies vary come first there.
-_VARIED = ("task", "mode", "layers", "mask_size", "mask_fraction", "learning_rate", "seed")
-_FIXED = ("model", "batch_size", "max_length", "batching", "outlier_pool", "train_limit", "epochs", "schedule",
-          "precision")  # fmt: skip
+# The parameters of the HParams tab. It shows the first five at once, the others when they are ticked.
+_VARIED = ("task", "mode", "layers", "learning_rate", "seed")
+_FIXED = ("model", "mask_size", "mask_fraction", "batch_size", "max_length", "batching", "outlier_pool", "train_limit",
+          "epochs", "schedule", "precision")  # fmt: skip
 _TEXTS = frozenset({"task", "mode", "layers", "model", "batching", "outlier_pool", "schedule", "precision"})
 _METRICS = {
     "score_best": "the task's score in the best epoch so far, a fraction",
@@ -219,7 +219,10 @@ def shown_settings(spec: RunSpec) -> dict[str, str | float]:
 def _parameters() -> Iterable[HParamInfo]:
     for name in (*_VARIED, *_FIXED):
         kind = DATA_TYPE_STRING if name in _TEXTS else DATA_TYPE_FLOAT64
-        yield HParamInfo(name=name, type=kind, differs=name in _VARIED)
+        info = HParamInfo(name=name, type=kind, differs=name in _VARIED)
+        if name in _TEXTS and (values := get_args(RunSpec.model_fields[name].annotation)):
+            info.domain_discrete.extend(values)  # the tab has boxes or a pattern to filter by
+        yield info
 
 
 def _metrics() -> Iterable[MetricInfo]:
