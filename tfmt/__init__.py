@@ -7,6 +7,7 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
+from tfmt.quiet import hush_first_import
 from tfmt.version import __version__ as __version__
 
 # Hugging Face's TF models are built on Keras 2. This has to be set before anything imports TensorFlow.
@@ -15,6 +16,8 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 # for which TensorFlow leaves it off (those without VNNI instructions).
 if platform.machine() in {"x86_64", "AMD64"}:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+hush_first_import()
 
 if TYPE_CHECKING:
     from tfmt.bert.models import load_bert

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.abc
+import importlib.util
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tfmt.errors import RequestWarning
@@ -29,6 +36,7 @@ def set_verbosity(verbosity: int) -> None:
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("USE_JAX", "0")
     if verbosity >= 1:
+        show_first_import()
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -127,3 +135,120 @@ def import_tensorflow(verbosity: int) -> None:
         del tf_keras
     if verbosity < 1:
         tensorflow.get_logger().setLevel(logging.ERROR)  # in a notebook TensorFlow sets its own logger to INFO
+
+
+# ---- in a user's own Python -----------------------------------------------------------------------------------------
+
+# A line of TensorFlow's native log, whose levels do not tell what matters: what is no matter comes as an error, too.
+_NATIVE_LINE = re.compile(rb"(?:[IWEF]\d{4} |\d{4}-\d\d-\d\d \d\d:.*: [IWE] |WARNING: All log messages before absl::)")
+
+
+def hush_first_import() -> None:
+    """Has the first `import tensorflow` of this process come without greetings.
+
+    Nothing is done where TensorFlow is there already, or where TF_CPP_MIN_LOG_LEVEL asks for its information.
+    """
+    if "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, _QuietFinder())
+
+
+def _wants_words() -> bool:
+    return os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2") < "2"
+
+
+class _QuietFinder(importlib.abc.MetaPathFinder):
+    """Finds TensorFlow as everybody else does, and has it executed quietly, once."""
+
+    _asking = False
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The spec of TensorFlow; None for all else."""
+        if name != "tensorflow" or self._asking:
+            return None
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asking = False
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_quietly(module: ModuleType) -> None:
+            show_first_import()
+            if _wants_words():
+                execute(module)
+                return
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+            import_bars()
+            with without_greetings():
+                execute(module)
+            module.get_logger().setLevel(logging.WARNING)  # in a notebook TensorFlow sets it to INFO
+
+        spec.loader.exec_module = execute_quietly  # type: ignore[method-assign]
+        return spec
+
+
+def import_bars() -> None:
+    """Imports what transformers shows progress with, without its advice to install widgets for notebooks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tqdm.auto  # noqa: F401
+
+
+def show_first_import() -> None:
+    """Undoes `hush_first_import`."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _QuietFinder)]
+
+
+@contextmanager
+def without_greetings() -> Iterator[None]:
+    """Holds stderr back and shows it afterwards, without the lines of TensorFlow's native log unless the block raises.
+
+    Others may write meanwhile, so nothing else may be lost.
+    """
+    sys.stderr.flush()
+    try:
+        saved = os.dup(2)
+    except OSError:  # no stderr at all
+        yield
+        return
+    failed = True
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+            failed = False
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            held.seek(0)
+            for line in held:
+                if failed or not _NATIVE_LINE.match(line):
+                    with suppress(OSError):  # a terminal that is gone
+                        os.write(2, line)
+
+
+@functools.cache
+def find_devices() -> None:
+    """Has TensorFlow look for devices, without its errors about a driver that a machine without GPUs cannot have."""
+    import tensorflow
+
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "") not in ("", "-1")
+    if asked or Path("/dev/nvidiactl").exists() or _wants_words():
+        return
+    with without_greetings():
+        tensorflow.config.list_physical_devices()
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Keeps transformers from advising PyTorch, which nobody can follow who uses its TensorFlow models on purpose."""
+    logger = logging.getLogger("transformers.modeling_tf_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -18,6 +18,7 @@ from tfmt.bert.base_weights import BaseWeights
 from tfmt.bert.configs import ACTIVATIONS, find_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights, variable_path
 from tfmt.errors import RequestError
+from tfmt.quiet import find_devices, without_advice
 
 
 class _Selectable:
@@ -325,7 +326,9 @@ def build_bert(config: Any, *, head: str = "sentence", seed: int = 0, name: str 
       seed: decides the head and the dropout masks.
       name: the model's Keras name.
     """
-    model = _CLASSES[head](config, name=name)
+    find_devices()
+    with without_advice():
+        model = _CLASSES[head](config, name=name)
     model.build_in_name_scope()
     set_seed(model, seed)
     assign_weights(model, new_head(config.hidden_size, config.num_labels, config.initializer_range, seed))
