@@ -16,39 +16,15 @@ from transformers.modeling_tf_outputs import TFSequenceClassifierOutput, TFToken
 from tfmt.bert import forward
 from tfmt.bert.base_weights import BaseWeights
 from tfmt.bert.configs import ACTIVATIONS, find_model, read_config, shape_of
-from tfmt.bert.vocabulary import Weight, list_weights, variable_path
+from tfmt.bert.trained_set import TrainedSet
+from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.quiet import find_devices, without_advice
 
+class _Selectable(TrainedSet):
+    """What tfmt adds to a TFBert model: an exact set of trained variables, and the lean forward pass."""
 
-class _Selectable:
-    """What tfmt adds to a TFBert model: an exact set of trained variables and the lean forward pass."""
-
-    _selected_paths: frozenset[str] | None = None
-    _head_name = "sentence"
     _output: Any
-
-    @property
-    def all_weights(self) -> dict[str, Any]:
-        """Every variable by its path, in the model's own order."""
-        return {variable_path(variable): variable for variable in self.weights}  # type: ignore[attr-defined]
-
-    @property
-    def trainable_weights(self) -> list[Any]:
-        """Exactly the variables that hold selected weights, whatever the sublayers' flags would allow."""
-        if self._selected_paths is None:
-            return super().trainable_weights  # type: ignore[misc]
-        if not self.trainable:  # type: ignore[attr-defined]
-            return []
-        return [v for v in super().weights if variable_path(v) in self._selected_paths]  # type: ignore[misc]
-
-    @property
-    def non_trainable_weights(self) -> list[Any]:
-        """All other variables."""
-        if self._selected_paths is None:
-            return super().non_trainable_weights  # type: ignore[misc]
-        trained = {id(variable) for variable in self.trainable_weights}
-        return [v for v in super().weights if id(v) not in trained]  # type: ignore[misc]
 
     def _dropout(self, training: Any, inputs: Any) -> Any:
         """The dropout of this forward pass over `inputs`, (batch, ...)."""
@@ -83,16 +59,6 @@ class _Selectable:
         """Variables read inside have the type that the model computes in, as Keras does it around `call`."""
         return enable_auto_cast_variables(self._compute_dtype_object)  # type: ignore[attr-defined]
 
-    def save_weights(self, filepath: Any, *arguments: Any, **named: Any) -> Any:
-        """As in Keras; an HDF5 file has the architecture's order, whatever is selected."""
-        with _all_sublayers_trainable(self):
-            return super().save_weights(filepath, *arguments, **named)  # type: ignore[misc]
-
-    def load_weights(self, filepath: Any, *arguments: Any, **named: Any) -> Any:
-        """As in Keras; see `save_weights`."""
-        with _all_sublayers_trainable(self):
-            return super().load_weights(filepath, *arguments, **named)  # type: ignore[misc]
-
     def _embed(self, input_ids: tf.Tensor, inputs: Mapping[str, Any], drop: Any) -> tf.Tensor:
         kinds = inputs.get("token_type_ids")
         kinds = tf.zeros_like(input_ids) if kinds is None else tf.convert_to_tensor(kinds)
@@ -109,8 +75,10 @@ class _Selectable:
         inputs = {name: value for name, value in named.items() if value is not None}
         if isinstance(input_ids, Mapping):
             inputs |= {name: value for name, value in input_ids.items() if value is not None}
-        elif isinstance(input_ids, (list, tuple)):
-            return None
+        elif isinstance(input_ids, list | tuple):
+            if len(input_ids) > 3 or not all(map(tf.is_tensor, input_ids)):
+                return None
+            inputs |= dict(zip(("input_ids", "attention_mask", "token_type_ids"), input_ids, strict=False))
         elif input_ids is not None:
             inputs["input_ids"] = input_ids
         known = {"input_ids", "attention_mask", "token_type_ids", "labels", "return_dict"}
@@ -147,19 +115,6 @@ class _Selectable:
     def _head_logits(self, states: tf.Tensor, drop: Any) -> tf.Tensor:
         """What the head makes of the last block's output."""
         raise AssertionError("each class below has its own head")
-
-
-@contextmanager
-def _all_sublayers_trainable(model: Any) -> Iterator[None]:
-    """Sets every sublayer's flag for a while: Keras orders the weights of a layer in an HDF5 file by these flags."""
-    flags = [(layer, layer.trainable) for layer in model._flatten_layers()]
-    try:
-        for layer, _ in flags:
-            layer.trainable = True
-        yield
-    finally:
-        for layer, flag in flags:  # parents come first, and a flag reaches all below it
-            layer.trainable = flag
 
 
 class TFBertForSequenceClassification(_Selectable, transformers.TFBertForSequenceClassification):
@@ -206,7 +161,7 @@ def adopt(model: Any) -> Any:
     if isinstance(model, _Selectable):
         return model
     for kind in _CLASSES.values():
-        if type(model) is kind.__mro__[2]:
+        if type(model) is kind.__bases__[1]:
             if not model.weights:
                 model.build_in_name_scope()
             model.__class__ = kind
@@ -268,7 +223,8 @@ def load_bert(
       model: a hub name (also `name@revision`), a local folder with config.json, model.safetensors and a vocabulary, or
         `demo`.
       num_labels: outputs of the classifier; 1 means regression.
-      seed: decides the initial weights of the head, and its dropout masks, on every machine alike.
+      seed: decides the initial weights of the head, and the dropout masks of `fit` and of loops of one's own, on every
+        machine alike; not the dropout of what only the library computes (attention maps, hidden states).
       head: `sentence` (TFBertForSequenceClassification) or `tokens` (TFBertForTokenClassification).
       classes: names of the outputs for `config.id2label`.
       name: the model's Keras name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,13 @@ def check_inner(optimizer: Any, wrapper: type) -> None:
     check_optimizer(optimizer)
     if getattr(optimizer, "_built", False):
         raise RequestError("GradientMask expects an optimizer that has not been built; pass a new one.")
+
+
+def first_unknown(optimizer: Any, variables: Iterable[Any]) -> Any:
+    """The first variable that an optimizer which has begun has no state for; None where it can take them all."""
+    if not getattr(optimizer, "_built", False) or not hasattr(optimizer, "_index_dict"):
+        return None
+    return next((each for each in variables if optimizer._var_key(each) not in optimizer._index_dict), None)
 
 
 def state_of(optimizer: Any) -> list[Any]:
@@ -117,6 +124,13 @@ def advance(strategy: Any, optimizer: Any) -> None:
         product.assign(product * factor)
 
     strategy.extended.update(optimizer._u_product, multiply, group=False)
+
+
+def within_loss_scale(optimizer: Any) -> Any:
+    """The optimizer itself, or the one inside a `LossScaleOptimizer`."""
+    while isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
 
 
 @contextmanager

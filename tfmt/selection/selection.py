@@ -12,10 +12,10 @@ from tfmt.bert.models import adopt, weights_of
 from tfmt.bert.vocabulary import SUBLAYERS, Weight, variable_path
 from tfmt.errors import RequestError
 from tfmt.selection.gradient_mask import GradientMask
-from tfmt.selection.inner_optimizers import check_optimizer
+from tfmt.selection.inner_optimizers import check_optimizer, first_unknown, within_loss_scale
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
 from tfmt.selection.stored import read_fisher
-from tfmt.selection.summary import format_summary
+from tfmt.selection.summary import format_map, format_summary
 
 
 class Selection:
@@ -94,6 +94,48 @@ class Selection:
             return optimizer
         return GradientMask(optimizer, self.masks)
 
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Refuses an optimizer that would train other weights than these; the model calls it before it trains.
+
+        Args:
+          optimizer: a tf_keras optimizer; a `LossScaleOptimizer` is looked through.
+
+        Raises:
+          RequestError: it does not carry just the masks of this selection, or has begun with other variables.
+        """
+        inner = within_loss_scale(optimizer)
+        if not isinstance(inner, GradientMask):
+            if self.masks:
+                raise RequestError(
+                    f"mode={self.mode} selects single weights, and this optimizer would move their whole variables: "
+                    "compile with selection.optimizer(...) around it. Received: "
+                    f"optimizer={type(inner).__name__}"
+                )
+            unknown = first_unknown(inner, self.model.trainable_weights)
+            if unknown is not None:
+                raise RequestError(
+                    f"this optimizer has begun with another selection and has no state for {variable_path(unknown)}: "
+                    "compile with a new one"
+                )
+            return
+        # An empty mask of a variable that does not train anyway says nothing.
+        masks = {path: each for path, each in inner.masks.items() if len(each) or path in self._whole}
+        if self.masks.keys() != masks.keys() or any(
+            not np.array_equal(each, masks[path]) for path, each in self.masks.items()
+        ):
+            raise RequestError(
+                "this optimizer selects other weights than the model's last tfmt.select: compile with the "
+                f"selection.optimizer(...) of what that returned, {self!r}"
+            )
+
+    def __repr__(self) -> str:
+        tuned = f"{self.tuned:,} weights = {self.percent:.4f} % of the encoder"
+        return f"<tfmt.Selection {self.mode}: {tuned}, head {self.head:,}>"
+
+    def _repr_html_(self) -> str:
+        """A map of what trains, for notebooks."""
+        return format_map([(w.block, w.sublayer, w.size, self.count(w)) for w in self.weights], repr(self)[1:-1])
+
     def summary(self) -> str:
         """A table by sublayer: weights, selected weights, share."""
         rows = []
@@ -163,17 +205,5 @@ def select(
         union=union,
     )
     selection = Selection(model, mode, plan, masks)
-    apply_selection(model, selection.paths)
+    model.train_only(frozenset(selection.paths), selection.check_optimizer)
     return selection
-
-
-def apply_selection(model: Any, paths: tuple[str, ...]) -> None:
-    """Makes `model.trainable_variables` exactly the variables of these paths."""
-    selected = frozenset(paths)
-    model._selected_paths = selected
-    model.trainable = True
-    for layer in model._flatten_layers(include_self=False):
-        # A frozen container would silence its children, so only layers without children get a flag.
-        if layer.weights and next(layer._flatten_layers(include_self=False), None) is None:
-            layer.trainable = any(variable_path(variable) in selected for variable in layer.weights)
-    model.train_function = None  # what Keras compiled for another selection must not be used again

@@ -1,8 +1,11 @@
-"""The table of a selection, shared by `Selection.summary` and the dry run."""
+"""What a selection trains, as a table of text, which the dry run prints too, and as a map for notebooks."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
+
+from tfmt.bert.vocabulary import BLOCK_SUBLAYERS
 
 
 def format_summary(rows: Sequence[tuple[str, int, int]], tuned: int, percent: float, head: int) -> str:
@@ -21,3 +24,36 @@ def format_summary(rows: Sequence[tuple[str, int, int]], tuned: int, percent: fl
         lines.append(f"{name:<{width}}  {size:>13,}  {state:>13}")
     lines.append(f"tuned     {tuned:,} weights = {percent:.4f} % of the encoder; the head has {head:,}")
     return "\n".join(lines)
+
+
+def format_map(weights: Sequence[tuple[int | None, str, int, int]], title: str) -> str:
+    """A small HTML table, block x sublayer: dark where all trains, light where a part does, empty where nothing does.
+
+    Args:
+      weights: (block or None, sublayer, weights, trained) of every variable.
+      title: stands above it.
+    """
+    sizes: dict[tuple[int | None, str], tuple[int, int]] = {}
+    for block, sublayer, size, trained in weights:
+        whole, part = sizes.get((block, sublayer), (0, 0))
+        sizes[block, sublayer] = whole + size, part + trained
+    blocks = sorted({block for block, _ in sizes if block is not None})
+    outside = [sublayer for block, sublayer in sizes if block is None]
+    rows = [_row("th", ["block", *BLOCK_SUBLAYERS])]
+    rows += [_row("td", [str(block), *(sizes[block, name] for name in BLOCK_SUBLAYERS)]) for block in blocks]
+    rows += [_row("td", [name, sizes[None, name]]) for name in outside]
+    return f"<div>{html.escape(title)}<table>{''.join(rows)}</table></div>"
+
+
+def _row(tag: str, cells: Sequence[str | tuple[int, int]]) -> str:
+    return f"<tr>{''.join(_cell(tag, cell) for cell in cells)}</tr>"
+
+
+def _cell(tag: str, cell: str | tuple[int, int]) -> str:
+    if isinstance(cell, str):
+        return f"<{tag}>{html.escape(cell)}</{tag}>"
+    size, trained = cell
+    strength = 0.0 if not trained else 0.9 if trained == size else 0.35
+    shown = "" if not trained else f"{trained:,}" if trained == size else f"{trained:,} of {size:,}"
+    colour = f"background: rgba(31, 119, 180, {strength})" + ("; color: white" if strength > 0.5 else "")
+    return f'<{tag} title="{trained:,} of {size:,} weights" style="{colour}">{shown}</{tag}>'
