@@ -121,3 +121,20 @@ def test_dropout_keeps_the_rate(rate):
     spread = np.sqrt(rate * (1 - rate) / 20_000 + (rate * 256 % 1) * (1 - rate * 256 % 1) / 256**2)
     assert dropped.mean() == pytest.approx(rate, abs=4 * spread / np.sqrt(masks))
     assert dropped.std() == pytest.approx(spread, rel=0.25)
+
+
+def test_a_saved_function_runs_and_says_why_it_has_no_gradient(tmp_path):
+    module = tf.Module()
+    module.norm = tf.function(
+        lambda x: kernels.layer_norm(x, tf.ones([8]), tf.zeros([8]), 1e-12), input_signature=[tf.TensorSpec([None, 8])]
+    )
+    x = drawn([3, 8], 0, tf.float32)
+    expected = module.norm(x)
+    tf.saved_model.save(module, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    np.testing.assert_array_equal(loaded.norm(x), expected)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(loaded.norm(x))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="SavedModel holds no gradients"):
+        tape.gradient(total, x)

@@ -181,3 +181,33 @@ def test_the_order_of_weights_is_that_of_plain_tfbert(model, small_bert, tmp_pat
         target.set_weights([np.zeros_like(value) for value in source_weights])
         target.load_weights(tmp_path / "weights.h5")
         assert all(map(np.array_equal, target.get_weights(), source_weights))
+
+
+@pytest.mark.filterwarnings("ignore:`seed_generator` is deprecated")  # by transformers, of itself
+def test_saved_models_are_hugging_faces(model, small_bert, tmp_path):
+    compiled(model, tfmt.select(model, mode="outliers", mask_size=3).optimizer(keras.optimizers.Adam(0.1)))
+    fit(model, callbacks=[keras.callbacks.ModelCheckpoint(str(tmp_path / "checkpoint"))])  # the whole model
+    plain = plain_bert(small_bert)
+    plain.set_weights(model.get_weights())
+    expected = plain(INPUTS).logits
+    loaded = keras.models.load_model(tmp_path / "checkpoint")
+    np.testing.assert_allclose(loaded(INPUTS)["logits"], expected, atol=1e-6)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(loaded(INPUTS, training=True)["logits"])
+    assert all(gradient is not None for gradient in tape.gradient(total, loaded.trainable_variables))
+    model.save(tmp_path / "model.keras")
+    again = tfmt.load_bert(small_bert, seed=5)
+    again.load_weights(tmp_path / "model.keras")
+    np.testing.assert_allclose(again(INPUTS).logits, expected, atol=1e-5)
+    fit(model)  # what was written does not change how the model goes on
+
+
+@pytest.mark.filterwarnings("ignore:`seed_generator` is deprecated")  # by transformers, of itself
+def test_save_pretrained_writes_a_saved_model(model, small_bert, tmp_path):
+    tfmt.select(model, mode="layernorm")
+    model.save_pretrained(tmp_path, saved_model=True)
+    plain = plain_bert(small_bert)
+    plain.set_weights(model.get_weights())
+    signature = tf.saved_model.load(str(tmp_path / "saved_model" / "1")).signatures["serving_default"]
+    found = signature(**{name: tf.constant(value) for name, value in INPUTS.items()})["logits"]
+    np.testing.assert_allclose(found, plain(INPUTS).logits, atol=1e-6)

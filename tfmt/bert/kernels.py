@@ -81,7 +81,11 @@ def _by_hand(gradient: Callable[..., tuple[tf.Tensor, ...]]) -> Callable[..., tf
     name = f"tfmt{gradient.__name__}"
 
     @tf.RegisterGradient(name)
-    def of_operation(operation: Any, upstream: tf.Tensor, *_: Any) -> list[tf.Tensor | None]:
+    def of_operation(operation: Any, upstream: tf.Tensor, *others: Any) -> list[tf.Tensor | None]:
+        if (
+            operation is None
+        ):  # TensorFlow writes a SavedModel, and asks for a gradient of this name without what is kept
+            return _refuse_gradient([upstream, *others])
         tensors = [*operation.inputs[1:], *getattr(operation, "tfmt_kept", ())]
         found = gradient(upstream, *tensors)
         return [None, *found, *[None] * (len(operation.inputs) - 1 - len(found))]
@@ -98,6 +102,13 @@ def _by_hand(gradient: Callable[..., tuple[tf.Tensor, ...]]) -> Callable[..., tf
         return outputs[0]
 
     return attach
+
+
+def _refuse_gradient(upstream: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """In a SavedModel of a function that calls a model: the function runs, and a gradient of it is an error."""
+    why = "a SavedModel holds no gradients of tfmt's forward pass: save the model itself, model.save(...), to train it"
+    with tf.control_dependencies([tf.debugging.Assert(False, [why])]):
+        return [tf.identity(each) for each in upstream]
 
 
 @_by_hand

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 import transformers
+from tensorflow.python.saved_model import save_context
 from tf_keras.src.mixed_precision.autocast_variable import enable_auto_cast_variables
 from transformers.modeling_tf_outputs import TFSequenceClassifierOutput, TFTokenClassifierOutput
 
@@ -20,6 +22,25 @@ from tfmt.bert.trained_set import TrainedSet
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.quiet import find_devices, without_advice
+
+# Whether a model is being written as a SavedModel: then it computes as Hugging Face's does.
+_AS_HUGGING_FACE: ContextVar[bool] = ContextVar("as_hugging_face", default=False)
+
+
+@contextmanager
+def _as_hugging_face(model: Any) -> Iterator[None]:
+    """Has models compute with Hugging Face's own layers, so that a SavedModel of one is what TFBert's would be.
+
+    tfmt's forward pass has gradients that no SavedModel can hold, and dropout that counts in variables of its own.
+    """
+    token = _AS_HUGGING_FACE.set(True)
+    try:
+        if model.bert._saved_model_inputs_spec is None:
+            model(model.dummy_inputs, training=False)  # Keras writes no layer that was never called
+        yield
+    finally:
+        _AS_HUGGING_FACE.reset(token)
+
 
 class _Selectable(TrainedSet):
     """What tfmt adds to a TFBert model: an exact set of trained variables, and the lean forward pass."""
@@ -100,7 +121,8 @@ class _Selectable(TrainedSet):
             "head_mask": head_mask, "inputs_embeds": inputs_embeds, "output_attentions": output_attentions,
             "output_hidden_states": output_hidden_states, "return_dict": return_dict, "labels": labels,
         }  # fmt: skip
-        inputs = self._plain_inputs(input_ids, named)
+        library = _AS_HUGGING_FACE.get() or save_context.in_save_context()
+        inputs = None if library else self._plain_inputs(input_ids, named)
         if inputs is None:
             return super().call(input_ids, **named, training=training)  # type: ignore[misc]
         input_ids = tf.convert_to_tensor(inputs["input_ids"])
@@ -111,6 +133,30 @@ class _Selectable(TrainedSet):
         labels = inputs.get("labels")
         loss = None if labels is None else self.hf_compute_loss(labels=labels, logits=logits)  # type: ignore[attr-defined]
         return self._output(loss=loss, logits=logits)
+
+    def save(self, *arguments: Any, **named: Any) -> Any:
+        """As in Keras; what is written is Hugging Face's model."""
+        with _as_hugging_face(self):
+            return super().save(*arguments, **named)  # type: ignore[misc]
+
+    def export(self, *arguments: Any, **named: Any) -> Any:
+        """As in Keras; what is written is Hugging Face's model."""
+        with _as_hugging_face(self):
+            return super().export(*arguments, **named)  # type: ignore[misc]
+
+    @tf.function(autograph=False)
+    def serving(self, inputs: Mapping[str, tf.Tensor]) -> Any:
+        """As in Hugging Face: the signatures of a SavedModel that `save_pretrained` writes."""
+        with _as_hugging_face(self):
+            return self.serving_output(self.call(inputs))  # type: ignore[attr-defined]
+
+    def _trackable_children(self, save_type: str = "checkpoint", **named: Any) -> Any:
+        if save_type == "checkpoint":
+            return super()._trackable_children(save_type, **named)  # type: ignore[misc]
+        with _as_hugging_face(self):
+            children = super()._trackable_children(save_type, **named)  # type: ignore[misc]
+        state = self._dropout_state  # type: ignore[attr-defined]  # what a user's own traced step may have read
+        return children | {"_dropout_seed": state.seed, "_dropout_passes": state.passes}
 
     def _head_logits(self, states: tf.Tensor, drop: Any) -> tf.Tensor:
         """What the head makes of the last block's output."""
