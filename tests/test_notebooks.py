@@ -70,15 +70,16 @@ def test_prose_and_calls_alone(name):
 def small(toy_bert, toy_glue, tmp_path_factory):
     """{notebook: the cell to change, for a toy}; the two on weights share their full run."""
     shared = tmp_path_factory.mktemp("notebooks") / "weights"
-    common = [f"--model={toy_bert}", f"--data_dir={toy_glue}", "--task=mrpc", "--max_length=32", "--epochs=1"]
-    weights = {"MODEL": str(toy_bert), "RUNS": str(shared), "SETTINGS": [*common, "--keep=scores"]}
+    common = {"model": str(toy_bert), "data_dir": str(toy_glue), "task": "mrpc", "max_length": 32, "epochs": 1}
+    flags = [f"--{name}={value}" for name, value in common.items()]
+    weights = {"MODEL": str(toy_bert), "RUNS": str(shared), "SETTINGS": common | {"keep": "scores"}}
     return {
         "weight_distributions": weights,
-        "weight_change": weights | {"FISHER": ["--mask_fraction=0.2", "--fisher_examples=8"]},
-        "outlier_tuning": {"RUNS": "runs", "MASK_SIZE": 2, "SETTINGS": [*common, "--learning_rate=1e-2"]},
+        "weight_change": weights | {"FISHER": {"mask_fraction": 0.2, "fisher_examples": 8}},
+        "outlier_tuning": {"RUNS": "runs", "MASK_SIZE": 2, "SETTINGS": common | {"learning_rate": 1e-2}},
         "study_results": {
             "RUNS": "runs", "TABLE": "1",
-            "SWEEP": [*common, "--mode=frozen,layernorm", "--learning_rate=1e-3", "--seed=0,1", "--keep=scores"],
+            "SWEEP": [*flags, "--mode=frozen,layernorm", "--learning_rate=1e-3", "--seed=0,1", "--keep=scores"],
         },
     }  # fmt: skip
 

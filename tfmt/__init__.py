@@ -22,7 +22,8 @@ hush_first_import()
 if TYPE_CHECKING:
     from tfmt.bert.models import load_bert
     from tfmt.errors import RequestError, RunError
-    from tfmt.runs.records import read_runs
+    from tfmt.runs.fine_tune import fine_tune
+    from tfmt.runs.records import Record, read_runs
     from tfmt.selection.gradient_mask import GradientMask
     from tfmt.selection.selection import Selection, select
     from tfmt.spec import RunSpec
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "GradientMask": "tfmt.selection.gradient_mask",
+    "Record": "tfmt.runs.records",
     "RequestError": "tfmt.errors",
     "RunError": "tfmt.errors",
     "RunSpec": "tfmt.spec",
     "Selection": "tfmt.selection.selection",
+    "fine_tune": "tfmt.runs.fine_tune",
     "load_bert": "tfmt.bert.models",
     "load_tuned": "tfmt.tuned.load",
     "read_runs": "tfmt.runs.records",
@@ -41,10 +44,12 @@ _PUBLIC = {
 }
 __all__ = [
     "GradientMask",
+    "Record",
     "RequestError",
     "RunError",
     "RunSpec",
     "Selection",
+    "fine_tune",
     "load_bert",
     "load_tuned",
     "read_runs",

@@ -1,0 +1,45 @@
+"""One run from Python: what `tfmt-train` does, without a command's words and settings of the process."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tfmt.quiet import import_bars
+from tfmt.runs.folder import finished, open_folder
+from tfmt.runs.records import Record
+from tfmt.runs.runner import execute, make_bench, prepare
+from tfmt.spec import RunSpec
+
+
+def fine_tune(spec: RunSpec, output_dir: str | Path = "runs", *, quiet: bool = False) -> Record:
+    """Trains one run, as `tfmt-train` does, and gives its record; a run that is done is not run again.
+
+    An interrupted run goes on where it stopped. TensorFlow's deterministic operations are on afterwards, and the
+    process's memory stays as it is kept (a command keeps freed memory, which is a little faster).
+
+    Args:
+      spec: what to do.
+      output_dir: the folder of the runs' folders.
+      quiet: show no progress.
+
+    Returns:
+      The record, completed or diverged, which lies in `<output_dir>/<run id>/record.json`.
+
+    Raises:
+      RequestError: the model or the data cannot be had, or do not fit the spec.
+      RunError: the run failed, or another process is at it.
+
+    Example:
+      >>> spec = RunSpec.make(model="demo", task="rotten_tomatoes", mode="layernorm", train_limit=320, epochs=1)
+      >>> fine_tune(spec, "runs").status
+      'completed'
+    """
+    started = time.perf_counter()
+    import_bars()
+    request = prepare(spec, output_dir)
+    record = finished(request)
+    if record is None:
+        open_folder(request)  # what is wrong with it is told before the text is tokenised
+        record = execute(request, make_bench(request), started=started, quiet=quiet)
+    return record
