@@ -21,6 +21,7 @@ hush_first_import()
 
 if TYPE_CHECKING:
     from tfmt.bert.models import load_bert
+    from tfmt.data.model_inputs import tokenize
     from tfmt.errors import RequestError, RunError
     from tfmt.runs.fine_tune import fine_tune
     from tfmt.runs.records import Record, read_runs
@@ -41,6 +42,7 @@ _PUBLIC = {
     "load_tuned": "tfmt.tuned.load",
     "read_runs": "tfmt.runs.records",
     "select": "tfmt.selection.selection",
+    "tokenize": "tfmt.data.model_inputs",
 }
 __all__ = [
     "GradientMask",
@@ -54,6 +56,7 @@ __all__ = [
     "load_tuned",
     "read_runs",
     "select",
+    "tokenize",
 ]
 
 

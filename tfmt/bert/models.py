@@ -316,6 +316,7 @@ def load_bert(
     variables = built.all_weights
     for path in base.paths:
         variables[path].assign(base.read(path))
+    built.name_or_path = str(folder)  # as in Hugging Face; `tfmt.tokenize` finds the tokenizer there
     return built
 
 
