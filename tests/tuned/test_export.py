@@ -94,6 +94,20 @@ def test_adapter_holds_the_tuned_layernorms_and_the_head(runs, tmp_path, capsys)
     assert config["modules_to_save"] == ["classifier"]
 
 
+def test_adapter_brings_the_tokenizer_that_autopeftmodel_asks_for(runs, toy_bert, tmp_path, capsys):
+    """The base model's folder holds vocab.txt alone, and PEFT calls AutoTokenizer on the adapter's folder."""
+    from transformers import AutoTokenizer
+
+    assert not {"tokenizer.json", "tokenizer_config.json"}.intersection(os.listdir(toy_bert))
+    status, _, err = call(capsys, run=runs["layernorm"], output=tmp_path / "out", format="peft")
+    assert status == 0, err
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    found, base = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "out", toy_bert))
+    assert len(found) == 19  # no more than the base model's embeddings: PEFT would resize them
+    text = "the good film ends, well"
+    assert found(text, "bad").data == base(text, "bad").data
+
+
 def test_keras_folder_loads_in_plain_transformers(runs, tmp_path, capsys):
     import transformers
 

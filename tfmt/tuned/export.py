@@ -120,12 +120,13 @@ def _write_adapter(tuned: TunedWeights, folder: Path) -> None:
     labels = json.dumps(_config(tuned)["id2label"])
     _write_readme(tuned, folder, [
         "from peft import PeftModel",
-        f"from transformers import {name}",
+        f"from transformers import AutoTokenizer, {name}",
         f"names = {{int(number): name for number, name in {labels}.items()}}",
         f'base = {name}.from_pretrained("{_base_name(tuned)}", num_labels={len(tuned.classes) or 1}, id2label=names'
         + (f', revision="{tuned.commit}")' if tuned.commit else ")"),
         "base = base.float()  # the run computed with float32, whatever the base model's file holds",
         f'model = PeftModel.from_pretrained(base, "{_FOLDER}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{_FOLDER}")',
     ])  # fmt: skip
 
 
