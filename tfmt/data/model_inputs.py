@@ -35,9 +35,10 @@ def tokenize(
         positions for, or a model that does not say where its tokenizer lies.
 
     Example:
-      >>> inputs = tokenize("demo", ["a gripping story", "dull"])
+      >>> import tfmt
+      >>> inputs = tfmt.tokenize("demo", ["a gripping story", "dull"])
       >>> inputs["input_ids"].shape, inputs["attention_mask"].sum(axis=1).tolist()
-      ((2, 6), [6, 3])
+      ((2, 5), [5, 3])
     """
     columns = [_check_texts("texts", texts)]
     if pairs is not None:

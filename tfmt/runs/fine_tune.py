@@ -31,8 +31,10 @@ def fine_tune(spec: RunSpec, output_dir: str | Path = "runs", *, quiet: bool = F
       RunError: the run failed, or another process is at it.
 
     Example:
-      >>> spec = RunSpec.make(model="demo", task="rotten_tomatoes", mode="layernorm", train_limit=320, epochs=1)
-      >>> fine_tune(spec, "runs").status
+      >>> import tfmt
+      >>> limits = {"train_limit": 32, "validation_limit": 32, "max_length": 16, "epochs": 1}
+      >>> spec = tfmt.RunSpec.make(model="demo", task="rotten_tomatoes", mode="layernorm", **limits)
+      >>> tfmt.fine_tune(spec, "runs", quiet=True).status
       'completed'
     """
     started = time.perf_counter()

@@ -134,6 +134,12 @@ class Record(_Part):
     """One run that ended. See the README for how to read it.
 
     `warnings` says where what was asked for was not had, as GPUs.
+
+    Example:
+      >>> import tfmt
+      >>> spec = tfmt.RunSpec.make(model="demo", task="rotten_tomatoes", mode="layernorm", epochs=1, train_limit=1000)
+      >>> record = tfmt.fine_tune(spec, "runs")  # doctest: +SKIP
+      >>> record.result.score_best, record.proof.frozen_changed  # doctest: +SKIP
     """
 
     schema_: Literal[1]
