@@ -110,7 +110,6 @@ def test_words_without_a_prediction_are_wrong_tags():
     assert score(task, np.array([4, 6, 4, 5]), predictions).values == {"accuracy": 0.25}
     assert count_predicted(task, predictions)["(no prediction)"] == 2
     assert not collapsed(task, predictions)
-    assert collapsed(task, np.array([4, 4, -1]))
 
 
 def conlleval(truth, predicted):

@@ -24,6 +24,10 @@ def test_json_both_ways():
     assert json.loads(spec.to_json())["layers"] == "1-3"
 
 
+def test_minus_zero_is_zero():
+    assert make(warmup_ratio=-0.0).run_id() == make(warmup_ratio=0.0).run_id()
+
+
 def test_is_immutable():
     with pytest.raises(Exception, match="frozen"):
         make().seed = 3

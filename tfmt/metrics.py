@@ -99,14 +99,18 @@ def headline(task: Task, metrics_by_split: Mapping[str, Mapping[str, float | Non
 def collapsed(task: Task, predictions: np.ndarray) -> bool:
     """Whether the predictions of a split are all one class, or a constant score.
 
-    Words without a prediction of their own do not count. A split of one example does not collapse.
+    A split of one example does not collapse.
+
+    Args:
+      task: the task.
+      predictions: as in `score`; of words only those that were predicted for, as others carry `task.fill_class`.
     """
     predictions = np.asarray(predictions)
     if predictions.size < 2:
         return False
     if task.kind == "regression":
         return bool(np.isfinite(predictions).all()) and _constant(predictions)
-    return np.unique(predictions[predictions >= 0]).size < 2
+    return np.unique(predictions).size < 2
 
 
 def count_predicted(task: Task, predictions: np.ndarray) -> dict[str, int]:

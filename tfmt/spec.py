@@ -203,6 +203,9 @@ class RunSpec(BaseModel):
     @model_validator(mode="after")
     def _settle(self) -> RunSpec:
         _check_ranges(self)
+        for name, number in self:
+            if isinstance(number, float):
+                object.__setattr__(self, name, number + 0.0)  # -0.0 is 0.0, and one run has one id
         for name, value in zip(("model", "revision"), split_revision(self.model, self.revision), strict=True):
             object.__setattr__(self, name, value)
         meaningful = meaningful_fields(self.mode, self.task)

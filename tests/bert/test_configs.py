@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tfmt.bert.base_weights import is_model, model_digest
 from tfmt.bert.configs import read_config
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.runs.runner import prepare
@@ -87,3 +88,14 @@ def test_blocks_that_the_config_leaves_out_are_told(toy_bert, toy_glue, tmp_path
     with pytest.warns(RequestWarning, match="holds 2 blocks.*lowest 1"):
         request = make_request(folder, toy_glue, tmp_path / "runs")
     assert request.model_notes == {"stored_blocks": 2}
+    whole = make_request(toy_bert, toy_glue, tmp_path / "runs")
+    assert request.run_id != whole.run_id  # the file is the same, and of all sizes this one does not follow from it
+    assert is_model(folder, request.digests["model"])
+    assert not is_model(folder, whole.digests["model"])
+
+
+def test_two_names_of_one_activation_are_one_model(toy_bert, tmp_path):
+    names = ("gelu", "gelu_python", "gelu_new", "gelu_pytorch_tanh")
+    digests = [model_digest(change_config(toy_bert, tmp_path / name, hidden_act=name)) for name in names]
+    assert digests[0] == digests[1] == model_digest(toy_bert)
+    assert digests[2] == digests[3] != digests[0]

@@ -149,6 +149,26 @@ def test_single_blocks(add_score: Add, runs: Runs, scores: list[float], c6: str,
         assert " --layers=all,each " in verdict_on("C7", frame).command
 
 
+def without_counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs as they are where those that failed had no parameters yet."""
+    return frame.assign(tuned=frame["tuned"].astype(float).where(frame["status"] != "failed"))
+
+
+@pytest.mark.parametrize("lost", ["all", "0"])
+def test_a_run_that_failed_early_has_no_count_of_blocks(add_score: Add, runs: Runs, lost: str) -> None:
+    add_blocks(add_score, [0.5, 0.6, 0.7, 0.8, 0.7, 0.6])
+    before = {claim: verdict_on(claim, runs()).outcome for claim in ("C6", "C7")}
+    add_score(0.5, mode="layernorm", layers=lost, task="cola", learning_rate=5e-3, status="failed")
+    frame = without_counts(runs())
+    assert {claim: verdict_on(claim, frame).outcome for claim in ("C6", "C7")} == before
+
+
+def test_blocks_are_counted_whatever_run_failed(add_score: Add, runs: Runs) -> None:
+    add_blocks(add_score, [0.5, 0.6, 0.7])
+    add_score(0.5, mode="layernorm", task="cola", learning_rate=5e-3, status="failed")
+    assert verdict_on("C7", without_counts(runs())).gaps == (Gap("CoLA", "LayerNorms of blocks 3-5: no score"),)
+
+
 def test_c7_needs_three_blocks_and_c6_the_whole_model(add_score: Add, runs: Runs) -> None:
     add_blocks(add_score, [0.5, 0.5], whole=None)
     assert verdict_on("C7", runs()).gaps == (Gap("CoLA", "2 blocks of at least 3"),)

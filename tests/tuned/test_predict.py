@@ -11,6 +11,7 @@ from seqeval.metrics import f1_score
 from tfmt import predict
 from tfmt.data.examples import Examples
 from tfmt.data.rows import read_rows
+from tfmt.errors import RequestWarning
 from tfmt.runs.records import read_record
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
@@ -87,7 +88,8 @@ def entities(toy_bert, tmp_path_factory):
         for text in [*sentences(24, seed), " ".join(WORDS * 4)]:  # the last is longer than max_length
             lines += [f"{word} NN I-NP {'B-PER' if word == 'actor' else 'O'}" for word in text.split()] + [""]
         write_lines(place / f"{name}.txt", lines)
-    return tune(toy_bert, place / "runs", task="conll2003_ner", data_dir=str(place))
+    with pytest.warns(RequestWarning, match="lower-cases its text"):
+        return tune(toy_bert, place / "runs", task="conll2003_ner", data_dir=str(place))
 
 
 def kept_metrics(run):
@@ -229,6 +231,13 @@ def test_entities_of_an_input_are_scored_whatever_their_scheme(entities, tmp_pat
     truth = [[("I-PER" if i and row[i - 1] == "actor" else "B-PER") if word == "actor" else "O"
               for i, word in enumerate(row)] for row in words]  # fmt: skip
     assert f"f1 {100 * f1_score(truth, predicted):.2f}" in out
+
+
+def test_tags_that_are_others_than_the_words_of_their_row_score_nothing(entities, tmp_path, capsys):
+    rows = [(["a", "good", "actor"], ["O", "O"]), (["good", "film"], ["O", "O", "O"])]  # as many in all
+    path = write_lines(tmp_path / "in.jsonl", [json.dumps({"words": words, "label": tags}) for words, tags in rows])
+    with pytest.warns(RequestWarning, match=r"in\.jsonl:1: column label has 2 tags for 3 words"):
+        tuple(room.prepare_prediction(str(entities), str(tmp_path / "out.tsv"), input_file=str(path)).write())
 
 
 def test_validation_part_of_one_file_keeps_its_columns(own, tmp_path, capsys):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfmt.bert.checkpoint import StoredTensor, digest_weights, find_weights, open_tensors
-from tfmt.bert.configs import read_config, shape_of
+from tfmt.bert.configs import ACTIVATIONS, read_config, shape_of
 from tfmt.bert.digests import file_digest, json_digest
 from tfmt.bert.tokenizer import describe_tokenizer, uses_bert_class
 from tfmt.bert.vocabulary import Weight, list_weights
@@ -48,8 +48,8 @@ class BaseWeights:
         shape = shape_of(read_config(folder), folder / "config.json")
         wanted = [weight for weight in list_weights(shape, head, 1) if weight.sublayer != "classifier"]
         stored = open_tensors(folder)
-        self.from_tensorflow = any("/" in name for name in stored)
-        found = _tensorflow_paths(stored.values()) if self.from_tensorflow else _torch_names(stored.values())
+        self.from_tensorflow = _is_tensorflow(stored)
+        found = _plain_names(stored)
         keys = {weight.path: weight.path if self.from_tensorflow else weight.torch_name for weight in wanted}
         missing = [key for key in keys.values() if key not in found]
         if missing:
@@ -68,7 +68,7 @@ class BaseWeights:
                     f"{source}: {tensor.name} has shape {list(tensor.shape)}, config.json asks for {list(expected)}"
                 )
         # A config may ask for the lowest blocks of a file alone.
-        self.stored_blocks = 1 + max(int(block) for block in _BLOCK.findall("\n".join(found)))
+        self.stored_blocks = count_blocks(found)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -83,6 +83,20 @@ class BaseWeights:
 
     def _flips(self, weight: Weight) -> bool:
         return weight.transposed and not self.from_tensorflow
+
+
+def _is_tensorflow(stored: Iterable[str]) -> bool:
+    return any("/" in name for name in stored)
+
+
+def _plain_names(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """{the name in the columns of tfmt's table: the tensor}, whatever wrote the file."""
+    return (_tensorflow_paths if _is_tensorflow(stored) else _torch_names)(stored.values())
+
+
+def count_blocks(names: Iterable[str]) -> int:
+    """How many blocks a file holds, by the names of its tensors."""
+    return 1 + max((int(block) for block in _BLOCK.findall("\n".join(names))), default=-1)
 
 
 def _torch_names(stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
@@ -119,9 +133,14 @@ def describe_model(folder: Path) -> tuple[str, dict[str, Any]]:
     """
     config = read_config(folder)
     weights = digest_weights(folder)
+    settings = {key: config.get(key, default) for key, default in _CONFIG_DEFAULTS.items()}
+    settings["hidden_act"] = ACTIVATIONS[str(settings["hidden_act"])]  # some functions have two names
+    blocks = shape_of(config, folder / "config.json").num_hidden_layers
+    if blocks < count_blocks(_plain_names(open_tensors(folder))):
+        settings["num_hidden_layers"] = blocks  # of all sizes the one that the weights do not tell
     parts = {
         "weights": weights,
-        "config": {key: config.get(key, default) for key, default in _CONFIG_DEFAULTS.items()},
+        "config": settings,
         "tokenizer": describe_tokenizer(folder).sha256,
     }
     return json_digest(parts), parts | {"weights": weights if isinstance(weights, str) else json_digest(weights)}

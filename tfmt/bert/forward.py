@@ -63,6 +63,9 @@ class Dropout:
     def of_pass(cls, seed: Any, passes: Any, rows: tf.Tensor) -> Dropout:
         """The dropout of a forward pass in training.
 
+        In a loop of a user's own the first row is reckoned as if every replica had as many rows; where a last batch is
+        shared unevenly its masks are others than one device would draw.
+
         Args:
           seed: scalar int64 tensor or variable.
           passes: the variable that counts the model's own passes, where `dropout_at` does not say the step.

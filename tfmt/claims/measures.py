@@ -75,11 +75,13 @@ def _block(block: int) -> Row:
 def _block_scores(group: Group, column: str) -> list[dict[int, float]] | Gap:
     """Seed to score of each block's LayerNorms, for a model of three or more blocks all of which were run."""
     blocks = {int(row.layers): row for row in group.rows if row.mode == "layernorm" and row.layers.isdecimal()}
-    tuned = dict(zip(group.runs["layers"], group.runs["tuned"], strict=True))
+    counted = group.runs[group.runs["tuned"].notna()]  # a run that failed early has no count
+    tuned = dict(zip(counted["layers"], counted["tuned"], strict=True))
     expected = max(blocks, default=-1) + 1
-    if tuned.get("all", 0) > 0 and blocks:
+    sizes = [tuned[row.layers] for row in blocks.values() if row.layers in tuned]
+    if tuned.get("all", 0) > 0 and sizes:
         # Every block's LayerNorms are of one size, so the whole model's count tells how many blocks it has.
-        expected = max(expected, round(tuned["all"] / max(tuned[row.layers] for row in blocks.values())))
+        expected = max(expected, round(tuned["all"] / max(sizes)))
     scores = [seed_scores(group, blocks[block], column) if block in blocks else {} for block in range(expected)]
     missing = tuple(block for block, by_seed in enumerate(scores) if not by_seed)
     if missing:

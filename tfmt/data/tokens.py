@@ -58,6 +58,11 @@ class TokenizedSplit:
         return np.diff(self.offsets)
 
     @property
+    def answered(self) -> np.ndarray | None:
+        """Which words get a prediction of their own, bool of shape `(words,)`; None for tasks on whole texts."""
+        return None if self.word_positions is None else self.word_positions >= 0
+
+    @property
     def words_cut_off(self) -> int:
         """Words beyond `max_length`, which get no prediction of their own."""
         return 0 if self.word_positions is None else int((self.word_positions == CUT_OFF).sum())

@@ -9,6 +9,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+import tfmt
+
 _PACKAGES = ("tensorflow", "tf_keras", "transformers", "tokenizers", "numpy", "safetensors", "scikit-learn", "scipy")
 
 
@@ -25,9 +27,13 @@ def package_versions() -> dict[str, str]:
 
 
 @functools.cache
-def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether files differ from it) of tfmt's own checkout; (None, None) when installed otherwise."""
-    folder = Path(__file__).resolve().parents[1]
+def git_state(package: Path = Path(tfmt.__file__).parent) -> tuple[str | None, bool | None]:
+    """(commit, whether files differ from it) of tfmt's own checkout; (None, None) when installed otherwise.
+
+    Args:
+      package: the folder of the package `tfmt`.
+    """
+    folder = package.resolve().parent
     if not (folder / ".git").exists():
         return None, None
     try:

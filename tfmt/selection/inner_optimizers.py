@@ -88,7 +88,9 @@ def slots_of(optimizer: Any, variable: Any) -> list[Any]:
     """The slots that a built optimizer of ELEMENTWISE keeps for a variable."""
     index = optimizer._index_dict[optimizer._var_key(variable)]
     lists = [value for _, value in sorted(vars(optimizer).items()) if isinstance(value, list)]
-    return [slots[index] for slots in lists if len(slots) == len(optimizer._index_dict)]
+    found = [slots[index] for slots in lists if len(slots) == len(optimizer._index_dict)]
+    # Lists of other things, such as names that weight decay leaves out, may be as long.
+    return [slot for slot in found if isinstance(slot, tf.Variable) and slot.shape == variable.shape]
 
 
 class _Known:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tfmt.errors import RunError
 from tfmt.runs.records import Record
 from tfmt.runs.runner import Sources
 from tfmt.spec import RunSpec
@@ -65,12 +66,21 @@ class OwnProcess:
         self._output_dir, self._verbosity = output_dir, verbosity
         self._executor = Executor(output_dir, verbosity=verbosity, tell=lambda standing: tell(0, standing))
         self._run: tuple[RunSpec, Sources] | None = None
+        self._broken = False
 
     def __len__(self) -> int:
         return 1
 
     def submit(self, worker: int, spec: RunSpec, sources: Sources) -> None:
-        """Notes the run; `wait_for_any` executes it."""
+        """Notes the run; `wait_for_any` executes it.
+
+        Raises:
+          RunError: a run before it met something unexpected; a process of its own would end, and this is the sweep's.
+        """
+        if self._broken:
+            raise RunError(
+                "a run met what no run should, and nothing more is computed in this process; run the same command again"
+            )
         self._run = spec, sources
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
@@ -78,7 +88,7 @@ class OwnProcess:
         if self._run is None:
             return []
         ended = self._executor.execute(*self._run)
-        self._run = None
+        self._run, self._broken = None, ended.unexpected
         return [(0, ended)]
 
     def died_of(self, worker: int) -> str:

@@ -151,6 +151,12 @@ class Sweep:
     def _check_replicas(self, places: list[Place]) -> None:
         wanted = max((spec.replicas for spec in self._folders), default=0)
         for place in places:
+            for spec in self._folders:
+                if place.gpus and not spec.replicas and spec.batch_size % len(place.gpus):
+                    raise RequestError(
+                        f"--batch_size={spec.batch_size}: with --workers={len(places)} a worker has "
+                        f"{counted(len(place.gpus), 'GPU')}, which share a batch evenly; give --replicas"
+                    )
             if place.gpus is not None and wanted > len(place.gpus):
                 raise RequestError(
                     f"--replicas={wanted}: with --workers={len(places)} a worker has "
@@ -229,6 +235,7 @@ class Sweep:
         for item in held:
             if not self._book_stored(item):
                 (self._held if is_held(item.folder) else self._waiting).append(item)
+        self._release_unions()  # another sweep may have ended what they wait for
         while self._waiting:
             for item in self._waiting:
                 item.seconds = self.times.estimate(item.spec)

@@ -235,14 +235,14 @@ class FineTuning:
         metrics: dict[str, dict[str, float | None]] = {}
         predicted: dict[str, dict[str, int]] = {}
         flat = False
-        state.reasons = {}
         for name in task.validation_splits:
             predictions = self._predict(name)
             scores = score(task, bench.labels[name], predictions, bench.splits[name].sentence_lengths)
             metrics[name] = scores.values
             state.reasons |= {f"{name}.{metric}": reason for metric, reason in scores.undefined.items()}
             predicted[name] = count_predicted(task, predictions)
-            flat = flat or collapsed(task, predictions)
+            answered = bench.splits[name].answered
+            flat = flat or collapsed(task, predictions if answered is None else predictions[answered])
         value = headline(task, metrics)
         seconds = time.perf_counter() - started
         state.eval_seconds += seconds

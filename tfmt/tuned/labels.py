@@ -43,14 +43,22 @@ class InputLabels:
         self._rows: list[Row] = []
         self._trouble = ""
 
-    def take(self, rows: Sequence[Row]) -> None:
-        """Notes the labels of some rows."""
+    def take(self, rows: Sequence[Row], words: np.ndarray | None = None) -> None:
+        """Notes the labels of some rows.
+
+        Args:
+          rows: the rows.
+          words: in token tasks the number of words in each.
+        """
         if not self._column or self._trouble:
             return
         try:
-            for row in rows:
+            for number, row in enumerate(rows):
                 if self._task.head == "tokens":
                     label: Any = read_words(self._path, row, self._column)
+                    if words is not None and len(label) != words[number]:
+                        there = f"{counted(len(label), 'tag')} for {counted(int(words[number]), 'word')}"
+                        raise RequestError(f"{self._path}:{row.line}: column {self._column} has {there}")
                 else:
                     label = read_label(self._path, row, self._column, self._task.kind)
                 self._rows.append(row._replace(fields={self._column: label}))
@@ -64,7 +72,7 @@ class InputLabels:
           predictions: how many there must be.
 
         Warns:
-          RequestWarning: a row has no label or one that is none of the run's, or words and tags are not as many;
+          RequestWarning: a row has no label or one that is none of the run's, or other tags than words;
             nothing is scored then.
         """
         if not self._column:

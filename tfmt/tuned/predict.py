@@ -210,7 +210,7 @@ def _stream(spec: RunSpec, task: Task, path: Path, target: Path, name: str) -> S
 
     def parts() -> Parts:
         for rows, texts in stream_unlabelled(path, task, columns, spec.encoding):
-            labels.take(rows)
+            labels.take(rows, texts.sentence_lengths)
             yield rows, texts
 
     return Source(name, target, parts, read_labels=labels.read)

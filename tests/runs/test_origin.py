@@ -1,0 +1,36 @@
+"""What a record says of the code that made it."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import tfmt
+from tfmt.runs.origin import git_state
+
+
+def git(folder, *arguments):
+    names = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    done = subprocess.run(["git", "-C", str(folder), *names, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_checkout_has_its_commit_and_whether_it_was_changed(tmp_path):
+    package = tmp_path / "checkout" / "tfmt"
+    package.mkdir(parents=True)
+    (package / "spec.py").write_text("A = 1\n")
+    assert git_state.__wrapped__(package) == (None, None)
+    git(package.parent, "init", "-q")
+    git(package.parent, "add", "-A")
+    git(package.parent, "commit", "-qm", "first")
+    commit = git(package.parent, "rev-parse", "HEAD")
+    assert git_state.__wrapped__(package) == (commit, False)
+    (package / "spec.py").write_text("A = 2\n")
+    assert git_state.__wrapped__(package) == (commit, True)
+
+
+def test_it_is_this_package_that_is_asked_about():
+    root = Path(tfmt.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("the wheel is tested, which has no history")
+    assert git_state()[0] == git(root, "rev-parse", "HEAD")
