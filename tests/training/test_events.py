@@ -73,6 +73,7 @@ def test_events_of_a_resumed_run_are_those_of_one_in_one_go(small, tmp_path, mon
     bench = make_bench(request)
     die_before_write(request, bench, 4)  # in the second epoch, after a step that no checkpoint holds
     resumed = execute(request, bench, started=0.0, quiet=True)
+    assert len(list(request.folder.glob("events*"))) == 1
     found = read_scalars(request.folder)
     whole = prepare(spec, tmp_path / "whole")
     record = execute(whole, bench, started=0.0, quiet=True)

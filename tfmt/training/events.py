@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import socket
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 POINTS = 50  # the most points of an epoch's curve; a longer epoch has at least half as many
 _FLUSH_SECONDS = 10.0  # after which TensorBoard sees a point that was written
+_NUMBERS = itertools.count()  # of this process's files, two of which may begin in one second
 
 # The parameters of the HParams tab. It shows the first five at once, the others when they are ticked.
 _VARIED = ("task", "mode", "layers", "learning_rate", "seed")
@@ -93,7 +95,7 @@ def _point_steps(epochs: int, per_epoch: int) -> np.ndarray:
 
 
 class Events:
-    """The one file of events in a run's folder.
+    """The file of events in a run's folder; empty ones of earlier processes lie beside it until the run ends.
 
     All that it says follows from the run's state, and a resumed run writes it anew: no point is in it twice, nor one
     of steps that were taken again.
@@ -119,9 +121,12 @@ class Events:
         self._rates = dict(zip(steps.tolist(), map(float, rates(steps - 1)), strict=True))
         self._points = self._epochs = 0  # that are written
         self._best: tuple[float, bool] | None = None
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        self._path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
+        # A TensorBoard that reads one of them waits in it for ever if it goes, and goes on to the new one from its end.
+        self._old = list(folder.glob("events.out.tfevents.*"))
+        for old in self._old:
+            os.truncate(old, 0)
+        made = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
+        self._path = folder / f"events.out.tfevents.{made}"
         try:
             self._file = self._path.open("wb")
         except OSError as error:
@@ -172,6 +177,8 @@ class Events:
         self.catch_up(state)
         self._write_summary(session_end_pb(STATUS_SUCCESS if completed else STATUS_FAILURE), state.epoch)
         self.flush()
+        for old in self._old:
+            old.unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Lets TensorBoard see what was written."""
