@@ -90,6 +90,10 @@ def test_work_that_takes_long_says_what_it_is(monkeypatch, capsys):
     with streams.told_if_slow("reads"):
         while not (said := capsys.readouterr().err):
             pass
+    monkeypatch.setattr(streams, "SLOW_SECONDS", 600.0)
     with streams.told_if_slow("nothing to wait for"):
         pass
-    assert said + capsys.readouterr().err == "reads\n"
+    with streams.told_if_slow("loads") as tell:
+        tell()
+        tell()
+    assert said + capsys.readouterr().err == "reads\nloads\n"

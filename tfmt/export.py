@@ -35,8 +35,10 @@ def _main(values: flags.FlagValues) -> None:
     _check(values)
     from tfmt.tuned.export import export_run
 
-    with streams.told_if_slow(f"tfmt-export: {values.run} -> {values.output} ({values.format})"):
+    with streams.told_if_slow(f"exports {values.run} -> {values.output} ({values.format})") as tell:
         if values.format == "keras":
+            if "tensorflow" not in sys.modules:  # whose import takes seconds
+                tell()
             quiet.import_tensorflow(values.verbosity)
         folder = export_run(values.run, values.output, format=values.format, model=values.model)
     files = ", ".join(sorted(path.name for path in folder.iterdir()))

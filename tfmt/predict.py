@@ -51,7 +51,8 @@ def _main(values: flags.FlagValues) -> None:
     _check(values)
     from tfmt.tuned.predict import prepare_prediction
 
-    with streams.told_if_slow(f"tfmt-predict: looks for the texts and the model of {values.run}"):
+    texts = values.input or f"the {values.split} split"
+    with streams.told_if_slow(f"predicts for {texts} with {values.run} -> {values.output}") as tell:
         prediction = prepare_prediction(
             values.run,
             values.output,
@@ -61,8 +62,8 @@ def _main(values: flags.FlagValues) -> None:
             model=values.model,
             encoding=values.encoding,
         )
-    texts = values.input or f"the {values.split} split"
-    print(f"predicts for {texts} with {values.run} -> {values.output}", file=sys.stderr, flush=True)
+        if "tensorflow" not in sys.modules:  # whose import takes seconds
+            tell()
     keep_memory()
     quiet.import_tensorflow(values.verbosity)
     for written in prediction.write():

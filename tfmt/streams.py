@@ -101,12 +101,23 @@ def open_standard_files() -> None:
 
 
 @contextmanager
-def told_if_slow(line: str) -> Iterator[None]:
-    """Says on stderr what is being done once it has taken `SLOW_SECONDS`."""
-    timer = threading.Timer(SLOW_SECONDS, lambda: print(line, file=sys.stderr, flush=True))
+def told_if_slow(line: str) -> Iterator[Callable[[], None]]:
+    """Says on stderr what is being done once it has taken `SLOW_SECONDS`.
+
+    Yields:
+      What says it before, where the slow part is about to begin; it is said once.
+    """
+    lock, left = threading.Lock(), [line]
+
+    def tell() -> None:
+        with lock:
+            while left:
+                print(left.pop(), file=sys.stderr, flush=True)
+
+    timer = threading.Timer(SLOW_SECONDS, tell)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield tell
     finally:
         timer.cancel()

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -146,6 +147,10 @@ class ProcessPool:
 
     def close(self) -> None:
         """Ends all processes, and waits for that."""
+        busy = sum(worker.busy for worker in self._workers)
+        if busy:
+            runs = "run" if busy == 1 else "runs"
+            print(f"tfmt-sweep: waits for the checkpoints of {busy} {runs}", file=sys.stderr, flush=True)
         for worker in self._workers:
             worker.dismiss()
         for worker in self._workers:
