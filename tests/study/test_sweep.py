@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -336,6 +337,8 @@ def work_and_break(*arguments):
 
 def test_worker_that_met_something_unexpected_is_replaced(shared, untouched, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "work", work_and_break)
+    # The worker finds this file by its name, tests.study.test_sweep; last, so that it takes no tfmt from there.
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2])])
     flags = flags_of(shared, tmp_path, mode="frozen,layernorm", learning_rate="1e-3", seed="0", workers=1)
     assert sweep.main(flags) == 1
     told = sorted((record.spec.mode, record.status, record.error) for record in find_records(tmp_path)[0])

@@ -83,7 +83,7 @@ def test_sigkill_in_the_middle_and_resumed_is_identical(bench, settings, tmp_pat
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not list((tmp_path / "killed").glob("*/record.json"))
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "0 others" in done.stdout
