@@ -202,7 +202,8 @@ def test_command_exports_a_bfloat16_base_and_its_tokens(half, tmp_path, format):
 
     run, base = half
     done = run_command("tfmt.export", run=run, output=tmp_path / "out", format=format)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stderr in ("", f"exports {run} -> {tmp_path / 'out'} ({format})\n")
     texts = ["Good film plots", "good Film PLOTS <e1> a story", "the plot", "The <e1>"]
     expected = AutoTokenizer.from_pretrained(base)(texts, texts[::-1], truncation="longest_first", max_length=9)
     found = AutoTokenizer.from_pretrained(tmp_path / "out")(
@@ -228,7 +229,8 @@ def test_command_exports_a_bfloat16_base_and_its_tokens(half, tmp_path, format):
 
 def test_command_draws_the_weights_of_a_bfloat16_model(half, tmp_path):
     done = run_command("tfmt.analyze", figure="weights", model=half[1], output=tmp_path / "w.png")
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stderr in ("", f"tfmt-analyze: draws weights from {half[1]}\n")
     assert (tmp_path / "w.png").stat().st_size > 1000
 
 
