@@ -104,7 +104,7 @@ def test_full_disk_ends_with_1_and_keeps_what_was_finished(request_flags, capsys
     writes = iter(range(100))
 
     def fsync(number):
-        if "checkpoint" in os.readlink(f"/proc/self/fd/{number}") and next(writes) >= 2:
+        if "checkpoint/" in os.readlink(f"/proc/self/fd/{number}") and next(writes) >= 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(number)
 

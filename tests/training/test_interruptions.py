@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from tfmt import signals
+from tfmt.runs.lease import is_held
 from tfmt.runs.records import find_records, read_record
 from tfmt.runs.runner import execute, finished, make_bench, prepare
 from tfmt.spec import RunSpec
@@ -53,7 +54,7 @@ def stop(request, bench):
     """Executes a run as a command does; what is kept of it when it is stopped."""
     with pytest.raises(signals.Stop) as stopped, signals.heeded():
         execute(request, bench, started=0.0, quiet=True)
-    assert not list(request.folder.glob("lease.*"))
+    assert not is_held(request.folder)
     return stopped.value.kept
 
 
@@ -123,12 +124,13 @@ def command(settings, folder):
 
 def test_sigterm_ends_a_command_as_sigterm_does_and_the_same_command_goes_on(bench, settings, tmp_path, same):
     settings = settings | {"epochs": 30, "keep_epoch": "last"}
-    process = subprocess.Popen(command(settings, tmp_path / "stopped"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    watchdog = threading.Timer(200, process.kill)
-    watchdog.start()
-    said = [line.decode() for line in iter(process.stderr.readline, b"") if not stop_after_epoch(process, line)]
-    assert process.wait() == -signal.SIGTERM
-    watchdog.cancel()
+    line = command(settings, tmp_path / "stopped")
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        watchdog = threading.Timer(200, process.kill)
+        watchdog.start()
+        said = [line.decode() for line in iter(process.stderr.readline, b"") if not stop_after_epoch(process, line)]
+        assert process.wait() == -signal.SIGTERM
+        watchdog.cancel()
     assert "trains on 1 CPU device, " in said[1]
     assert said[-1].startswith("tfmt-train: stopped by SIGTERM; checkpoint written at ")
     assert said[-1].endswith("; the same command goes on\n")

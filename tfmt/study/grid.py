@@ -181,7 +181,7 @@ def _expand_layers(entries: tuple[str | None, ...], blocks: int | None) -> tuple
         chosen = parse_layers(entry) if entry else None
         if chosen and blocks is not None and chosen[-1] >= blocks:
             raise RequestError(
-                f"--layers: the model has {counted(blocks, 'block')}, numbered from 0. Received: {entry!r}"
+                f"--layers: the model has {counted(blocks, 'block')}, 0 to {blocks - 1}. Received: {entry!r}"
             )
         expanded.append(entry)
     return tuple(expanded)
