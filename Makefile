@@ -31,7 +31,10 @@ BENCH_FLAGS ?=
 # For example GPU_FLAGS="--device=cpu --steps=4" to try the check itself, or GPU_FLAGS=--model=bert-base-uncased
 GPU_FLAGS ?=
 
-.PHONY: help install demo test test-lowest docs interop tracking-check bench bench-env gpu-check flags-page lint clean
+# For example CHAOS_FLAGS="--runs=4 --sweeps=2 --bits=6", or CHAOS_FLAGS="--only=runs:3 --seed=1" to see one trial again
+CHAOS_FLAGS ?=
+
+.PHONY: help install demo test test-lowest docs interop tracking-check bench bench-env gpu-check chaos flags-page lint clean
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
@@ -42,6 +45,7 @@ help:
 	@echo "make tracking-check  run the recipes of docs/tracking.md with MLflow, Weights & Biases and Trackio"
 	@echo "make bench    measure tfmt's speed, against PyTorch if \`make bench-env\` made an environment for it"
 	@echo "make gpu-check  try on a GPU what could only be read: determinism, masks, devices, memory, kernels"
+	@echo "make chaos    kill, stop and starve runs and sweeps, damage their files, and compare the ends (two hours)"
 	@echo "make flags-page  write docs/flags.md anew from the definitions of the flags"
 	@echo "make lint     set up and run ruff and mypy"
 	@echo "make clean    remove the environments"
@@ -121,6 +125,9 @@ bench: install
 
 gpu-check: install
 	@$(BIN)/python tests/benchmarks/gpu_check.py $(GPU_FLAGS)
+
+chaos: install
+	@$(BIN)/python tests/chaos/chaos.py $(CHAOS_FLAGS)
 
 flags-page: install
 	@$(BIN)/python docs/flags_page.py
