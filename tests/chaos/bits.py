@@ -53,13 +53,14 @@ def _interrupt(world: World, mode: str) -> Path:
     victim = trial.start(world.train(mode, trial))
 
     def is_between() -> bool:
-        for path in trial.output.glob("*/checkpoint/state.safetensors"):
+        states = []
+        for path in trial.output.glob("*/checkpoint/state*.safetensors"):
             try:
-                state = read_tensors(path)[1]
-            except RequestError:
+                states.append(read_tensors(path)[1])
+            except RequestError:  # it is being replaced
                 return False
-            return bool(state["epoch"] >= AFTER_EPOCHS and state["kept_epoch"] < state["epoch"])
-        return False
+        latest = max(states, key=lambda state: state["steps"], default=None)
+        return latest is not None and latest["epoch"] >= AFTER_EPOCHS and latest["kept_epoch"] < latest["epoch"]
 
     if not victim.wait_until(is_between, pause=0.002):
         raise SystemExit(f"chaos: no checkpoint of {mode} to flip a bit of: {victim.end().last}")
@@ -72,7 +73,10 @@ def _interrupt(world: World, mode: str) -> Path:
 
 
 def _state(trial: Trial) -> None:
-    _resume(trial, "layernorm", "*/checkpoint/state*.safetensors")
+    _resume(trial, "layernorm", "*/checkpoint/state*")
+    for path in trial.output.glob("*/record.json"):
+        if not json.loads(path.read_text())["cost"]["resumed"]:
+            trial.found.lost.append("it began anew, and not from the checkpoint before the damaged one")
 
 
 def _kept(trial: Trial) -> None:

@@ -41,10 +41,13 @@ def kill_run(trial: Trial) -> None:
         trial.found.lost.append("its checkpoint was not taken up")
 
 
-def _wait_for_moment(trial: Trial, victim: Victim, whole: Whole) -> bool:
-    """Waits for a moment of a command's life; False if it ended before."""
+def _wait_for_moment(trial: Trial, victim: Victim, whole: Whole, part: float = 0.95) -> bool:
+    """Waits for a moment of a command's life, or of its first part; False if it ended before.
+
+    The last seconds of computing are as likely missed as met; the changes of the folder go to the last one.
+    """
     if trial.random.random() < 0.5:
-        moment = trial.random.uniform(0.0, whole.seconds)
+        moment = trial.random.uniform(0.0, part * whole.seconds)
         return victim.wait_until(lambda: victim.seconds() >= moment)
     changes, wanted = Changes(trial.output), trial.random.randint(1, whole.changes)
     delay = trial.random.choice((0.0, 0.0, 0.02))
@@ -69,14 +72,14 @@ def kill_sweep(trial: Trial) -> None:
         time.sleep(trial.random.uniform(0.0, 3.0))
         other = trial.start(command)
         who = trial.random.choice(("parent", "worker", "both"))
-    moment = trial.random.uniform(0.0, whole.seconds * (0.6 if other else 1.0))
-    if victim.wait_until(lambda: victim.seconds() >= moment and (who != "worker" or bool(victim.workers()))):
+    met = _wait_for_moment(trial, victim, whole, 0.6 if other else 0.95)
+    if met and (who != "worker" or victim.wait_until(lambda: bool(victim.workers()))):
         workers = victim.workers()
         trial.random.shuffle(workers)
         chosen = {"parent": [victim.pid], "worker": workers[:1], "both": [victim.pid, *workers]}[who]
         victim.send(signal.SIGKILL, chosen)
         trial.found.done += bool(chosen)
-        trial.found.notes.append(f"killed: {who}, {len(workers)} workers, at {moment:.1f} of {whole.seconds:.1f} s")
+        trial.found.notes.append(f"killed: {who}, {len(workers)} workers, at {victim.seconds():.1f} s")
     if who != "worker":
         trial.look_at(victim.end())
         if other is None and trial.random.random() < 0.5 and (left := wait_for_none(trial.mark, PATIENCE)):
