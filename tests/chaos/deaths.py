@@ -101,7 +101,9 @@ def orphan(trial: Trial) -> None:
     victim.end()
     trial.found.done += 1
     if left := wait_for_none(trial.mark, PATIENCE):
-        trial.found.left.append(f"{len(left)} of {len(workers)} workers {PATIENCE:.0f} s after their sweep was killed")
+        trial.found.left.append(
+            f"{len(left)} processes {PATIENCE:.0f} s after a sweep of {len(workers)} workers was killed"
+        )
     else:
         trial.found.identical += 1
 
