@@ -46,7 +46,9 @@ class UnwritableError(RunError):
     def of(cls, path: Path, error: OSError) -> UnwritableError:
         """The error for a file or folder, from what the system said."""
         full = error.errno == errno.ENOSPC
-        reason = "the disk is full; free some space" if full else f"cannot be written ({error.strerror or error})"
+        reason = (
+            "the disk is full; free some space" if full else f"cannot be written ({error.strerror or error}); see to it"
+        )
         made = cls(f"{path}: {reason} and run the same command again")
         made.disk_full = full
         return made

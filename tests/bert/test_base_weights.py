@@ -228,6 +228,10 @@ def test_digest_is_remembered_once_a_file_has_settled(tmp_path, monkeypatch):
     assert file_digest(path) == first
     monkeypatch.undo()
     monkeypatch.setenv("TFMT_CACHE", str(tmp_path / "cache"))
-    for memo in (tmp_path / "cache" / "digests").iterdir():
-        memo.write_bytes(b"\xff broken")
+    (memo,) = (tmp_path / "cache" / "digests").iterdir()
+    whole = memo.read_bytes()
+    for place in range(len(whole)):  # each byte with another bit of it flipped
+        memo.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        assert digests.recall("digests", memo.name) in (None, first)
+    memo.write_bytes(b"\xff broken")
     assert file_digest(path) == first

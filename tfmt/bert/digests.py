@@ -46,10 +46,11 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 
 
 def recall(kind: str, key: str) -> Any:
-    """What `remember` stored under a key; None where there is nothing that can be read."""
+    """What `remember` stored under a key; None where there is nothing, or something else than it wrote."""
     try:
-        return parse_json((cache_folder() / kind / key).read_bytes())
-    except (OSError, ValueError):
+        stored = parse_json((cache_folder() / kind / key).read_bytes())
+        return stored["content"] if stored["sha256"] == json_digest([key, stored["content"]]) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -58,6 +59,6 @@ def remember(kind: str, key: str, content: Any) -> None:
     path = cache_folder() / kind / key
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(content).encode())
+        write_whole(path, json.dumps({"content": content, "sha256": json_digest([key, content])}).encode())
     except (OSError, RunError):
         return

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,6 +162,7 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
     with streams.tolerated():
         try:
             with signals.heeded((signal.SIGTERM,), patient=True):
+                stop_with_sweep()
                 _work(pipe, place, output_dir, verbosity)
         except signals.Stop as stop:
             ended_by = stop.number
@@ -169,12 +173,25 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
         signals.end_by(ended_by)
 
 
+def stop_with_sweep() -> None:
+    """Has this process stop as on SIGTERM, its checkpoint written, when the sweep that started it has died."""
+    sweep = multiprocessing.parent_process()
+
+    def wait() -> None:
+        assert sweep is not None
+        sweep.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if sweep is not None:
+        threading.Thread(target=wait, daemon=True).start()
+
+
 def _work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> None:
     quiet.set_verbosity(verbosity)
     keep_memory()
 
     def tell(standing: Standing) -> None:
-        with contextlib.suppress(OSError):  # the sweep is gone; the run comes to its end all the same
+        with contextlib.suppress(OSError):  # the sweep is gone, and SIGTERM on its way
             pipe.send(standing)
 
     executor = Executor(output_dir, place.settle(), verbosity, tell)
