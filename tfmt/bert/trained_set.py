@@ -155,8 +155,8 @@ class TrainedSet:
         for layer in self._flatten_layers(include_self=False):  # type: ignore[attr-defined]
             held = {variable_path(variable) for variable in layer.weights}
             if layer.trainable == flag and held & paths and (not flag or held <= paths):
-                break
-        return posixpath.commonpath([path.rpartition("/")[0] for path in sorted(held)])
+                return posixpath.commonpath([path.rpartition("/")[0] for path in sorted(held)])
+        return "a sublayer"  # one that was put in another's place, for example
 
     # ---- files whose order Keras takes from flags ------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ def load_arrays(key: str) -> dict[str, np.ndarray] | None:
     """The arrays stored under a key; None where there are none, or the file is damaged (its digest tells)."""
     try:
         return read_tensors(_path(key))[0]
-    except RequestError:
+    except (RequestError, RunError):
         return None
 
 

@@ -261,7 +261,7 @@ def read_label(path: Path, row: Row, column: str, kind: Kind) -> str | float:
     if isinstance(value, bool):
         value = str(value).lower()
     if isinstance(value, (int, float)):
-        value = str(value)
+        value = str(value) if math.isfinite(value) else ""  # JSON's NaN is no class
     if not isinstance(value, str) or not value.strip():
         raise RequestError(f"{path}:{row.line}: {column} is not a label: {value!r}; repair or remove this line")
     _check_characters(path, row, value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfmt.bert.base_weights import tell_difference
 from tfmt.errors import RequestError
-from tfmt.files import UnwritableError, write_whole
+from tfmt.files import UnreadableError, UnwritableError, parse_json, write_whole
 from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record
 from tfmt.selection.stored import TUNED_FILE
 from tfmt.spec import RunSpec
@@ -39,8 +39,10 @@ def open_folder(request: Request) -> None:
     identity = request.spec.identity(**request.digests)
     if path.exists():
         try:
-            stored = json.loads(path.read_bytes()).get("identity")
-        except (OSError, ValueError, AttributeError):
+            stored = parse_json(path.read_bytes()).get("identity")
+        except OSError as error:
+            raise UnreadableError.of(path, error) from None
+        except (ValueError, AttributeError):
             raise RequestError(f"{path}: broken; delete the folder to start this run anew") from None
         if stored != identity:
             raise RequestError(f"{path}: this folder holds another run; choose another --output_dir")
@@ -86,7 +88,8 @@ def _tell_how(stored: dict[str, Any] | None, request: Request) -> str:
 def clear_leftovers(folder: Path) -> None:
     """Removes what a process that was killed had begun to write; only who holds the folder's lease may do so."""
     for inside in (folder, folder / "checkpoint"):
-        for pattern in (".*.safetensors.*", ".*.json.*"):
+        # The third is safetensors' own, which writes beside the file it was given; the last the lease's.
+        for pattern in (".*.safetensors.*", ".*.json.*", ".tmp*", ".clock.*"):
             for leftover in inside.glob(pattern):
                 leftover.unlink(missing_ok=True)
 

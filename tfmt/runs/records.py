@@ -131,7 +131,7 @@ class Origin(_Part):
 
 
 class Record(_Part):
-    """One run that ended. See the README for how to read it.
+    """One run that ended; docs/records.md says how to read it.
 
     `warnings` says where what was asked for was not had, as GPUs.
 

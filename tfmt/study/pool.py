@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tfmt import signals
 from tfmt.errors import RunError
 from tfmt.runs.records import Record
 from tfmt.runs.runner import Sources
@@ -136,7 +137,7 @@ class ProcessPool:
                         self._tell(number, answer)
                     else:
                         found.append((number, answer))
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):  # it died, be it in the middle of an answer
                 worker.bury()
                 found.append((number, None))
         return found
@@ -183,9 +184,11 @@ class _Process:
         if self._process is None:
             context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
             self.pipe, theirs = context.Pipe()
-            self._process = context.Process(target=work, args=(theirs, *self._arguments), daemon=True)
-            with _interrupts_ignored():  # which it inherits, until it has taken charge of signals itself
-                self._process.start()
+            process = context.Process(target=work, args=(theirs, *self._arguments), daemon=True)
+            # Ignored is what it inherits, until it has taken charge of signals itself; held, that none comes between.
+            with signals.held(), _interrupts_ignored():
+                process.start()
+            self._process = process
             theirs.close()  # so that the pipe ends with the process
         self.busy = True
         with contextlib.suppress(OSError):  # a process that has died meanwhile shows when it is asked

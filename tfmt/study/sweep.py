@@ -348,6 +348,6 @@ def _check_writable(output_dir: Path) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a sweep of the same number in another container may have been here
     except OSError as error:
         raise RequestError(f"--output_dir: {output_dir} cannot be written ({error.strerror})") from None

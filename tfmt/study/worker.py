@@ -101,7 +101,7 @@ class Executor:
         except UnwritableError as error:
             ended = Ended("stop", error=str(error))
         except signals.Stop as stop:
-            stop.kept = f"{request.run_id}: {stop.kept}"
+            stop.kept = f"{request.run_id}: {stop.kept or 'nothing was computed yet'}"
             raise
         except Exception as error:
             ended = _failed(request, error)
@@ -158,6 +158,7 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
     # batch system may have sent here, too.
     for number in set(signals.SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # heeded below, also where the sweep was started to ignore it
     ended_by = 0
     with streams.tolerated():
         try:

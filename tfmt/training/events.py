@@ -124,7 +124,10 @@ class Events:
         # A TensorBoard that reads one of them waits in it for ever if it goes, and goes on to the new one from its end.
         self._old = list(folder.glob("events.out.tfevents.*"))
         for old in self._old:
-            os.truncate(old, 0)
+            try:
+                os.truncate(old, 0)
+            except OSError as error:
+                raise UnwritableError.of(old, error) from None
         made = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
         self._path = folder / f"events.out.tfevents.{made}"
         try:
@@ -178,7 +181,8 @@ class Events:
         self._write_summary(session_end_pb(STATUS_SUCCESS if completed else STATUS_FAILURE), state.epoch)
         self.flush()
         for old in self._old:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # empty, and no harm
+                old.unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Lets TensorBoard see what was written."""

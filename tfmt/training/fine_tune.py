@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from tfmt import signals
 from tfmt.data.batches import plan_epoch
 from tfmt.errors import RequestError, RequestWarning
+from tfmt.files import make_folder
 from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
@@ -153,6 +154,7 @@ class FineTuning:
         self.ready = time.perf_counter()
 
     def _open_events(self) -> Events:
+        self.before_write()  # it empties the files of earlier processes
         return Events(
             self.folder, self.spec, self.bench.task, tuned=self.bench.selection.tuned, per_epoch=self.per_epoch,
             rates=lambda steps: self.bench.step.schedule(steps).numpy(),
@@ -167,6 +169,7 @@ class FineTuning:
         values, self.fisher_notes = prepare_fisher(bench, spec, self.folder, self.before_write)
         bench.set_up(spec, steps, fisher=values)
         store_fisher(self.folder, bench.selection, values, self.fisher_notes, self.model_sha256, self.before_write)
+        self.before_write()
         (self.folder / PARTS_FILE).unlink(missing_ok=True)
 
     def _train_epoch(self, progress: Progress) -> str | None:
@@ -294,7 +297,7 @@ class FineTuning:
 
     def _store_kept(self) -> None:
         """Stores the selected weights beside those of the epoch that was kept so far: a checkpoint may name either."""
-        self.checkpoint.mkdir(exist_ok=True)
+        make_folder(self.checkpoint)
         write_tensors(self._kept_file, self.bench.read_selected(), {"epoch": self.state.kept_epoch})
 
     @property
@@ -317,7 +320,7 @@ class FineTuning:
     def _save(self) -> None:
         """Everything that the rest of the run depends on, in one file; then what no checkpoint names any more goes."""
         self.before_write()
-        self.checkpoint.mkdir(exist_ok=True)
+        make_folder(self.checkpoint)
         tensors = {f"selected/{path}": values for path, values in self.bench.read_selected().items()}
         for index, variable in enumerate(self.bench.optimizer_variables):
             tensors[f"optimizer/{index}"] = variable.numpy()

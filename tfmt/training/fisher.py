@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from tfmt.bert.models import weights_of
 from tfmt.data.batches import evaluation_batches, plan_epoch, training_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError
+from tfmt.files import make_folder
 from tfmt.selection.modes import draw_without_replacement
 from tfmt.selection.selection import Selection
 from tfmt.selection.stored import FISHER_FILE, FisherNotes
@@ -42,6 +44,7 @@ HEAD_EPOCHS = 1
 HEAD_LEARNING_RATE = protocol.PART_LEARNING_RATE
 # What an interrupted estimation leaves in the run's folder.
 PARTS_FILE = "checkpoint/fisher.safetensors"
+KEEP_SECONDS = 300.0  # between two times that the head is stored
 # Tokens with padding of one batch; the result does not depend on it beyond rounding.
 FISHER_TOKENS = 4096
 # Keeps the draw of the examples apart from the draws of masks, whose streams are the numbers of their pools.
@@ -212,7 +215,7 @@ def prepare_fisher(
         parts.update(more)
         before_write()
         path = folder / PARTS_FILE
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         write_tensors(path, parts, {"run_id": folder.name})
 
     loss = _train_head(bench, spec, parts, keep)
@@ -323,7 +326,7 @@ def _train_head(
       bench: the run's workbench.
       spec: the run.
       parts: what an interrupted estimation left; the epoch goes on from there.
-      keep: stores the head after the step that a signal stops the epoch at, or after its last.
+      keep: stores the head now and then, after the step that a signal stops the epoch at, and after its last.
     """
     settings = {"mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE, "frozen_prefix": "live"}
     head = RunSpec.make(**spec.model_dump() | settings)
@@ -331,11 +334,13 @@ def _train_head(
     plan = plan_epoch(train.lengths, spec.batch_size, spec.batching, spec.seed, 0, spec.max_length)
     bench.set_up(head, HEAD_EPOCHS * plan.steps)
     losses = _take_up_head(bench, parts)
+    kept = time.monotonic()
     with signals.held():
         for batch in training_batches(train, plan, len(losses)):
             losses.append(float(bench.train_step(batch)))
-            if signals.asked() or len(losses) == plan.steps:
+            if signals.asked() or len(losses) == plan.steps or time.monotonic() - kept > KEEP_SECONDS:
                 keep(_head_part(bench, losses))
+                kept = time.monotonic()
             signals.check(f"the head for Fisher information is kept at step {len(losses)} of {plan.steps}")
     loss = sum(losses) / plan.steps
     if not math.isfinite(loss):

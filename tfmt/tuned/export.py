@@ -144,6 +144,7 @@ def _write_keras(tuned: TunedWeights, folder: Path) -> None:
     _write_tokenizer(tuned, folder)
     name = f"TFBert{_CLASSES[tuned.head]}"
     _write_readme(tuned, folder, [
+        "import os",
         'os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported',
         f"from transformers import {name}  # transformers 4",
         f'model = {name}.from_pretrained("{_FOLDER}")',
