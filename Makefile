@@ -55,7 +55,7 @@ PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_
 
 $(VENV)/builder-$(PYTHON_VERSION): pyproject.toml
 	@case "$(PYTHON_VERSION)" in 3.11|3.12|3.13) ;; *) \
-	  echo "$(PYTHON) is Python $(PYTHON_VERSION), and tfmt needs 3.11 to 3.13: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	  echo "PYTHON=$(PYTHON): $(or $(PYTHON_VERSION),not found); tfmt needs Python 3.11 to 3.13, for example PYTHON=python3.12" >&2; \
 	  exit 2;; esac
 	@$(PYTHON) -m venv $(if $(wildcard $(VENV)/builder*),--clear) $(VENV)
 	@$(PIP) -c constraints.txt build "setuptools>=77"

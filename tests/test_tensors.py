@@ -1,6 +1,8 @@
 """Arrays in files: what was written is what is read, or nothing is."""
 
+import errno
 import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tfmt.errors import RequestError
+from tfmt.files import UnreadableError
 from tfmt.tensors import read_tensors, write_tensors
 
 ARRAYS = {
@@ -68,3 +71,16 @@ def test_files_of_others_and_of_earlier_versions(tmp_path):
     assert read_tensors(path)[1] == {}
     with pytest.raises(RequestError, match="missing; train it"):
         read_tensors(tmp_path / "b", "train it")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_cannot_be_opened_now_is_not_taken_for_missing_or_broken(tmp_path, monkeypatch, number):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, ARRAYS, ABOUT)
+
+    def refuse(self, *arguments):
+        raise OSError(number, "away", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UnreadableError, match=r"a\.safetensors: cannot be read now .*same command again"):
+        read_tensors(path)

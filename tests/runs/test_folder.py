@@ -41,6 +41,7 @@ def test_what_a_killed_process_was_writing_goes_once_the_folder_is_ones_own(requ
         request_.folder / ".record.json.77.ab12",
         request_.folder / ".tuned.safetensors.77",
         inside / ".state.safetensors.7",
+        inside / ".tmpAb3xYz",
     ]
     kept = [inside / "state.safetensors", request_.folder / "spec.json"]
     for path in (*left, kept[0]):
