@@ -78,7 +78,7 @@ def _report(written: Written) -> str:
         lines.append(f"          {counted(written.cut_off, 'word')} beyond --max_length got no prediction")
     if written.no_token:
         lines.append(
-            f"          {counted(written.no_token, 'word')} of which the tokenizer keeps no character got none either"
+            f"          {counted(written.no_token, 'word')} of which the tokenizer keeps no character got no prediction"
         )
     if written.scores is not None:
         scores = written.scores.values

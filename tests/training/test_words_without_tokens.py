@@ -48,7 +48,7 @@ def test_a_run_completes_and_counts_its_words(flags, tmp_path, capsys, mode):
     run = tmp_path / "runs" / record.run_id
     assert predict.main([f"--run={run}", "--split=validation", f"--output={output}"]) == 0
     printed = capsys.readouterr().out
-    assert "9 words hold no character that the tokenizer keeps" in printed
+    assert "9 words of which the tokenizer keeps no character got no prediction" in printed
     assert "max_length" not in printed
 
 

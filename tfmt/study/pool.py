@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tfmt import signals
-from tfmt.errors import RunError
 from tfmt.runs.records import Record
 from tfmt.runs.runner import Sources
 from tfmt.spec import RunSpec
@@ -68,21 +67,12 @@ class OwnProcess:
         self._output_dir, self._verbosity = output_dir, verbosity
         self._executor = Executor(output_dir, verbosity=verbosity, tell=lambda standing: tell(0, standing))
         self._run: tuple[RunSpec, Sources] | None = None
-        self._broken = False
 
     def __len__(self) -> int:
         return 1
 
     def submit(self, worker: int, spec: RunSpec, sources: Sources) -> None:
-        """Notes the run; `wait_for_any` executes it.
-
-        Raises:
-          RunError: a run before it met something unexpected; a process of its own would end, and this is the sweep's.
-        """
-        if self._broken:
-            raise RunError(
-                "a run met what no run should, and nothing more is computed in this process; run the same command again"
-            )
+        """Notes the run; `wait_for_any` executes it, also after one that met something unexpected."""
         self._run = spec, sources
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
@@ -90,7 +80,7 @@ class OwnProcess:
         if self._run is None:
             return []
         ended = self._executor.execute(*self._run)
-        self._run, self._broken = None, ended.unexpected
+        self._run = None
         return [(0, ended)]
 
     def died_of(self, worker: int) -> str:
