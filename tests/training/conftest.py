@@ -20,10 +20,10 @@ class Killed(BaseException):
 
 @pytest.fixture
 def die_before_write():
-    """Executes a run whose process dies before its n-th write, counted from 0."""
+    """Executes a run whose process dies before its n-th write, counted from 0; the events' file is none of them."""
 
     def die(request, bench, writes):
-        left = iter(range(writes))
+        left = iter(range(writes + 1))
 
         def before_write():
             if next(left, None) is None:
