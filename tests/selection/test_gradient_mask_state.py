@@ -11,6 +11,7 @@ from alone import HIDDEN, MASKS, indices_of, make_data, make_model, mirrored, va
 
 from tfmt.errors import RequestError
 from tfmt.selection.gradient_mask import GradientMask
+from tfmt.selection.inner_optimizers import slots_of
 
 
 def test_slots_exist_for_trained_weights_only() -> None:
@@ -194,3 +195,13 @@ def test_other_masks_and_a_reset_run_like_a_new_optimizer_without_tracing_again(
     with pytest.raises(RequestError, match="new GradientMask"):
         optimizer.assign_masks({"a": [0, 1, 2]})
     assert optimizer.masks["a"].tolist() == [0, 1, 2]
+
+
+def test_slots_are_variables_whatever_else_an_optimizer_lists() -> None:
+    vector = tf.Variable(tf.zeros(3))
+    optimizer = keras.optimizers.AdamW(1e-3)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])  # a list that is as long as those of the slots
+    optimizer.build([vector])
+    assert [slot.ref() for slot in slots_of(optimizer, vector)] == [
+        optimizer._momentums[0].ref(), optimizer._velocities[0].ref(),
+    ]  # fmt: skip
