@@ -2,7 +2,8 @@
 
 import pytest
 
-from tfmt.runs.runner import execute
+from tfmt.runs.runner import execute, make_bench, prepare
+from tfmt.spec import RunSpec
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +17,12 @@ def small(toy_bert, toy_glue):
 
 class Killed(BaseException):
     """Stands for a process that dies."""
+
+
+@pytest.fixture(scope="module")
+def bench(settings, tmp_path_factory):
+    """A workbench for the runs of a test file, whose own fixture `settings` says of what."""
+    return make_bench(prepare(RunSpec.make(**settings), tmp_path_factory.mktemp("bench")))
 
 
 @pytest.fixture

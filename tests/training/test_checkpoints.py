@@ -20,11 +20,6 @@ def settings(small):
     return small | {"mode": "layernorm", "epochs": 3}
 
 
-@pytest.fixture(scope="module")
-def bench(settings, tmp_path_factory):
-    return make_bench(prepare(RunSpec.make(**settings), tmp_path_factory.mktemp("bench")))
-
-
 @pytest.fixture
 def prepared(settings, tmp_path):
     return lambda name, **changes: prepare(RunSpec.make(**settings | changes), tmp_path / name)

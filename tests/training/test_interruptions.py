@@ -14,7 +14,7 @@ import pytest
 from tfmt import signals
 from tfmt.runs.lease import is_held
 from tfmt.runs.records import find_records, read_record
-from tfmt.runs.runner import execute, finished, make_bench, prepare
+from tfmt.runs.runner import execute, finished, prepare
 from tfmt.spec import RunSpec
 from tfmt.tensors import read_tensors
 from tfmt.training import fine_tune, fisher
@@ -25,11 +25,6 @@ from tfmt.training.workbench import Workbench
 @pytest.fixture(scope="module")
 def settings(small):
     return small | {"mode": "layernorm", "epochs": 2}
-
-
-@pytest.fixture(scope="module")
-def bench(settings, tmp_path_factory):
-    return make_bench(prepare(RunSpec.make(**settings), tmp_path_factory.mktemp("bench")))
 
 
 @pytest.fixture

@@ -25,11 +25,6 @@ def settings(small):
     return small | {"mode": "layernorm", "epochs": 3}
 
 
-@pytest.fixture(scope="module")
-def bench(settings, tmp_path_factory):
-    return make_bench(prepare(RunSpec.make(**settings), tmp_path_factory.mktemp("bench")))
-
-
 def run(bench, settings, folder, **changes):
     request = prepare(RunSpec.make(**(settings | changes)), folder)
     return request, execute(request, bench, started=time.perf_counter(), quiet=True)

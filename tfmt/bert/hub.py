@@ -20,6 +20,7 @@ from tfmt.bert.checkpoint import INDEX_FILE, KERAS_FILE, WEIGHTS_FILE
 from tfmt.bert.digests import file_digest, json_digest, recall, remember
 from tfmt.errors import RequestError, RequestWarning, RunError
 from tfmt.files import UnwritableError, write_whole
+from tfmt.words import counted
 
 CONFIG_FILE = "config.json"
 _TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -318,7 +319,7 @@ def _announced(commit: _Commit, files: int, size: int) -> Iterator[None]:
         yield
         return
     begun = time.monotonic()
-    much = f"{files} file{'s' if files > 1 else ''}" + (f", {_tell_size(size)}" if size else "")
+    much = counted(files, "file") + (f", {_tell_size(size)}" if size else "")
     print(f"downloading {commit.name} at commit {commit.sha[:10]} from {_endpoint()} ({much})", file=sys.stderr)
     yield
     print(f"downloaded {commit.name} in {time.monotonic() - begun:.0f} s", file=sys.stderr)

@@ -19,6 +19,7 @@ from tfmt.spec import RunSpec
 from tfmt.study.places import Place
 from tfmt.study.worker import Ended, Executor, work
 from tfmt.training.progress import Standing
+from tfmt.words import counted
 
 _END_SECONDS = 300.0  # that a process may take to end, with a checkpoint to write
 
@@ -140,8 +141,7 @@ class ProcessPool:
         """Ends all processes, and waits for that."""
         busy = sum(worker.busy for worker in self._workers)
         if busy:
-            runs = "run" if busy == 1 else "runs"
-            print(f"tfmt-sweep: waits for the checkpoints of {busy} {runs}", file=sys.stderr, flush=True)
+            print(f"tfmt-sweep: waits for the checkpoints of {counted(busy, 'run')}", file=sys.stderr, flush=True)
         for worker in self._workers:
             worker.dismiss()
         for worker in self._workers:
