@@ -133,6 +133,31 @@ def check_output(path: Path, flag: str = "--output", *, makes_folders: bool = Fa
         raise RequestError(f"{flag}={path}: nothing may be written into {folder}; give another folder")
 
 
+def set_aside(path: Path, folder: Path) -> Path:
+    """Moves a damaged file to where nothing reads it, under a name that says so; a person might want it.
+
+    Args:
+      path: the file.
+      folder: where it goes, on the same disk.
+
+    Returns:
+      Its new place, `damaged.<name>`, or with a number where there is one already.
+
+    Raises:
+      UnwritableError: it cannot be moved.
+    """
+    place = folder / f"damaged.{path.name}"
+    number = 1
+    while place.exists():
+        number += 1
+        place = folder / f"damaged.{number}.{path.name}"
+    try:
+        path.rename(place)
+    except OSError as error:
+        raise UnwritableError.of(path, error) from None
+    return place
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder where there is none.
 

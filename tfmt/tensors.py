@@ -47,12 +47,17 @@ def _digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
     return digest.hexdigest()
 
 
-def read_tensors(path: Path, remedy: str = "run it again") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_tensors(
+    path: Path, missing: str = "run it again", *, broken: str = "delete the run's folder and run it again",
+    sha256: str | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:  # fmt: skip
     """The arrays and the JSON object that `write_tensors` wrote.
 
     Args:
       path: the file.
-      remedy: what to do where it is missing, for the message.
+      missing: what to do where there is none, for the message.
+      broken: what to do where it is broken.
+      sha256: what `write_tensors` returned, where that is known; None checks what the file says of itself alone.
 
     Raises:
       RequestError: the file is missing, broken, or not tfmt's, or its content is not what was written.
@@ -61,22 +66,28 @@ def read_tensors(path: Path, remedy: str = "run it again") -> tuple[dict[str, np
     try:
         path.open("rb").close()  # safetensors says "not found" of whatever it cannot open
     except FileNotFoundError:
-        raise RequestError(f"{path}: missing; {remedy}") from None
+        raise RequestError(f"{path}: missing; {missing}") from None
     except OSError as error:
         raise UnreadableError.of(path, error) from None
     try:
         with safe_open(path, framework="np") as file:
             told = (file.metadata() or {})["tfmt"]
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        written = ""
         if not told.startswith("{"):  # as files were before they had a digest
             # Under one key: safetensors writes several in no fixed order, and equal content shall be equal bytes.
             written, _, told = told.partition(" ")
             if written != _digest(arrays, told):
                 raise ValueError("its content has changed since it was written")
+        if sha256 is not None and written != sha256:
+            raise ValueError("it is not the file that the run's record tells of")
         return arrays, parse_json(told.encode())
     except OSError as error:
         raise UnreadableError.of(path, error) from None
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RequestError(
-            f"{path}: not a file that tfmt wrote, or broken ({error}); delete the run's folder and run it again"
-        ) from None
+        raise RequestError(f"{path}: not a file that tfmt wrote, or broken ({error}); {broken}") from None
+
+
+def reason_of(path: Path, error: ValueError) -> str:
+    """What an error of `read_tensors` says beside the file's name and its remedy, where the remedy is another."""
+    return str(error).splitlines()[0].removeprefix(f"{path}: ").partition(";")[0]

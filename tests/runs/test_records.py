@@ -1,11 +1,13 @@
 """Records: what cannot have been written by a run is told of by its file, and nothing else of it is believed."""
 
+import hashlib
 import json
+import random
 
 import pytest
 
 from tfmt.errors import RequestError
-from tfmt.runs.records import find_records, read_record
+from tfmt.runs.records import Record, find_records, read_record, seal_json
 from tfmt.spec import RunSpec
 
 RECORD = {
@@ -69,3 +71,37 @@ def test_a_damaged_record_is_named_in_one_line_and_ends_no_report(tmp_path, cont
     records, broken = find_records(tmp_path)
     assert [record.run_id for record in records] == [read_record(good).run_id]
     assert broken == [str(error.value)]
+
+
+def test_a_record_carries_a_digest_of_its_content_in_one_canonical_form(tmp_path):
+    record = read_record(write(tmp_path / "a", RECORD))
+    stored = json.loads(record.to_json())
+    told = stored.pop("sha256")
+    text = json.dumps(stored, sort_keys=True, separators=(",", ":"))
+    assert told == hashlib.sha256(text.encode()).hexdigest()
+    assert read_record(write(tmp_path / "b", record.to_json().encode())) == record
+    laid_out = json.dumps(stored | {"sha256": told}, indent=8, sort_keys=True).encode()
+    assert read_record(write(tmp_path / "c", laid_out)) == record
+
+
+def test_no_flipped_bit_of_a_record_makes_it_another(tmp_path):
+    record = Record.model_validate_json(json.dumps(RECORD))
+    whole = record.to_json().encode()
+    places = random.Random(0).sample(range(8 * len(whole)), 2000)
+    unnoticed = 0
+    for place in places:
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        try:
+            found = read_record(write(tmp_path / "a", bytes(content)))
+        except RequestError:
+            continue
+        unnoticed += found != record
+    assert unnoticed == 0
+
+
+def test_a_record_that_was_edited_by_hand_is_refused(tmp_path):
+    content = json.loads(seal_json(RECORD))
+    content["result"]["score_best"] = 0.8
+    with pytest.raises(RequestError, match=r"record\.json: broken record: the file: its content has changed since"):
+        read_record(write(tmp_path / "a", content))

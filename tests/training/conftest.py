@@ -43,7 +43,7 @@ def die_before_write():
     return die
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def same():
     """What must be the same in two runs of one spec, and the bytes of what they tuned."""
 

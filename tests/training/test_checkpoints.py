@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tfmt.errors import RequestError, RequestWarning
+from tfmt.errors import RequestError, RequestWarning, RunError
 from tfmt.runs.records import read_record
 from tfmt.runs.runner import execute, finished, make_bench, prepare
 from tfmt.spec import RunSpec
@@ -29,27 +29,29 @@ def run(request, bench):
     return execute(request, bench, started=0.0, quiet=True)
 
 
-def change_state(request, change):
-    path = request.folder / "checkpoint" / "state.safetensors"
-    tensors, state = read_tensors(path)
-    change(tensors, state)
-    write_tensors(path, tensors, state)
+def states(request):
+    """The states that are stored, the furthest first."""
+    return sorted((request.folder / "checkpoint").glob("state.*"), reverse=True)
 
 
-def cut(request):
-    path = request.folder / "checkpoint" / "state.safetensors"
+def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def lose_kept(request):
-    (kept,) = (request.folder / "checkpoint").glob("kept.*")
-    kept.unlink()
+def flip(path):
+    """One bit, in the middle of the arrays."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    path.write_bytes(content)
 
 
-def rename_kept(request):
+def empty(path):
+    path.write_bytes(b"")
+
+
+def rename_kept(path):
     """The weights of another epoch under the name of the one that was kept."""
-    (kept,) = (request.folder / "checkpoint").glob("kept.*")
-    write_tensors(kept, read_tensors(kept)[0], {"epoch": 7})
+    write_tensors(path, read_tensors(path)[0], {"epoch": 7})
 
 
 MISFITS = {
@@ -64,24 +66,107 @@ MISFITS = {
 }
 
 
-@pytest.mark.parametrize("spoil", [*MISFITS, cut, lose_kept, rename_kept],
-                         ids=lambda spoil: getattr(spoil, "__name__", str(spoil)))  # fmt: skip
-def test_checkpoint_that_does_not_fit_is_discarded_and_the_run_starts_anew(
-    bench, prepared, monkeypatch, same, die_before_write, spoil
-):
+def spoiled(name):
+    def change(path):
+        tensors, state = read_tensors(path)
+        MISFITS[name](tensors, state)
+        write_tensors(path, tensors, state)
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(bench, settings, tmp_path_factory, same):
+    request = prepare(RunSpec.make(**settings), tmp_path_factory.mktemp("whole"))
+    return same(request, run(request, bench))
+
+
+@pytest.fixture
+def broken(bench, prepared, monkeypatch, die_before_write):
+    """A run that died in epoch 2, with the checkpoints of its first and its second step."""
     monkeypatch.setattr(fine_tune, "CHECKPOINT_SECONDS", 0.0)  # after each of the three steps of an epoch
-    whole, broken = prepared("whole"), prepared("broken")
-    expected = run(whole, bench)
-    die_before_write(broken, bench, 5)  # two steps, what epoch 1 kept, its end, a step of epoch 2
-    if callable(spoil):
-        spoil(broken)
-    else:
-        change_state(broken, MISFITS[spoil])
-    with pytest.warns(RequestWarning, match="it starts anew") as warned:
-        record = run(broken, bench)
-    assert [str(one.message).count("\n") for one in warned if one.category is RequestWarning] == [0]
+    request = prepared("broken")
+    # Two steps, what epoch 1 kept, its end, two steps of epoch 2.
+    die_before_write(request, bench, 6)
+    assert [path.name for path in states(request)] == ["state.1-2.safetensors", "state.1-1.safetensors"]
+    return request
+
+
+def go_on(request, bench, match):
+    with pytest.warns(RequestWarning, match=match) as warned:
+        record = run(request, bench)
+    told = [str(one.message) for one in warned if one.category is RequestWarning]
+    assert all("\n" not in line and str(request.folder) in line for line in told)
+    assert [f"{request.folder}/{note}".replace("; went on from", "; the run goes on from")
+            for note in record.warnings] == told  # fmt: skip
+    return record
+
+
+@pytest.mark.parametrize("spoil", [*map(spoiled, MISFITS), cut, flip, empty], ids=[*MISFITS, "cut", "flip", "empty"])
+def test_run_goes_on_from_the_checkpoint_before_one_that_does_not_fit(bench, broken, same, uninterrupted, spoil):
+    path = states(broken)[0]
+    spoil(path)
+    damaged = path.read_bytes()
+    record = go_on(broken, bench, "set aside as damaged.state.1-2.safetensors; the run goes on from step 1 of epoch 2")
+    assert (broken.folder / f"damaged.{path.name}").read_bytes() == damaged
+    assert record.cost.resumed == 1
+    assert same(broken, record) == uninterrupted
+    assert read_record(broken.folder) == record
+
+
+def test_run_starts_anew_where_no_checkpoint_fits(bench, broken, same, uninterrupted):
+    for path in states(broken):
+        flip(path)
+    record = go_on(broken, bench, "the run goes on from its start")
+    assert sorted(path.name for path in broken.folder.glob("damaged.*")) == [
+        "damaged.state.1-1.safetensors", "damaged.state.1-2.safetensors",
+    ]  # fmt: skip
+    assert len(record.warnings) == 2
     assert record.cost.resumed == 0
-    assert same(broken, record) == same(whole, expected)
+    assert same(broken, record) == uninterrupted
+
+
+@pytest.mark.parametrize("spoil", [rename_kept, cut, flip, lambda path: path.unlink()],
+                         ids=["renamed", "cut", "flip", "lost"])  # fmt: skip
+def test_run_goes_back_to_where_its_kept_weights_are(bench, broken, same, uninterrupted, spoil):
+    (kept,) = (broken.folder / "checkpoint").glob("kept.*")
+    spoil(kept)
+    record = go_on(broken, bench, r"checkpoint/kept\.1\.safetensors: .*the run goes on from its start")
+    assert record.cost.resumed == 0
+    assert same(broken, record) == uninterrupted
+
+
+def test_kept_weights_are_made_again_from_a_checkpoint_that_holds_them(bench, prepared, same, uninterrupted,
+                                                                       die_before_write):  # fmt: skip
+    request = prepared("broken")
+    die_before_write(request, bench, 2)  # the end of epoch 1
+    (kept,) = (request.folder / "checkpoint").glob("kept.*")
+    flip(kept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RequestWarning)
+        assert same(request, run(request, bench)) == uninterrupted
+
+
+def test_kept_weights_that_are_damaged_at_the_very_end_are_found_and_the_next_start_mends_it(
+    bench, prepared, let_score, same, monkeypatch
+):  # fmt: skip
+    whole, request = prepared("whole"), prepared("broken")
+    let_score(0.1, 0.3, 0.2)
+    expected = same(whole, run(whole, bench))
+    let_score(0.1, 0.3, 0.2)
+    examine = fine_tune.examine
+
+    def spoil(*given):
+        flip(request.folder / "checkpoint" / "kept.2.safetensors")
+        return examine(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fine_tune, "examine", spoil)
+        with pytest.raises(RunError, match=r"kept\.2\.safetensors: .*; run the same command again"):
+            run(request, bench)
+    assert not (request.folder / "record.json").exists()
+    let_score(0.2)
+    assert same(request, run(request, bench)) == expected
 
 
 @pytest.fixture
@@ -117,20 +202,20 @@ def test_weights_stored_are_of_the_kept_epoch_where_a_death_came_between_them_an
         np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_one_kept_file_is_left_after_each_checkpoint(bench, prepared, let_score, die_before_write):
+def test_two_checkpoints_are_left_and_the_kept_weights_that_they_name(bench, prepared, let_score, die_before_write):
     request = prepared("runs", epochs=4)
     let_score(0.1, 0.2, 0.3, 0.4)
     die_before_write(request, bench, 6)  # three epochs, each kept and saved
     assert [path.name for path in sorted((request.folder / "checkpoint").iterdir())] == [
-        "kept.3.safetensors", "state.safetensors",
+        "kept.2.safetensors", "kept.3.safetensors", "state.2-0.safetensors", "state.3-0.safetensors",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("scores", "resumed"), [((0.1, 0.2, 0.3), 1), ((0.2, 0.1, 0.3), 0)])
+@pytest.mark.parametrize(("scores", "back"), [((0.1, 0.2, 0.3), False), ((0.2, 0.1, 0.3), True)])
 def test_run_that_kept_scores_and_is_taken_up_for_its_weights(
-    bench, prepared, let_score, die_before_write, scores, resumed
+    bench, prepared, let_score, die_before_write, scores, back
 ):
-    # It died after the end of epoch 2, whose weights are those of the checkpoint; the weights of epoch 1 are lost.
+    # It died after the end of epoch 2. Those of epoch 1, if they are the kept ones, are in the checkpoint before.
     whole, broken = prepared("whole"), prepared("broken", keep="scores")
     let_score(*scores)
     run(whole, bench)
@@ -138,10 +223,10 @@ def test_run_that_kept_scores_and_is_taken_up_for_its_weights(
     die_before_write(broken, bench, 2)
     again = prepared("broken", keep="tuned")
     assert again.folder == broken.folder
-    let_score(*(scores[2:] if resumed else scores))
+    let_score(*scores[1 if back else 2 :])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if resumed == 0 else "error", RequestWarning)
-        assert run(again, bench).cost.resumed == resumed
+        warnings.simplefilter("ignore" if back else "error", RequestWarning)
+        assert run(again, bench).cost.resumed == 1
     expected, found = tuned(whole), tuned(again)
     assert expected.keys() == found.keys()
     for name in expected:
@@ -162,7 +247,7 @@ def test_fisher_information_that_does_not_fit_is_computed_again(bench, prepared,
     tensors, about = read_tensors(path)
     spoil(tensors, about)
     write_tensors(path, tensors, about)
-    assert same(broken, run(broken, bench)) == same(whole, expected)
+    assert same(broken, go_on(broken, bench, "fisher.safetensors: .*set aside")) == same(whole, expected)
     assert path.read_bytes() == (whole.folder / "fisher.safetensors").read_bytes()
 
 

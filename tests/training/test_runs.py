@@ -74,7 +74,7 @@ def test_sigkill_in_the_middle_and_resumed_is_identical(bench, settings, tmp_pat
     command = [sys.executable, "-m", "tfmt.train", *flags, f"--output_dir={tmp_path / 'killed'}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.time() + 300
-    while not list((tmp_path / "killed").glob("*/checkpoint/state.safetensors")) and time.time() < deadline:
+    while not list((tmp_path / "killed").glob("*/checkpoint/state.*.safetensors")) and time.time() < deadline:
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)

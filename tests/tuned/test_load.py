@@ -13,6 +13,7 @@ from tfmt.errors import RequestError
 from tfmt.metrics import score
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
+from tfmt.tensors import read_tensors, write_tensors
 from tfmt.tuned.load import load_tuned, read_tuned
 
 
@@ -54,7 +55,13 @@ def test_refuses_another_base_model_and_runs_without_weights(toy_bert, toy_glue,
     (other / "model.safetensors").write_bytes(blob)
     with pytest.raises(RequestError, match="digest differs"):
         load_tuned(request.folder, model=str(other))
-    (request.folder / "tuned.safetensors").unlink()
+    path = request.folder / "tuned.safetensors"
+    tensors, about = read_tensors(path)
+    name = next(iter(tensors))
+    write_tensors(path, tensors | {name: tensors[name] + 1}, about)  # whole in itself, and not what the run wrote
+    with pytest.raises(RequestError, match=r"tuned\.safetensors: .*it is not the file that the run's record tells of"):
+        load_tuned(request.folder)
+    path.unlink()
     with pytest.raises(RequestError, match=r"tuned\.safetensors: missing"):
         load_tuned(request.folder)
     with pytest.raises(RequestError, match=r"record\.json: missing"):
@@ -99,6 +106,7 @@ def test_base_model_of_a_record_that_digests_whole_files_is_known_where_the_toke
     path = request.folder / "record.json"
     record = json.loads(path.read_text())
     record["origin"]["model_sha256"] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    del record["sha256"], record["tuned_sha256"]  # as records were then
     path.write_text(json.dumps(record))
     assert read_tuned(request.folder).base == toy_bert
     other = tmp_path / "other"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tfmt.errors import RequestError
 from tfmt.files import parse_json
 from tfmt.selection.stored import FisherNotes
-from tfmt.spec import RunSpec
+from tfmt.spec import RunSpec, digest_json
 from tfmt.training.distribution import Distributions
 from tfmt.training.epoch import Count, Epoch, Score, Seconds
 
@@ -27,6 +28,43 @@ DISTRIBUTIONS_FILE = "distributions.json"
 class _Part(BaseModel):
     # Pydantic below 2.10 keeps names that begin with `model_` for itself.
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class _Sealed(_Part):
+    """A file of its own, which carries a digest of its content: most single bits that flip leave JSON that parses."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", allow_inf_nan=False, protected_namespaces=(),
+        alias_generator=lambda name: name.rstrip("_"), populate_by_name=True,
+    )  # fmt: skip
+
+    def to_json(self) -> str:
+        """The content as it is stored; `sha256` is of the rest in one canonical form, whatever the layout."""
+        return seal_json(json.loads(self.model_dump_json(by_alias=True)))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unseal(cls, content: Any) -> Any:
+        return unseal(content)
+
+
+def seal_json(content: dict[str, Any]) -> str:
+    """A JSON object as text, with a digest of itself under `sha256`, which `unseal` checks."""
+    return json.dumps(content | {"sha256": digest_json(content)}, indent=1)
+
+
+def unseal(content: Any) -> Any:
+    """What `seal_json` was given; a value without a digest, as of earlier versions, is taken as it is.
+
+    Raises:
+      ValueError: it is not what it was when it was written.
+    """
+    if not isinstance(content, dict) or "sha256" not in content:
+        return content
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    if content["sha256"] != digest_json(rest):
+        raise ValueError("its content has changed since it was written (sha256)")
+    return rest
 
 
 class Parameters(_Part):
@@ -130,10 +168,11 @@ class Origin(_Part):
     finished: str
 
 
-class Record(_Part):
+class Record(_Sealed):
     """One run that ended; docs/records.md says how to read it.
 
-    `warnings` says where what was asked for was not had, as GPUs.
+    `warnings` says where what was asked for was not had, as GPUs, and what was found damaged on the way.
+    `tuned_sha256` is what `write_tensors` returned for the run's tuned.safetensors.
 
     Example:
       >>> import tfmt
@@ -156,17 +195,10 @@ class Record(_Part):
     warnings: list[str] = []
     model: ModelFacts | None = None  # records of earlier versions have none
     origin: Origin
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", allow_inf_nan=False, alias_generator=lambda name: name.rstrip("_"), populate_by_name=True
-    )
-
-    def to_json(self) -> str:
-        """The record as it is stored."""
-        return self.model_dump_json(indent=1, by_alias=True)
+    tuned_sha256: str | None = None
 
 
-class WeightDistributions(_Part):
+class WeightDistributions(_Sealed):
     """How the weights of a `full` run were distributed before and after it, at the kept epoch.
 
     Attributes:
@@ -179,10 +211,6 @@ class WeightDistributions(_Part):
     run_id: str
     before: Distributions
     after: Distributions
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", allow_inf_nan=False, alias_generator=lambda name: name.rstrip("_"), populate_by_name=True
-    )
 
 
 def find_distributions(runs: str | Path) -> tuple[dict[str, WeightDistributions], list[str]]:
@@ -202,6 +230,9 @@ def find_distributions(runs: str | Path) -> tuple[dict[str, WeightDistributions]
     return found, broken
 
 
+_AGAIN = "delete the file to run this run again"
+
+
 def read_record(folder: Path) -> Record:
     """The record of a run's folder.
 
@@ -218,10 +249,11 @@ def read_record(folder: Path) -> Record:
     except ValidationError as error:
         schema = _schema_of(path)
         if schema != SCHEMA:
-            raise RequestError(f"{path}: schema {schema!r}, this tfmt reads schema {SCHEMA}") from None
+            raise RequestError(f"{path}: schema {schema!r}, this tfmt reads schema {SCHEMA}; {_AGAIN}") from None
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise RequestError(f"{path}: broken record: {where}: {first['msg']}") from None
+        what = first["msg"].removeprefix("Value error, ")
+        raise RequestError(f"{path}: broken record: {where}: {what}; {_AGAIN}") from None
 
 
 def _schema_of(path: Path) -> Any:

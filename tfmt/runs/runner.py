@@ -20,7 +20,7 @@ from tfmt.bert.tokenizer import describe_tokenizer
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError
-from tfmt.files import write_whole
+from tfmt.files import UnreadableError, write_whole
 from tfmt.runs import origin
 from tfmt.runs.folder import clear_leftovers, finished, open_folder
 from tfmt.runs.lease import Lease
@@ -202,8 +202,7 @@ def _find_model(spec: RunSpec, like: Request | None, sources: Sources | None) ->
     if sources is not None:
         sha256, parts = describe_model(sources.model.folder)
         if parts != sources.model_parts:
-            weights = parts["weights"] != sources.model_parts["weights"]
-            place = find_weights(sources.model.folder) if weights else sources.model.folder
+            place = _changed_place(sources.model.folder, sources.model_parts, parts)
             raise RequestError(
                 f"{place}: no longer the model that the sweep began with; it differs in "
                 f"{tell_difference(sources.model_parts, parts)}; leave a model as it is while a sweep runs, and run "
@@ -323,9 +322,11 @@ def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
                      union=request.union, model_sha256=request.digests["model"], tell=tell)  # fmt: skip
     try:
         outcome = run.run()
+        _check_model(request)
         record = _record(request, outcome, bench, outcome.status, outcome.error, begun, run.ready - started)
         if request.spec.keep == "tuned" and record.status == "completed":
-            _store_tuned(request, bench, run.kept_values(), before_write)
+            digest = _store_tuned(request, bench, run.kept_values(), before_write)
+            record = record.model_copy(update={"tuned_sha256": digest})
         if outcome.state.kept_distributions is not None:
             _store_distributions(request, bench, outcome.state.kept_distributions, before_write)
     except (RunError, RequestError):
@@ -340,6 +341,30 @@ def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
     if record.status == "failed":
         raise RunError(f"{request.run_id}: {record.error}")
     return record
+
+
+def _check_model(request: Request) -> None:
+    """Whether the base model is still the one that the run was asked for: its proof reads the file anew.
+
+    Raises:
+      UnreadableError: it changed meanwhile.
+    """
+    try:
+        sha256, parts = describe_model(request.model_folder)
+        place = _changed_place(request.model_folder, request.model_parts, parts)
+        told = tell_difference(request.model_parts, parts)
+    except RequestError as error:
+        sha256, place, told = "", request.model_folder, str(error)
+    if sha256 != request.digests["model"]:
+        raise UnreadableError(
+            f"{place}: changed while the run read it ({told}), so nothing is recorded; put it back and run the same "
+            "command again"
+        )
+
+
+def _changed_place(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Path:
+    """Which file to name where a model is no longer what it was: that of its weights, or its folder."""
+    return find_weights(folder) if before["weights"] != now["weights"] else folder
 
 
 def record_failure(request: Request, message: str) -> None:
@@ -359,7 +384,8 @@ def record_failure(request: Request, message: str) -> None:
             _finish(request, record, lease.check)
 
 
-def _store_tuned(request: Request, bench: Workbench, values: dict[str, Any], before_write: Callable[[], None]) -> None:
+def _store_tuned(request: Request, bench: Workbench, values: dict[str, Any], before_write: Callable[[], None]) -> str:
+    """Writes what the run tuned; the digest of its content."""
     from tfmt.bert.torch_names import to_torch_names
     from tfmt.tensors import write_tensors
 
@@ -368,7 +394,7 @@ def _store_tuned(request: Request, bench: Workbench, values: dict[str, Any], bef
     before_write()
     about = {"run_id": request.run_id, "model_sha256": request.digests["model"], "head": request.task.head,
              "classes": list(request.task.classes)}  # fmt: skip
-    write_tensors(request.folder / TUNED_FILE, tensors, about)
+    return write_tensors(request.folder / TUNED_FILE, tensors, about)
 
 
 def _store_distributions(request: Request, bench: Workbench, after: Any, before_write: Callable[[], None]) -> None:
@@ -377,7 +403,7 @@ def _store_distributions(request: Request, bench: Workbench, after: Any, before_
     before = measure_sublayers(bench.selection.weights, bench.base_value)
     stored = WeightDistributions(schema_=1, run_id=request.run_id, before=before, after=after)
     before_write()
-    write_whole(request.folder / DISTRIBUTIONS_FILE, stored.model_dump_json(by_alias=True).encode())
+    write_whole(request.folder / DISTRIBUTIONS_FILE, stored.to_json().encode())
 
 
 def _finish(request: Request, record: Record, before_write: Callable[[], None]) -> None:
@@ -392,7 +418,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
     from tfmt.metrics import headline
     from tfmt.training.devices import find_missing_gpus, threads_in_use
 
-    selection, spec = bench.selection, request.spec
+    selection, spec, missing = bench.selection, request.spec, find_missing_gpus()
     parameters = result = cost = proof = change = fisher = None
     if selection is not None:
         parameters = Parameters(
@@ -441,7 +467,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
     return Record(
         schema_=SCHEMA, run_id=request.run_id, status=status, error=error, spec=spec,
         parameters=parameters, result=result, cost=cost, proof=proof, change=change,
-        fisher=fisher, warnings=[missing] if (missing := find_missing_gpus()) else [],
+        fisher=fisher, warnings=[missing] * bool(missing) + (outcome.state.notes if outcome else []),
         model=_model_facts(request),
         origin=_origin(request, started),
     )  # fmt: skip

@@ -192,7 +192,7 @@ class Sweep:
         try:
             record = read_record(item.folder)
         except RequestError as error:  # not written by this version, or damaged; only its owner may delete it
-            self._book(item, Ended("failed", error=f"{error}; delete the file to run this run again"), stored=True)
+            self._book(item, Ended("failed", error=str(error)), stored=True)
             return True
         if record.status == "failed" and self._retry:
             return False

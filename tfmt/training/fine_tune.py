@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ from pydantic import BaseModel, Field
 from tfmt import signals
 from tfmt.data.batches import plan_epoch
 from tfmt.errors import RequestError, RequestWarning
-from tfmt.files import make_folder
+from tfmt.files import UnreadableError, make_folder, set_aside
 from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
-from tfmt.tensors import read_tensors, write_tensors
+from tfmt.tensors import read_tensors, reason_of, write_tensors
 from tfmt.training.devices import peak_rss_mb, threads_in_use
 from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.epoch import Epoch
@@ -32,7 +32,7 @@ from tfmt.training.proof import digest_unselected, examine, join_digests, mean_c
 from tfmt.training.workbench import Workbench
 from tfmt.words import counted
 
-STATE_FILE = "state.safetensors"
+STATE_FILE = "state.{epoch}-{step}.safetensors"
 KEPT_FILE = "kept.{epoch}.safetensors"
 CHECKPOINT_SECONDS = 300.0
 
@@ -62,6 +62,7 @@ class RunState(BaseModel):
     epoch_seconds: float = 0.0
     resumed: int = 0
     devices: list[str] = []  # on what each part of the run computed, from its start on
+    notes: list[str] = []  # what was found damaged on the way
 
 
 class Outcome(BaseModel):
@@ -77,6 +78,14 @@ class Outcome(BaseModel):
     peak_gpu_mb: float | None
     optimizer_bytes: int
     fisher: FisherNotes | None = None
+
+
+class UnfitError(ValueError):
+    """A file of a checkpoint cannot be gone on from."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
 
 
 class FineTuning:
@@ -108,6 +117,8 @@ class FineTuning:
         self.state = RunState()
         self.ready = 0.0  # when the first step could be taken
         self._saved = ""  # where the last checkpoint of this process stands
+        self._discarded: list[str] = []  # what was found damaged
+        self._checkpoints: list[tuple[Path, Path]] = []  # the last two: state, and the kept weights that it names
 
     def run(self) -> Outcome:
         """Trains to the end.
@@ -166,7 +177,7 @@ class FineTuning:
         if spec.mode != "fisher" or spec.fisher_from:
             bench.set_up(spec, steps, union=self.union)
             return
-        values, self.fisher_notes = prepare_fisher(bench, spec, self.folder, self.before_write)
+        values, self.fisher_notes = prepare_fisher(bench, spec, self.folder, self.before_write, self._discard)
         bench.set_up(spec, steps, fisher=values)
         store_fisher(self.folder, bench.selection, values, self.fisher_notes, self.model_sha256, self.before_write)
         self.before_write()
@@ -308,29 +319,47 @@ class FineTuning:
         """The selected values at the kept epoch.
 
         Raises:
-          RequestError: their file is missing, broken, or of another epoch.
+          UnreadableError: their file is missing or broken; another start of the run goes back to where it can.
         """
-        tensors, about = read_tensors(self._kept_file)
+        try:
+            return self._read_kept()
+        except UnfitError as error:
+            raise UnreadableError(f"{error.path}: {error}; run the same command again") from None
+
+    def _read_kept(self) -> dict[str, np.ndarray]:
+        try:
+            tensors, about = read_tensors(self._kept_file)
+        except RequestError as error:
+            raise UnfitError(self._kept_file, reason_of(self._kept_file, error)) from None
         if about.get("epoch") != self.state.kept_epoch or _kinds(tensors) != self._selected_kinds():
-            raise RequestError(f"{self._kept_file}: not the weights of epoch {self.state.kept_epoch}; run it again")
+            raise UnfitError(self._kept_file, f"not the weights of epoch {self.state.kept_epoch}")
         return tensors
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Everything that the rest of the run depends on, in one file; then what no checkpoint names any more goes."""
+        """Everything that the rest of the run depends on, in one file; the checkpoint before it stays as well."""
         self.before_write()
         make_folder(self.checkpoint)
-        tensors = {f"selected/{path}": values for path, values in self.bench.read_selected().items()}
+        state = self.state
+        path = self.checkpoint / STATE_FILE.format(epoch=state.epoch, step=state.step)
+        before = [saved for saved in self._checkpoints if saved[0] != path][-1:]
+        self._clear(before, path)  # first, so that a full disk need not hold a third
+        tensors = {f"selected/{name}": values for name, values in self.bench.read_selected().items()}
         for index, variable in enumerate(self.bench.optimizer_variables):
             tensors[f"optimizer/{index}"] = variable.numpy()
-        write_tensors(self.checkpoint / STATE_FILE, tensors, self.state.model_dump(mode="json"))
-        state = self.state
+        write_tensors(path, tensors, state.model_dump(mode="json"))
+        self._checkpoints = [*before, (path, self._kept_file)]
         self._saved = f"step {state.step} of {self.per_epoch} in epoch {state.epoch + 1}" if state.step else ""
         self._saved = self._saved or f"the end of epoch {state.epoch}"
-        for kept in self.checkpoint.glob(KEPT_FILE.format(epoch="*")):
-            if kept != self._kept_file:
-                kept.unlink()
+
+    def _clear(self, before: list[tuple[Path, Path]], path: Path) -> None:
+        """Removes what neither the last checkpoint nor the one that is about to be written needs."""
+        needed = {path, self._kept_file, *(file for saved in before for file in saved)}
+        for pattern in (STATE_FILE.format(epoch="*", step="*"), KEPT_FILE.format(epoch="*")):
+            for found in self.checkpoint.glob(pattern):
+                if found not in needed:
+                    found.unlink()
 
     def _tell_kept(self) -> str:
         """What a process that ends now leaves."""
@@ -338,7 +367,15 @@ class FineTuning:
             return f"checkpoint written at {self._saved}"
         if (self.folder / PARTS_FILE).exists():
             return "what is done of the Fisher information is kept"
-        return "its checkpoint stays" if (self.checkpoint / STATE_FILE).exists() else "no step was taken yet"
+        return "its checkpoint stays" if self._states() else "no step was taken yet"
+
+    def _states(self) -> list[Path]:
+        """The states that are stored, the furthest first."""
+        places = {}
+        for path in self.checkpoint.glob(STATE_FILE.format(epoch="*", step="*")):
+            if place := re.fullmatch(r"state\.(\d+)-(\d+)\.safetensors", path.name):
+                places[path] = int(place[1]), int(place[2])
+        return sorted(places, key=lambda path: places[path], reverse=True)
 
     def _selected_kinds(self) -> dict[str, tuple[Any, ...]]:
         """What `_kinds` says of `read_selected`, without reading the values."""
@@ -347,40 +384,59 @@ class FineTuning:
         return {path: (tuple(shape), np.dtype(np.float32)) for path, shape in shapes.items()}
 
     def _resume(self) -> None:
-        """Goes on from a checkpoint, if there is one that fits; notes on what this part of the run computes."""
-        path = self.checkpoint / STATE_FILE
-        if path.exists():
-            fresh = self.state
+        """Goes on from the furthest checkpoint that fits, if there is one; notes on what this part computes.
+
+        What does not fit is set aside in the run's folder, and the record tells of it.
+        """
+        fresh = self.state
+        for path in self._states():
             try:
                 self._take_up(path)
-            except ValueError as error:  # a RequestError of the file, a ValidationError of the state
+                break
+            except UnfitError as error:
                 self.state = fresh
-                reason = str(error).removeprefix(f"{path}: ").splitlines()[0]
-                warnings.warn(f"{path}: does not fit this run ({reason}); it starts anew", RequestWarning, stacklevel=2)
-                self.before_write()
-                shutil.rmtree(self.checkpoint)
+                self._discard(error.path, str(error))
+        state = self.state
+        place = f"step {state.step} of epoch {state.epoch + 1}" if state.steps else "its start"
+        for note in self._discarded:
+            warnings.warn(f"{self.folder}/{note}; the run goes on from {place}", RequestWarning, stacklevel=2)
+        state.notes += [f"{note}; went on from {place}" for note in self._discarded]
         compiled = "; XLA" if self.bench.jit else ""
         devices = ", ".join(self.bench.devices.names)
         self.state.devices.append(f"{devices}; {threads_in_use()} threads{compiled}")
 
+    def _discard(self, path: Path, reason: str) -> None:
+        """Sets aside a file that cannot be gone on from, if it is there, and notes it."""
+        note = f"{path.relative_to(self.folder)}: {reason}"
+        if path.exists():
+            self.before_write()
+            note += f"; set aside as {set_aside(path, self.folder).name}"
+        self._discarded.append(note)
+
     def _take_up(self, path: Path) -> None:
-        """Puts the run into a checkpoint's state; whatever does not fit is found before anything is changed."""
-        tensors, saved = read_tensors(path)
-        state = RunState.model_validate(saved)
+        """Puts the run into a checkpoint's state; whatever does not fit is found before anything is changed.
+
+        Raises:
+          UnfitError: the state, or the kept weights that it names, are damaged or another run's.
+        """
+        try:
+            tensors, saved = read_tensors(path)
+            state = RunState.model_validate(saved)
+        except ValueError as error:  # a RequestError of the file, a ValidationError of the state
+            raise UnfitError(path, reason_of(path, error)) from None
         if state.frozen_sha256 != self.state.frozen_sha256:
-            raise ValueError("it was made from another base model or selection")
+            raise UnfitError(path, "it was made from another base model or selection")
         bench = self.bench
         wanted = {f"selected/{name}": kind for name, kind in self._selected_kinds().items()}
         for index, variable in enumerate(bench.optimizer_variables):
             wanted[f"optimizer/{index}"] = tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)
         if _kinds(tensors) != wanted:
-            raise ValueError("it holds other weights, or another optimizer's state")
+            raise UnfitError(path, "it holds other weights, or another optimizer's state")
         self.state = state
-        just_kept = (
-            state.kept_epoch == state.epoch and state.step == 0
-        )  # then the state's own weights are the kept ones
+        # Then the state's own weights are the kept ones, and their file can be made again.
+        just_kept = state.kept_epoch == state.epoch and state.step == 0
         if state.kept_epoch is not None and self._stores_weights() and not just_kept:
-            self.kept_values()
+            self._read_kept()
         bench.write_selected(
             {name.removeprefix("selected/"): v for name, v in tensors.items() if name.startswith("selected/")}
         )
@@ -389,6 +445,7 @@ class FineTuning:
         if just_kept and self._stores_weights():
             self.before_write()
             self._store_kept()
+        self._checkpoints = [(path, self._kept_file)]
         state.resumed += 1
 
     # ---- the end ---------------------------------------------------------------------------------------------------

@@ -37,8 +37,10 @@ from tfmt.selection.modes import draw_without_replacement
 from tfmt.selection.selection import Selection
 from tfmt.selection.stored import FISHER_FILE, FisherNotes
 from tfmt.spec import RunSpec
-from tfmt.tensors import read_tensors, write_tensors
+from tfmt.tensors import read_tensors, reason_of, write_tensors
 from tfmt.training.workbench import Workbench
+
+Discard = Callable[[Path, str], None]  # takes a file that is of no use, and why
 
 HEAD_EPOCHS = 1
 HEAD_LEARNING_RATE = protocol.PART_LEARNING_RATE
@@ -190,7 +192,7 @@ def draw_examples(examples: int, count: int, seed: int) -> np.ndarray:
 
 
 def prepare_fisher(
-    bench: Workbench, spec: RunSpec, folder: Path, before_write: Callable[[], None] = lambda: None
+    bench: Workbench, spec: RunSpec, folder: Path, before_write: Callable[[], None], discard: Discard
 ) -> tuple[dict[str, np.ndarray], FisherNotes]:
     """The Fisher information that a run chooses its mask by, from its folder if it is there, else estimated.
 
@@ -199,6 +201,7 @@ def prepare_fisher(
       spec: the run.
       folder: the run's folder; its name is the run's id. What an interrupted estimation left there is taken up.
       before_write: called before what is done so far is stored, may raise to end the run.
+      discard: is given a file that is of no use, and why.
 
     Returns:
       {path: Fisher information of a LayerNorm variable}, and how it came about.
@@ -206,10 +209,10 @@ def prepare_fisher(
     Raises:
       Stop: a signal asked for it.
     """
-    stored = _read_stored(folder, bench.model)
+    stored = _read_stored(folder, bench.model, discard)
     if stored is not None:
         return stored
-    parts = _read_parts(folder)
+    parts = _read_parts(folder, discard)
 
     def keep(more: dict[str, np.ndarray]) -> None:
         parts.update(more)
@@ -242,13 +245,19 @@ def _estimate(bench: Workbench, drawn: np.ndarray) -> dict[str, np.ndarray]:
     return values
 
 
-def _read_parts(folder: Path) -> dict[str, np.ndarray]:
+def _read_parts(folder: Path, discard: Discard) -> dict[str, np.ndarray]:
     """What an interrupted estimation left; nothing where there is none, or it is broken or another run's."""
-    try:
-        parts, about = read_tensors(folder / PARTS_FILE)
-    except RequestError:
+    path = folder / PARTS_FILE
+    if not path.exists():
         return {}
-    return parts if about.get("run_id") == folder.name else {}
+    try:
+        parts, about = read_tensors(path)
+        if about.get("run_id") == folder.name:
+            return parts
+        discard(path, "it is another run's")
+    except RequestError as error:
+        discard(path, reason_of(path, error))
+    return {}
 
 
 def _part(
@@ -261,17 +270,24 @@ def _part(
     return {own: array for own, array in found.items() if array is not None}
 
 
-def _read_stored(folder: Path, model: Any) -> tuple[dict[str, np.ndarray], FisherNotes] | None:
+def _read_stored(folder: Path, model: Any, discard: Discard) -> tuple[dict[str, np.ndarray], FisherNotes] | None:
     """What an earlier start of this run stored; None where nothing that fits is there, and it is computed again."""
     wanted = [weight for weight in weights_of(model) if weight.path in _affine_paths(model)]
+    path = folder / FISHER_FILE
+    if not path.exists():
+        return None
     try:
-        tensors, about = read_tensors(folder / FISHER_FILE)
+        tensors, about = read_tensors(path)
         values = {weight.path: tensors[weight.torch_name] for weight in wanted}
         notes = FisherNotes.model_validate(about["fisher"])
-    except (RequestError, KeyError, ValidationError):
-        return None
-    fits = all(values[weight.path].shape == weight.shape for weight in wanted)
-    return (values, notes) if fits and about.get("run_id") == folder.name else None
+        if all(values[weight.path].shape == weight.shape for weight in wanted) and about.get("run_id") == folder.name:
+            return values, notes
+        discard(path, "it is another run's")
+    except RequestError as error:
+        discard(path, reason_of(path, error))
+    except (KeyError, ValidationError):
+        discard(path, "it does not hold what a run's Fisher information is")
+    return None
 
 
 def _sum_components(
@@ -312,7 +328,7 @@ def store_fisher(
         if same and stored.keys() == tensors.keys() and told == about:
             return
     except (RequestError, KeyError):
-        pass  # missing, broken or incomplete: written anew
+        pass  # missing: a damaged one was set aside by `prepare_fisher`
     before_write()
     write_tensors(path, tensors, about)
 

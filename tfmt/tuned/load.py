@@ -77,7 +77,7 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
         raise RequestError(
             f"{source}: not the base model that {folder.name} tuned (its digest differs); give the right one"
         )
-    tensors, about = read_tensors(path)
+    tensors, about = read_tensors(path, sha256=record.tuned_sha256)
     head, classes = about["head"], tuple(about["classes"])
     weights = list_weights(shape_of(read_config(base)), head, len(classes) or 1)
     try:
