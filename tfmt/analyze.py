@@ -34,7 +34,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("epoch", "best", ["best", "last"],
                       "Whose score counts; P1 does not say, so records hold both.", flag_values=values)  # fmt: skip
     flags.DEFINE_string(
-        "output", "", "File to draw to: PNG, PDF or SVG; empty means the figure's name and .png.", flag_values=values
+        "output", "", "File to draw to: PNG, PDF or SVG; else the figure's name and .png.", flag_values=values
     )
     flags.DEFINE_string("data", "", "CSV file for the numbers that the figure shows.", flag_values=values)
 

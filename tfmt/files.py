@@ -15,6 +15,9 @@ from typing import Any
 
 from tfmt.errors import RequestError, RunError
 
+# What Linux allows; a system that allows less says so itself.
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255
+
 
 def cache_folder() -> Path:
     """Where tfmt keeps what it can make again: `$TFMT_CACHE`, else `~/.cache/tfmt`."""
@@ -107,6 +110,39 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
+
+
+def check_path(value: Any, name: str) -> Path:
+    """A path that was given by somebody, once it is sure to be one.
+
+    Args:
+      value: what was given; an empty path would be the current folder, which nobody means by it.
+      name: the flag or argument that gave it.
+
+    Raises:
+      RequestError: it is no path, empty, or none that a system can have.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise RequestError(f"{name} must be a path. Received: {name}={value!r}")
+    text = os.fspath(value)
+    if not text.strip():
+        raise RequestError(f"{name} is empty: give a path, `.` for the current folder")
+    if fault := find_path_fault(text):
+        raise RequestError(f"{name} {fault}. Received: {name}={text!r}")
+    return Path(text)
+
+
+def find_path_fault(text: str) -> str | None:
+    """Why no file can have this path, whatever lies on the disk; None where one may."""
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        return "holds half a surrogate pair, which no path can"
+    if b"\0" in encoded:
+        return "holds a NUL character, which no path can"
+    if len(encoded) >= _LONGEST_PATH or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+        return f"is longer than a path ({_LONGEST_PATH - 1:,} bytes) or a name in it ({_LONGEST_NAME}) can be"
+    return None
 
 
 def check_output(path: Path, flag: str = "--output", *, makes_folders: bool = False) -> None:

@@ -14,9 +14,10 @@ from absl import flags
 
 from tfmt import quiet, signals, streams
 from tfmt.errors import RequestError, RunError
+from tfmt.files import check_path
 from tfmt.flagfile import expand_flagfiles
 from tfmt.help import format_help
-from tfmt.spec import CONDITIONAL_FIELDS, RunSpec, meaningful_fields
+from tfmt.spec import RunSpec, find_idle
 from tfmt.study.grid import AXES, EACH
 from tfmt.version import __version__
 
@@ -60,6 +61,8 @@ _HELP = {
 }
 # Flags that hold a path, or may.
 _PATHS = ("model", "data_dir", "fisher_from", "run", "runs", "input", "output", "output_dir", "data")
+# Those whose help says what empty means.
+_MAY_BE_EMPTY = ("model", "data_dir")
 
 
 def define_run_flags(values: flags.FlagValues, names: Sequence[str] = tuple(RunSpec.model_fields)) -> None:
@@ -117,9 +120,9 @@ def read_spec(values: flags.FlagValues) -> RunSpec:
             f"--layers={values.layers}: a run takes all, 5, 0-3 or 0,5,11; `{EACH}` and 0+5 are for tfmt-sweep"
         )
     given = {name for name in RunSpec.model_fields if values[name].present}
-    idle = sorted((given & CONDITIONAL_FIELDS) - meaningful_fields(values.mode, values.task))
+    idle = find_idle(given, values.mode, values.task)
     if idle:
-        raise RequestError(f"--{idle[0]} means nothing for --mode={values.mode} --task={values.task}; leave it out")
+        raise RequestError(f"--{idle} means nothing for --mode={values.mode} --task={values.task}; leave it out")
     settings = {name: values[name].value for name in RunSpec.model_fields}
     spec = RunSpec.make(**settings)
     if values.frozen_prefix != spec.frozen_prefix:
@@ -134,7 +137,8 @@ def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """Reads command-line arguments, flagfiles included, into the flags.
 
     Raises:
-      RequestError: an unknown flag, a value of the wrong kind, or an argument that is no flag.
+      RequestError: an unknown flag, a value of the wrong kind, no path where one is needed, or an argument that is no
+        flag.
     """
     try:
         left = values(["tfmt", *expand_flagfiles(arguments)])[1:]
@@ -145,6 +149,7 @@ def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     for name in _PATHS:
         if name in values:
             values[name].value = _expand_user(values[name].value)
+            _check_paths(values[name])
 
 
 def _explain(error: str) -> str:
@@ -164,6 +169,14 @@ def _expand_user(value: Any) -> Any:
     if isinstance(value, list):
         return [_expand_user(entry) for entry in value]
     return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def _check_paths(flag: flags.Flag) -> None:
+    """Refuses an empty path, which would be the current folder, where empty has no meaning of its own."""
+    told = flag.default == "" and flag.name in _MAY_BE_EMPTY
+    if flag.present and not (told and flag.value == ""):
+        for value in flag.value if isinstance(flag.value, list) else [flag.value]:
+            check_path(value, f"--{flag.name}")
 
 
 class Asked(Exception):  # noqa: N818 (no error)

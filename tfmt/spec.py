@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from tfmt import protocol
 from tfmt.errors import RequestError
+from tfmt.files import find_path_fault, parse_json
 
 # Raised whenever tfmt's arithmetic changes, so that records of different arithmetic never share an id.
 ARITHMETIC = 5
@@ -50,6 +61,9 @@ MODES: tuple[str, ...] = get_args(Mode)
 TASK_NAMES: tuple[str, ...] = get_args(TaskName)
 
 
+_LAYERS = "`all`, a block `5`, a range `0-3` or a list `0,5,11`"
+
+
 def parse_layers(text: str) -> tuple[int, ...] | None:
     """Reads `all`, `5`, `0-3` or `0,5,11` (0-based blocks).
 
@@ -66,11 +80,9 @@ def parse_layers(text: str) -> tuple[int, ...] | None:
         return None
     blocks: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
+        match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
         if not match:
-            raise ValueError(
-                f"layers must be `all`, a block `5`, a range `0-3` or a list `0,5,11`. Received: layers={text!r}"
-            )
+            raise ValueError(f"layers must be {_LAYERS}. Received: layers={text!r}")
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if last < first or last > 999:
@@ -119,7 +131,93 @@ def split_revision(model: str, revision: str = "") -> tuple[str, str]:
     return match[1], match[2]
 
 
-class RunSpec(BaseModel):
+# What no type says of single values: {name: (whether it holds, what is expected)}.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: bool(value.strip()), "a hub name, a local folder, or `demo`"),
+    "fisher_from": (lambda value: all(folder.strip() for folder in value), "folders of runs"),
+    "learning_rate": (lambda value: value is None or value > 0, "a positive number"),
+    "epochs": (lambda value: 0 <= value <= 1_000_000, "at least 1 (at most 1,000,000), or 0 for the paper's rule"),
+    "batch_size": (lambda value: value >= 1, "at least 1"),
+    "max_length": (lambda value: value >= 8, "at least 8 tokens"),
+    "warmup_ratio": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "adam_epsilon": (lambda value: value > 0, "a positive number"),
+    "seed": (lambda value: 0 <= value < 2**31, "between 0 and 2147483647"),
+    "split_seed": (lambda value: value is None or value >= 0, "0 or more"),
+    "train_limit": (lambda value: value >= 0, "0 (all) or a number of examples"),
+    "validation_limit": (lambda value: value >= 0, "0 (all) or a number of examples"),
+    "replicas": (lambda value: value >= 0, "0 (every GPU, else one CPU) or a number of devices"),
+    "mask_size": (lambda value: value is None or value >= 1, "at least 1"),
+    "mask_fraction": (lambda value: value is None or 0 < value <= 1, "above 0 and at most 1"),
+    "fisher_examples": (lambda value: value >= 1, "at least 1"),
+    "cache_limit_gb": (lambda value: value >= 0, "0 or more gigabytes"),
+    "validation_fraction": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+}
+
+
+# Settings that hold paths, or may.
+_PATHS = frozenset({"model", "data_dir", "fisher_from"})
+
+
+class Checked(BaseModel):
+    """Settings by name, strict: what a field of a name may be is the same wherever one has that name.
+
+    Numbers of NumPy are taken for what they are; a bool is no number, and neither is a text.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """What JSON and NumPy write in their own way, as Python's."""
+        if info.field_name == "layers" and not isinstance(value, str):
+            raise ValueError(f"layers must be a text: {_LAYERS}. Received: layers={value!r}")
+        if isinstance(value, list):
+            return tuple(value)  # JSON has no tuples
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return value
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+    @field_validator("*")
+    @classmethod
+    def _within_range(cls, value: Any, info: ValidationInfo) -> Any:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and (fault := _find_fault(str(info.field_name), text)):
+                raise ValueError(f"{info.field_name} {fault}. Received: {info.field_name}={value!r}")
+        holds, expected = _RULES.get(str(info.field_name), (None, ""))
+        if holds is not None and not holds(value):
+            raise ValueError(f"{info.field_name} must be {expected}. Received: {info.field_name}={value!r}")
+        return value
+
+    @field_validator("layers", check_fields=False)
+    @classmethod
+    def _shortest_layers(cls, value: str) -> str:
+        blocks = parse_layers(value)
+        return "all" if blocks is None else format_layers(blocks)
+
+    @classmethod
+    def make(cls, **settings: Any) -> Self:
+        """The settings, checked; what pydantic finds wrong becomes a one-line `RequestError`."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise RequestError(_one_line(error)) from None
+
+
+def _find_fault(name: str, text: str) -> str | None:
+    """Why no setting can have this text."""
+    if name in _PATHS and (fault := find_path_fault(text)):
+        return fault
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    return None
+
+
+class RunSpec(Checked):
     """One run, immutable and strict; equal runs are equal specs.
 
     Fields carry the names of the tfmt-train flags. Fields that mean nothing for the mode or the task are set to
@@ -135,8 +233,6 @@ class RunSpec(BaseModel):
       >>> tfmt.RunSpec.make(model="demo", task="mrpc", mode="layernorm").epochs
       20
     """
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     model: str
     revision: str = ""
@@ -189,20 +285,8 @@ class RunSpec(BaseModel):
         "task_type", "validation_fraction", "encoding", "split_seed",
     })  # fmt: skip
 
-    @field_validator("fisher_from", "text_columns", mode="before")
-    @classmethod
-    def _list_to_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-
-    @field_validator("layers")
-    @classmethod
-    def _shortest_layers(cls, value: str) -> str:
-        blocks = parse_layers(value)
-        return "all" if blocks is None else format_layers(blocks)
-
     @model_validator(mode="after")
     def _settle(self) -> RunSpec:
-        _check_ranges(self)
         for name, number in self:
             if isinstance(number, float):
                 object.__setattr__(self, name, number + 0.0)  # -0.0 is 0.0, and one run has one id
@@ -221,19 +305,11 @@ class RunSpec(BaseModel):
         return self
 
     @classmethod
-    def make(cls, **settings: Any) -> RunSpec:
-        """A spec from keyword settings; what pydantic finds wrong becomes a one-line `RequestError`."""
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            raise RequestError(_one_line(error)) from None
-
-    @classmethod
     def from_json(cls, text: str) -> RunSpec:
         """The spec that `to_json` wrote."""
         try:
-            settings = json.loads(text)
-        except json.JSONDecodeError as error:
+            settings = parse_json(text.encode())
+        except (AttributeError, ValueError) as error:
             raise RequestError(f"a run spec must be JSON: {error}") from None
         if not isinstance(settings, dict):
             raise RequestError(f"a run spec must be a JSON object. Received: {type(settings).__name__}")
@@ -306,48 +382,65 @@ def meaningful_fields(mode: str, task: str) -> frozenset[str]:
     return fields if mode == "frozen" else fields | {"layers"}
 
 
+def check_settings(**settings: Any) -> dict[str, Any]:
+    """Checks single values as a spec would that has them, for calls that take some of a spec's settings.
+
+    Args:
+      **settings: values by the names of the fields of `RunSpec`.
+
+    Returns:
+      The same, normalised as in a spec.
+
+    Raises:
+      RequestError: a value that no spec can have.
+
+    Example:
+      >>> check_settings(layers="1,0", seed=3)
+      {'layers': '0-1', 'seed': 3}
+    """
+    return dict(_settings_class(tuple(settings)).make(**settings))
+
+
+@functools.cache
+def _settings_class(names: tuple[str, ...]) -> type[Checked]:
+    kinds: dict[str, Any] = {name: (RunSpec.model_fields[name].annotation, ...) for name in names}
+    return create_model("Settings", __base__=Checked, **kinds)
+
+
+def find_idle(given: Iterable[str], mode: str, task: str = "") -> str | None:
+    """The first setting, of those given by hand, that means nothing for this mode and task; None if all do."""
+    return min((set(given) & CONDITIONAL_FIELDS) - meaningful_fields(mode, task), default=None)
+
+
+def check_mode(mode: str, mask_size: int | None, mask_fraction: float | None, **union: bool) -> None:
+    """Refuses a mode without the settings that say what it trains, or with two that contradict each other.
+
+    Args:
+      mode: the mode.
+      mask_size: its weights per LayerNorm.
+      mask_fraction: its part of the feed-forward LayerNorms' weights.
+      **union: whether there is a union of other masks, under the name of what gives it.
+    """
+    ((source, united),) = union.items()
+    if mode in ("outliers", "outliers_control") and mask_size is None:
+        raise RequestError(f"mode={mode} needs mask_size, the number of weights per LayerNorm")
+    if mode == "fisher" and mask_fraction is None and not united:
+        raise RequestError(f"mode=fisher needs mask_fraction, or {source} for the union of other runs' masks")
+    if mode == "fisher" and mask_fraction is not None and united:
+        raise RequestError(f"mode=fisher takes mask_fraction or {source}, not both: a union has no fraction of its own")
+    if mode == "fisher_control" and mask_fraction is None:
+        raise RequestError("mode=fisher_control needs mask_fraction, the part of the weights to train")
+
+
 def has_frozen_prefix(mode: str, layers: str) -> bool:
     """Whether whole blocks lie below everything that a mode may select, so that `frozen_prefix` means something."""
     blocks = parse_layers(layers)
     return mode == "frozen" or (blocks is not None and blocks[0] > 0)
 
 
-def _check_ranges(spec: RunSpec) -> None:
-    """Single values that no type expresses."""
-    rules: tuple[tuple[str, bool, str], ...] = (
-        ("model", bool(spec.model), "a hub name, a local folder, or `demo`"),
-        ("learning_rate", spec.learning_rate is None or spec.learning_rate > 0, "a positive number"),
-        ("epochs", spec.epochs >= 0, "at least 1, or 0 for the paper's rule"),
-        ("batch_size", spec.batch_size >= 1, "at least 1"),
-        ("max_length", spec.max_length >= 8, "at least 8 tokens"),
-        ("warmup_ratio", 0 <= spec.warmup_ratio < 1, "at least 0 and below 1"),
-        ("adam_epsilon", spec.adam_epsilon > 0, "a positive number"),
-        ("seed", 0 <= spec.seed < 2**31, "between 0 and 2147483647"),
-        ("split_seed", spec.split_seed is None or spec.split_seed >= 0, "0 or more"),
-        ("train_limit", spec.train_limit >= 0, "0 (all) or a number of examples"),
-        ("validation_limit", spec.validation_limit >= 0, "0 (all) or a number of examples"),
-        ("replicas", spec.replicas >= 0, "0 (every GPU, else one CPU) or a number of devices"),
-        ("mask_size", spec.mask_size is None or spec.mask_size >= 1, "at least 1"),
-        ("mask_fraction", spec.mask_fraction is None or 0 < spec.mask_fraction <= 1, "above 0 and at most 1"),
-        ("fisher_examples", spec.fisher_examples >= 1, "at least 1"),
-        ("cache_limit_gb", spec.cache_limit_gb >= 0, "0 or more gigabytes"),
-        ("validation_fraction", 0 <= spec.validation_fraction < 1, "at least 0 and below 1"),
-    )
-    for name, holds, expected in rules:
-        if not holds:
-            raise ValueError(f"{name} must be {expected}. Received: {name}={getattr(spec, name)!r}")
-
-
 def _check_combination(spec: RunSpec) -> None:
     """Combinations that cannot be trained."""
-    if spec.mode in ("outliers", "outliers_control") and spec.mask_size is None:
-        raise ValueError(f"mode={spec.mode} needs mask_size, the number of weights per LayerNorm")
-    if spec.mode == "fisher" and spec.mask_fraction is None and not spec.fisher_from:
-        raise ValueError("mode=fisher needs mask_fraction, or fisher_from for the union of other runs' masks")
-    if spec.mode == "fisher" and spec.mask_fraction is not None and spec.fisher_from:
-        raise ValueError("mode=fisher takes mask_fraction or fisher_from, not both: a union has no fraction of its own")
-    if spec.mode == "fisher_control" and spec.mask_fraction is None:
-        raise ValueError("mode=fisher_control needs mask_fraction")
+    check_mode(spec.mode, spec.mask_size, spec.mask_fraction, fisher_from=bool(spec.fisher_from))
     if spec.task == "custom":
         for name in ("data_dir", "text_columns", "label_column", "task_type"):
             if not getattr(spec, name):
@@ -368,7 +461,7 @@ def _check_combination(spec: RunSpec) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first thing pydantic complains about, as `field: what was expected. Received: ...`."""
+    """The first thing pydantic complains about, as `field must be what was expected. Received: ...`."""
     first = error.errors(include_url=False, include_context=False)[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "value_error":
@@ -377,4 +470,6 @@ def _one_line(error: ValidationError) -> str:
         return f"{name} is not a field of a run spec"
     if first["type"] == "missing":
         return f"{name} is required"
-    return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}. Received: {name}={first['input']!r}"
+    expected = first["msg"].removeprefix("Input should be ").replace("a valid tuple", "a list or tuple")
+    shown = f"{name} must be {expected}" if expected != first["msg"] else f"{name}: {expected[0].lower()}{expected[1:]}"
+    return f"{shown}. Received: {name}={first['input']!r}"

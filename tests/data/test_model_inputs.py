@@ -34,7 +34,7 @@ def test_arrays_are_those_of_transformers(toy_bert, pairs, max_length, kind):
         ({"texts": "one text"}, r"texts must be a list of texts, \[text\]"), ({"texts": []}, "at least one text"),
         ({"texts": ["a", None]}, r"texts\[1\] = None"), ({"texts": ["a"], "pairs": ["b", "c"]}, "1 texts, 2 pairs"),
         ({"texts": ["a"], "pairs": [float("nan")]}, r"pairs\[0\] = nan"),
-        ({"texts": ["a"], "max_length": 65}, "64 positions"), ({"texts": ["a"], "max_length": 4}, "from 8"),
+        ({"texts": ["a"], "max_length": 65}, "at most 64"), ({"texts": ["a"], "max_length": 4}, "at least 8"),
         ({"texts": ["a"], "model": SimpleNamespace()}, r"tfmt\.load_bert"),
         ({"texts": ["a"], "model": "/nowhere"}, "no such folder"),
     ],

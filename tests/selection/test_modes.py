@@ -56,7 +56,7 @@ def test_layers_leave_embeddings_and_pooler_alone():
         ("layernorm", {"layers": "3"}, "layers must be within 0-2"), ("outliers", {}, "mask_size"),
         ("outliers", {"mask_size": 33}, "at most 32"),
         ("outliers", {"mask_size": 17, "outlier_pool": "beta"}, "at most 16"),
-        ("fisher", {}, "mask_fraction"), ("lora", {}, "mode must be one of"), ("layernorm", {"layers": "x"}, "layers"),
+        ("fisher", {}, "mask_fraction"), ("lora", {}, "mode must be 'full'"), ("layernorm", {"layers": "x"}, "layers"),
     ],
 )  # fmt: skip
 def test_refuses(mode, options, culprit):

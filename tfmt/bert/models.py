@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 import transformers
+from pydantic import Field, model_validator
 from tensorflow.python.saved_model import save_context
 from tf_keras.src.mixed_precision.autocast_variable import enable_auto_cast_variables
 from transformers.modeling_tf_outputs import TFSequenceClassifierOutput, TFTokenClassifierOutput
@@ -22,6 +24,8 @@ from tfmt.bert.trained_set import TrainedSet
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.quiet import find_devices, without_advice
+from tfmt.spec import Checked, check_settings
+from tfmt.words import counted
 
 # Whether a model is being written as a SavedModel: then it computes as Hugging Face's does.
 _AS_HUGGING_FACE: ContextVar[bool] = ContextVar("as_hugging_face", default=False)
@@ -250,13 +254,32 @@ def weights_of(model: Any) -> tuple[Weight, ...]:
     return list_weights(shape_of(model.config.to_dict()), model._head_name, model.config.num_labels)
 
 
+class _Arguments(Checked):
+    """The arguments of `load_bert` that no `RunSpec` has."""
+
+    num_labels: Annotated[int, Field(ge=1, le=1_000_000)]
+    head: Literal["sentence", "tokens"]
+    classes: tuple[str, ...]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.][A-Za-z0-9_.-]*$")]  # what TensorFlow takes for a scope
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None
+
+    @model_validator(mode="after")
+    def _fit(self) -> _Arguments:
+        if self.classes and (len(self.classes) != self.num_labels or len(set(self.classes)) < len(self.classes)):
+            raise ValueError(
+                f"classes must be as many different names as num_labels, or none. Received: "
+                f"{counted(len(self.classes), 'name')} ({', '.join(self.classes)}), num_labels={self.num_labels}"
+            )
+        return self
+
+
 def load_bert(
-    model: str,
+    model: str | Path,
     num_labels: int = 2,
     seed: int = 0,
     *,
     head: str = "sentence",
-    classes: tuple[str, ...] = (),
+    classes: Sequence[str] = (),
     name: str = "tfmt",
     dropout: float | None = None,
     revision: str = "",
@@ -268,20 +291,21 @@ def load_bert(
     Args:
       model: a hub name (also `name@revision`), a local folder with config.json, model.safetensors and a vocabulary, or
         `demo`.
-      num_labels: outputs of the classifier; 1 means regression.
+      num_labels: outputs of the classifier, from 1, which means regression.
       seed: decides the initial weights of the head, and the dropout masks of `fit` and of loops of one's own, on every
         machine alike; not the dropout of what only the library computes (attention maps, hidden states).
       head: `sentence` (TFBertForSequenceClassification) or `tokens` (TFBertForTokenClassification).
-      classes: names of the outputs for `config.id2label`.
+      classes: names of the outputs for `config.id2label`, as many as `num_labels`; empty for `LABEL_0`, ...
       name: the model's Keras name.
-      dropout: replaces the config's dropout rates.
+      dropout: replaces the config's dropout rates; at least 0 and below 1.
       revision: a branch, tag or commit of a hub model; empty for `main`.
 
     Returns:
       The model, built and filled. A head that the file may hold is not read.
 
     Raises:
-      RequestError: the model cannot be had, is no BERT, lacks a file or a weight, or holds one of another shape.
+      RequestError: an argument is not of its kind, or the model cannot be had, is no BERT, lacks a file or a weight, or
+        holds one of another shape.
       RunError: network, hub or disk failed.
 
     Example:
@@ -290,13 +314,15 @@ def load_bert(
       >>> int(model.config.num_hidden_layers)
       6
     """
-    if head not in _CLASSES:
-        raise RequestError(f"head must be `sentence` or `tokens`. Received: head={head!r}")
-    folder = find_model(model, download=True, revision=revision)
+    given = _Arguments.make(num_labels=num_labels, head=head, classes=classes, name=name, dropout=dropout)
+    num_labels, classes, dropout = given.num_labels, given.classes, given.dropout
+    place = str(model) if isinstance(model, Path) else model
+    seed = check_settings(model=place, seed=seed, revision=revision)["seed"]
+    folder = find_model(place, download=True, revision=revision)
     assert folder is not None
     settings = read_config(folder)
     base = BaseWeights(folder, head)
-    labels = list(classes) or [f"LABEL_{index}" for index in range(num_labels)]
+    labels = classes or [f"LABEL_{index}" for index in range(num_labels)]
     settings |= {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tfmt.data.batches import assemble
 from tfmt.data.examples import Examples
 from tfmt.data.tokens import tokenize as tokenize_split
 from tfmt.errors import RequestError
+from tfmt.spec import check_settings
 
 
 def tokenize(
@@ -40,6 +41,7 @@ def tokenize(
       >>> inputs["input_ids"].shape, inputs["attention_mask"].sum(axis=1).tolist()
       ((2, 5), [5, 3])
     """
+    max_length = check_settings(max_length=max_length)["max_length"]
     columns = [_check_texts("texts", texts)]
     if pairs is not None:
         columns.append(_check_texts("pairs", pairs))
@@ -47,8 +49,8 @@ def tokenize(
             raise RequestError(f"every text needs its pair. Received: {len(columns[0])} texts, {len(columns[1])} pairs")
     folder = _folder_of(model)
     positions = shape_of(read_config(folder), folder / "config.json").max_position_embeddings
-    if not 8 <= max_length <= positions:
-        raise RequestError(f"max_length must be from 8 to the model's {positions} positions. Received: {max_length}")
+    if max_length > positions:
+        raise RequestError(f"max_length must be at most {positions}, the model's positions. Received: {max_length}")
     tokenizer = load_tokenizer(folder)
     examples = Examples(tuple(columns), None)
     split = tokenize_split(examples, tokenizer, max_length, tokenizer_digest(tokenizer), cached=False)
@@ -56,25 +58,30 @@ def tokenize(
 
 
 def _check_texts(name: str, texts: Any) -> list[str]:
-    if isinstance(texts, str):
-        raise RequestError(f"{name} must be a list of texts, [text] for one. Received: one str")
+    ordered = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Mapping | Set)
+    if not ordered or getattr(texts, "ndim", 1) != 1:
+        raise RequestError(f"{name} must be a list of texts, [text] for one. Received: one {type(texts).__name__}")
     listed = list(texts)
     if not listed:
         raise RequestError(f"{name} must hold at least one text. Received: none")
     for number, text in enumerate(listed):
         if not isinstance(text, str):
             raise RequestError(f"{name} must hold texts. Received: {name}[{number}] = {text!r}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"{name}[{number}] holds half a surrogate pair, which no tokenizer takes") from None
     return [str(text) for text in listed]  # NumPy's own kind of str is none to the tokenizer
 
 
 def _folder_of(model: Any) -> Path:
     """Where a model's tokenizer lies."""
     place = model if isinstance(model, str | Path) else getattr(model, "name_or_path", "")
-    if not place:
+    if not isinstance(place, str | Path) or not str(place):
         raise RequestError(
             "this model does not say where it was loaded from: load it with tfmt.load_bert, or give the name or folder "
             "of its tokenizer in its place"
         )
-    folder = find_model(str(place), download=True)
+    folder = find_model(check_settings(model=str(place))["model"], download=True)
     assert folder is not None
     return folder

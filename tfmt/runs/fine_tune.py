@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from tfmt.errors import RequestError
+from tfmt.files import check_path
 from tfmt.quiet import import_bars
 from tfmt.runs.folder import finished, open_folder
 from tfmt.runs.records import Record
@@ -27,7 +29,7 @@ def fine_tune(spec: RunSpec, output_dir: str | Path = "runs", *, quiet: bool = F
       The record, completed or diverged, which lies in `<output_dir>/<run id>/record.json`.
 
     Raises:
-      RequestError: the model or the data cannot be had, or do not fit the spec.
+      RequestError: no spec or no folder is given, or the model or the data cannot be had, or do not fit the spec.
       RunError: the run failed, or another process is at it.
 
     Example:
@@ -38,8 +40,11 @@ def fine_tune(spec: RunSpec, output_dir: str | Path = "runs", *, quiet: bool = F
       'completed'
     """
     started = time.perf_counter()
+    if not isinstance(spec, RunSpec):
+        raise RequestError(f"spec must be a RunSpec: make one with tfmt.RunSpec.make(...). Received: spec={spec!r}")
+    folder = check_path(output_dir, "output_dir")
     import_bars()
-    request = prepare(spec, output_dir)
+    request = prepare(spec, folder)
     record = finished(request)
     if record is None:
         open_folder(request)  # what is wrong with it is told before the text is tokenised

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tfmt.errors import RequestError
-from tfmt.files import parse_json
+from tfmt.files import check_path, parse_json
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec, digest_json
 from tfmt.training.distribution import Distributions
@@ -312,7 +312,7 @@ def read_runs(runs: str | Path) -> pd.DataFrame:
       >>> int(runs["frozen_changed"].sum())  # weights outside the selections that moved
       0
     """
-    return tabulate(*find_records(runs))
+    return tabulate(*find_records(check_path(runs, "runs")))
 
 
 _COMPUTING = ("tensorflow", "tf_keras", "transformers")  # what a table's caption tells the versions of

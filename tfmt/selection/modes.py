@@ -15,7 +15,7 @@ import numpy as np
 
 from tfmt.bert.vocabulary import Weight
 from tfmt.errors import RequestError
-from tfmt.spec import MODES, parse_layers
+from tfmt.spec import check_mode, check_settings, parse_layers
 
 _LAYERNORMS = ("attention_layernorm", "feedforward_layernorm")
 # Modes of P1, table 1, that train whole sublayers.
@@ -92,7 +92,8 @@ def plan_mode(
       union_size: for `fisher` with the masks of other runs, how many weights their union has.
 
     Raises:
-      RequestError: a block that the model does not have, or more weights than a pool holds.
+      RequestError: a value that no `RunSpec` takes, a mode without what it needs, a block that the model does not have,
+        or more weights than a pool holds.
 
     Example:
       >>> from tfmt.bert.configs import find_shape
@@ -104,8 +105,10 @@ def plan_mode(
       P1 tables 1, 3 and 4 (AkbarTajari et al., 2022); P2 (ValizadehAslani & Liang, 2024) for `fisher`;
       [Ben Zaken et al., 2022](https://arxiv.org/abs/2106.10199) for `bitfit`.
     """
-    if mode not in MODES:
-        raise RequestError(f"mode must be one of {', '.join(MODES)}. Received: mode={mode!r}")
+    check_settings(
+        mode=mode, layers=layers, mask_size=mask_size, mask_fraction=mask_fraction, outlier_pool=outlier_pool
+    )
+    check_mode(mode, mask_size, mask_fraction, union=union_size is not None)
     chosen = _chosen_blocks(weights, layers)
     encoder = [weight for weight in weights if weight.sublayer != "classifier"]
     # Outside the blocks (embeddings, pooler) a mode reaches only when it is asked for all of the model.
@@ -123,8 +126,7 @@ def plan_mode(
     if mode == "random":
         return Plan((), (Pool(tuple(within), sum(weight.size for weight in of(*_LAYERNORMS)), "random"),))
     if mode in ("outliers", "outliers_control"):
-        if mask_size is None:
-            raise RequestError(f"mode={mode} needs mask_size, the number of weights per LayerNorm")
+        assert mask_size is not None
         parts = ("gamma", "beta") if outlier_pool == "layernorm" else (outlier_pool,)
         layernorms = [weight for weight in of(*_LAYERNORMS) if weight.part in parts]
         pairs = [tuple(layernorms[i : i + len(parts)]) for i in range(0, len(layernorms), len(parts))]
@@ -138,20 +140,14 @@ def plan_mode(
     candidates = of("feedforward_layernorm")
     if union_size is not None:
         return Plan((), (Pool(candidates, union_size, "union"),))
-    if mask_fraction is None:
-        raise RequestError(
-            f"mode={mode} needs mask_fraction, the part of the feed-forward LayerNorms' weights to train"
-        )
+    assert mask_fraction is not None
     count = math.ceil(mask_fraction * sum(weight.size for weight in candidates) - 1e-9)
     return Plan((), (Pool(candidates, count, "fisher" if mode == "fisher" else "random"),))
 
 
 def _chosen_blocks(weights: Sequence[Weight], layers: str) -> frozenset[int] | None:
     """The blocks that `layers` names, or None for all."""
-    try:
-        chosen = parse_layers(layers)
-    except ValueError as error:
-        raise RequestError(str(error)) from None
+    chosen = parse_layers(layers)
     blocks = 1 + max((weight.block for weight in weights if weight.block is not None), default=-1)
     if chosen is not None and chosen[-1] >= blocks:
         raise RequestError(f"layers must be within 0-{blocks - 1}, the blocks of this model. Received: layers={layers}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ import numpy as np
 from tfmt.bert.models import adopt, weights_of
 from tfmt.bert.vocabulary import SUBLAYERS, Weight, variable_path
 from tfmt.errors import RequestError
+from tfmt.files import check_path
 from tfmt.selection.gradient_mask import GradientMask
 from tfmt.selection.inner_optimizers import check_optimizer, first_unknown, within_loss_scale
+from tfmt.selection.masks import as_array, check_union
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
 from tfmt.selection.stored import read_fisher
 from tfmt.selection.summary import format_map, format_summary
+from tfmt.spec import RunSpec, check_settings, find_idle
 
 
 class Selection:
@@ -172,14 +175,16 @@ def select(
       mask_fraction: part of the feed-forward LayerNorms' weights for `fisher` and `fisher_control`.
       outlier_pool: `layernorm`, `gamma` or `beta`: what the outliers of a LayerNorm are sought in.
       fisher: for `fisher`, {path: Fisher information of the variable's shape}, or a run's folder that holds it.
-      union: for `fisher` instead of a fraction, {path: indices} as `tfmt.selection.stored.unite_masks` gives them.
+      union: for `fisher` instead of a fraction, {path: indices} as `tfmt.selection.stored.unite_masks` gives them, or
+        any masks of the feed-forward LayerNorms as `tfmt.GradientMask` takes them.
       seed: decides the weights of `random` and of the controls.
 
     Returns:
       A `Selection`; its `optimizer(...)` wraps an optimizer where single weights are selected.
 
     Raises:
-      RequestError: an unknown mode, a model of another kind, a block out of range, a mask that does not fit.
+      RequestError: an unknown mode, a value that `RunSpec` would not take, an argument that means nothing for the mode,
+        a model of another kind, a block out of range, a mask or Fisher information that does not fit.
 
     Example:
       >>> import tfmt
@@ -187,11 +192,20 @@ def select(
       >>> tfmt.select(model, mode="layernorm").tuned
       9216
     """
+    settings = _check_settings(
+        mode, fisher=fisher, union=union, seed=seed, layers=layers, mask_size=mask_size, mask_fraction=mask_fraction,
+        outlier_pool=outlier_pool,
+    )  # fmt: skip
+    seed = settings.pop("seed")
     adopt(model)
     weights = weights_of(model)
+    importance = None if fisher is None else _read_importance(fisher, weights)
+    united = None
+    if union is not None:
+        candidates = plan_mode(weights, mode, layers=layers, mask_fraction=1.0).pools[0].weights
+        united = check_union(union, candidates)
     plan = plan_mode(
-        weights, mode, layers=layers, mask_size=mask_size, mask_fraction=mask_fraction, outlier_pool=outlier_pool,
-        union_size=None if union is None else sum(map(len, union.values())),
+        weights, mode, union_size=None if united is None else sum(map(len, united.values())), **settings
     )  # fmt: skip
     variables = model.all_weights
     missing = [weight.path for weight in weights if weight.path not in variables]
@@ -201,9 +215,47 @@ def select(
         plan,
         seed=seed,
         values=lambda path: variables[path].numpy(),
-        importance=read_fisher(fisher, weights) if isinstance(fisher, str | Path) else fisher,
-        union=union,
+        importance=importance,
+        union=united,
     )
     selection = Selection(model, mode, plan, masks)
     model.train_only(frozenset(selection.paths), selection.check_optimizer)
     return selection
+
+
+def _check_settings(mode: str, *, fisher: Any, union: Any, **settings: Any) -> dict[str, Any]:
+    """The settings of `select`, as a spec would have them.
+
+    Raises:
+      RequestError: a value that no spec takes, or one that means nothing for the mode.
+    """
+    checked = check_settings(mode=mode, **settings)
+    del checked["mode"]
+    sources = {"fisher": fisher is not None, "union": union is not None}
+    idle = find_idle((name for name, value in checked.items() if value != RunSpec.model_fields[name].default), mode)
+    if idle is None and mode != "fisher":
+        idle = next((name for name, given in sources.items() if given), None)
+    if idle is not None:
+        raise RequestError(f"{idle} means nothing for mode={mode}; leave it out")
+    if all(sources.values()):
+        raise RequestError("mode=fisher takes fisher or union, not both: a union asks for no Fisher information")
+    return checked
+
+
+def _read_importance(fisher: Any, weights: Sequence[Weight]) -> Mapping[str, np.ndarray]:
+    """The Fisher information by path, out of a run's folder or as it was given."""
+    if not isinstance(fisher, Mapping):
+        return read_fisher(check_path(fisher, "fisher"), weights)
+    shapes = {weight.path: weight.shape for weight in weights}
+    checked = {}
+    for path, values in fisher.items():
+        array = as_array(values)
+        if path not in shapes:
+            raise RequestError(f"fisher has values of {path!r}, and the model has no such variable")
+        if array.shape != shapes[path] or array.dtype.kind not in "fiu":
+            raise RequestError(
+                f"fisher has a number for each weight: of {path} an array of the variable's shape, {shapes[path]}. "
+                f"Received: type {array.dtype} and shape {array.shape}"
+            )
+        checked[path] = array
+    return checked

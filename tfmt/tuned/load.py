@@ -12,8 +12,10 @@ from tfmt.bert.base_weights import BaseWeights, is_model
 from tfmt.bert.configs import locate_model, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
+from tfmt.files import check_path
 from tfmt.runs.records import Record, read_record
 from tfmt.selection.stored import TUNED_FILE
+from tfmt.spec import check_settings
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
       model: where the base model lies now, if it is no longer where the run found it.
 
     Raises:
-      RequestError: the run kept no weights, or the base model is not the one that the run tuned.
+      RequestError: no path is given, the run kept no weights, or the base model is not the one that the run tuned.
     """
     from tfmt.bert.torch_names import from_torch_names
     from tfmt.tensors import read_tensors
 
-    folder = Path(run)
+    folder = check_path(run, "run")
+    if not isinstance(model, str) or model:  # empty: where the run found it
+        model = check_settings(model=str(model) if isinstance(model, Path) else model)["model"]
     record = read_record(folder)
     path = folder / TUNED_FILE
     if not path.exists():
