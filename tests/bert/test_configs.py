@@ -1,12 +1,13 @@
 """Configs: what would end in a traceback is refused at once."""
 
+import hashlib
 import json
 import shutil
 
 import pytest
 
 from tfmt.bert.base_weights import is_model, model_digest
-from tfmt.bert.configs import read_config
+from tfmt.bert.configs import DEMO_NAME, DEMO_WEIGHTS_SHA256, demo_folder, public_name, read_config
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.runs.runner import prepare
 from tfmt.spec import RunSpec
@@ -99,3 +100,23 @@ def test_two_names_of_one_activation_are_one_model(toy_bert, tmp_path):
     digests = [model_digest(change_config(toy_bert, tmp_path / name, hidden_act=name)) for name in names]
     assert digests[0] == digests[1] == model_digest(toy_bert)
     assert digests[2] == digests[3] != digests[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "local", "name"),
+    [
+        ("demo", False, "sentence-transformers/all-MiniLM-L6-v2"), ("bert-base-uncased", False, "bert-base-uncased"),
+        ("google/bert_uncased_L-2_H-128_A-2", False, "google/bert_uncased_L-2_H-128_A-2"),
+        ("/home/me/bert", False, "bert"), ("~/models/bert/", False, "bert"), ("../bert", False, "bert"),
+        ("my/models/bert", False, "bert"), ("models/bert", True, "bert"), (".", True, "a local folder"),
+        ("models/..", True, "a local folder"),
+    ],
+)  # fmt: skip
+def test_a_name_says_nothing_of_where_a_model_lies(model, local, name):
+    assert public_name(model, local=local) == name
+
+
+def test_the_packaged_model_is_the_file_that_the_hub_has_under_its_name():
+    weights = (demo_folder() / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == DEMO_WEIGHTS_SHA256
+    assert DEMO_NAME.rpartition("/")[2] in (demo_folder() / "README.md").read_text()

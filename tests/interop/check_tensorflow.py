@@ -61,6 +61,8 @@ def main(folder):
             model="demo", epochs=1, max_length=64, train_limit=2000, validation_limit=64, **task, **settings
         )
         request = prepare(spec, folder / "runs")
+        # An adapter names its base model and not where it lies; PyTorch's side can reach no hub.
+        (folder / "base.txt").write_text(str(request.model_folder), encoding="utf-8")
         if finished(request) is None:
             execute(request, make_bench(request), started=time.perf_counter(), quiet=True)
         model = load_tuned(request.folder)

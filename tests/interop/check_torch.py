@@ -30,7 +30,7 @@ def load_adapter(auto, folder):
     whole = folder.with_name(folder.name.replace("-peft", "-transformers"))
     labels = json.loads((whole / "config.json").read_text())["id2label"]
     logging.set_verbosity_error()  # the base model has no head yet, which is no news here
-    base = auto.from_pretrained(config["base_model_name_or_path"], num_labels=len(labels))
+    base = auto.from_pretrained((folder.parent / "base.txt").read_text(), num_labels=len(labels))
     logging.set_verbosity_warning()
     untouched = {name: value.clone() for name, value in base.state_dict().items()}
     with warnings.catch_warnings(record=True) as told:

@@ -3,16 +3,19 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tfmt import export
+from tfmt.bert.base_weights import model_digest
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
 from tfmt.tuned import export as writers
@@ -189,10 +192,10 @@ def half(make_toy_bert, toy_glue, tmp_path_factory):
     return request.folder, base
 
 
-def run_command(module, **settings):
+def run_command(module, hash_seed="0", **settings):
     """A command in a process of its own, in which nothing else has imported TensorFlow."""
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    environment = os.environ | {"PYTHONPATH": str(Path(export.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(export.__file__).parents[1]), "PYTHONHASHSEED": hash_seed}
     return subprocess.run([sys.executable, "-m", module, *flags], capture_output=True, text=True, env=environment)
 
 
@@ -221,9 +224,9 @@ def test_command_exports_a_bfloat16_base_and_its_tokens(half, tmp_path, format):
         assert not (bits & 0xFFFF).any()  # what was a bfloat16 is the same number as a float32
     elif format == "peft":
         config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == str(base)
+        assert config["base_model_name_or_path"] == "base"
         readme = (tmp_path / "out" / "README.md").read_text()
-        assert f'from_pretrained("{base}"' in readme
+        assert 'from_pretrained("path/to/base"' in readme
         assert "base.float()" in readme
 
 
@@ -251,3 +254,123 @@ def test_adapter_for_tensorflows_weights_is_refused(toy_bert, toy_glue, tmp_path
     assert call(capsys, run=request.folder, output=tmp_path / "out")[0] == 0
     names = set(load_file(tmp_path / "out" / "model.safetensors"))
     assert names == {*load_file(toy_bert / "model.safetensors"), "classifier.weight", "classifier.bias"}
+
+
+def execute_run(place, **settings):
+    """The folder of a run on toy data."""
+    spec = RunSpec.make(max_length=32, epochs=1, learning_rate=2e-2, **settings)
+    request = prepare(spec, place)
+    execute(request, make_bench(request), started=0.0, quiet=True)
+    return request.folder
+
+
+@pytest.fixture(scope="module")
+def telling(toy_bert, toy_glue, tmp_path_factory):
+    """A run on a model whose path, and paths in its files, must not be told: (run folder, base folder)."""
+    place = tmp_path_factory.mktemp("place")
+    base = shutil.copytree(toy_bert, place / "tell-tale" / "my-bert")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"_name_or_path": "/tell-tale/config"}))
+    kept = {name: f"/tell-tale/{name}" for name in ("name_or_path", "tokenizer_file", "special_tokens_map_file")}
+    (base / "tokenizer_config.json").write_text(json.dumps(kept))
+    data = shutil.copytree(toy_glue, place / "tell-tale" / "glue")
+    return execute_run(place / "runs", model=str(base), data_dir=str(data), task="mrpc", mode="layernorm"), base
+
+
+@pytest.mark.parametrize("format", ["transformers", "peft", "keras"])
+def test_exports_name_the_base_model_and_not_where_it_lies(telling, tmp_path, capsys, format):
+    run, base = telling
+    assert call(capsys, run=run, output=tmp_path / "out", format=format)[0] == 0
+    for path in (tmp_path / "out").rglob("*"):
+        assert b"tell-tale" not in path.read_bytes(), path
+        assert os.fsencode(base.parents[1]) not in path.read_bytes(), path
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "# mrpc, my-bert, tuned: layernorm" in readme
+    assert f"digest by tfmt is {model_digest(base)}" in readme
+
+
+def test_a_name_is_found_where_the_path_ends_in_none(telling, tmp_path, capsys, monkeypatch):
+    run, base = telling
+    monkeypatch.chdir(base)
+    assert call(capsys, run=run, output=tmp_path / "out", format="peft", model=".")[0] == 0
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "my-bert"
+
+
+@pytest.mark.parametrize("format", ["transformers", "peft", "keras"])
+def test_two_exports_are_equal_byte_for_byte(telling, tmp_path, capsys, format):
+    run, _ = telling
+    for seed in ("1", "2"):
+        done = run_command("tfmt.export", hash_seed=seed, run=run, output=tmp_path / seed, format=format)
+        assert done.returncode == 0, done.stderr
+    assert call(capsys, run=run, output=tmp_path / "3", format=format)[0] == 0  # where other models were made before
+    first, *others = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "123")
+    for other in others:
+        assert [name for name in first if first[name] != other.get(name)] == []
+        assert first.keys() == other.keys()
+    for path in (tmp_path / "1").glob("*.safetensors"):
+        assert len(tensors(path)[1]) == 1  # of two keys either may come first, which two exports may not show
+
+
+def change_record(run, place, **changes):
+    """A copy of a run that says other things of itself: {part of the record: {field: value}}."""
+    copy = Path(shutil.copytree(run, place / run.name))
+    record = json.loads((copy / "record.json").read_text())
+    for part, fields in changes.items():
+        record[part] |= fields
+    (copy / "record.json").write_text(json.dumps(record))
+    return copy, record
+
+
+@pytest.mark.parametrize(("format", "library"), [("transformers", "transformers"), ("peft", "peft"),
+                                                 ("keras", "transformers")])  # fmt: skip
+def test_card_of_a_local_model_has_front_matter_and_says_no_more_than_is_known(
+    telling, tmp_path, capsys, format, library
+):
+    run, _ = telling
+    assert call(capsys, run=run, output=tmp_path / "out", format=format)[0] == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.to_dict() == {
+        "datasets": ["nyu-mll/glue"], "library_name": library, "metrics": ["f1", "accuracy"],
+        "pipeline_tag": "text-classification", "tags": ["bert", "tfmt", *(["tf"] if format == "keras" else [])],
+    }  # fmt: skip
+    scores = json.loads((run / "record.json").read_text())["result"]["epochs"][0]["metrics"]["validation"]
+    told = f"On 20 examples of the validation split it has f1 {scores['f1']:.4f}, accuracy {scores['accuracy']:.4f}."
+    assert told in card.text
+
+
+@pytest.mark.parametrize(("format", "relation"), [("transformers", "finetune"), ("peft", "adapter")])
+def test_card_of_a_hub_model_has_its_name_and_the_scores_on_a_whole_split(telling, tmp_path, capsys, format, relation):
+    """The files may lie elsewhere by now: the digest says that they are the hub's."""
+    run, base = telling
+    facts = {"name": "some/bert", "revision": "v1", "commit": "c" * 40, "sha256": model_digest(base)}
+    examples = {"train": 3668, "validation": 408}  # as many as MRPC has
+    run, record = change_record(run, tmp_path, model=facts, spec={"model": "some/bert", "revision": "v1"},
+                                result={"examples": examples})  # fmt: skip
+    assert call(capsys, run=run, output=tmp_path / "out", format=format, model=base)[0] == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.base_model, card.data.base_model_relation) == ("some/bert", relation)
+    assert card.data.license is None
+    assert card.data.model_name == record["run_id"]
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found == record["result"]["epochs"][0]["metrics"]["validation"]
+    about = {(each.dataset_type, each.dataset_config, each.dataset_split) for each in card.data.eval_results}
+    assert about == {("nyu-mll/glue", "mrpc", "validation")}
+    assert f"Its base model is some/bert at commit {'c' * 40} (v1), whose digest" in card.text
+    if format == "peft":
+        config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["revision"]) == ("some/bert", "c" * 40)
+        assert 'from_pretrained("some/bert", num_labels=2, id2label=names, revision="' in card.text
+
+
+def test_card_has_the_scores_of_the_epoch_whose_weights_these_are(telling, tmp_path, capsys):
+    run, _ = telling
+    first = json.loads((run / "record.json").read_text())["result"]["epochs"][0]
+    last = first | {"epoch": 2, "metrics": {"validation": {"f1": 0.125, "accuracy": None}}, "collapsed": True}
+    for keep, kept in (("best", 1), ("last", 2)):
+        changed, _ = change_record(run, tmp_path / keep, spec={"epochs": 2, "keep_epoch": keep},
+                                   result={"epochs": [first, last], "best_epoch": 1})  # fmt: skip
+        assert call(capsys, run=changed, output=tmp_path / f"{keep}-out")[0] == 0
+        text = ModelCard.load(tmp_path / f"{keep}-out" / "README.md").text
+        assert f"the weights are those of epoch {kept} of 2." in text
+        assert ("it has f1 0.1250.\n" in text) == (keep == "last")
+        assert ("It collapsed" in text) == (keep == "last" or first["collapsed"])

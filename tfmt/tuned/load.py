@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfmt.bert.base_weights import BaseWeights, is_model
-from tfmt.bert.configs import locate_model, read_config, shape_of
+from tfmt.bert.configs import DEMO_NAME, locate_model, public_name, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.files import check_path
@@ -41,6 +42,29 @@ class TunedWeights:
     classes: tuple[str, ...]
     weights: tuple[Weight, ...]
     values: dict[str, np.ndarray]
+
+    @property
+    def on_hub(self) -> str:
+        """The base model's name on the hub, wherever its files were found; empty where it is a local folder alone."""
+        return self._hub_model[0] or (DEMO_NAME if "demo" in (self.source, self.record.spec.model) else "")
+
+    @property
+    def hub_commit(self) -> str | None:
+        """The commit of the base model on the hub, where it is known."""
+        return self._hub_model[1]
+
+    @property
+    def base_name(self) -> str:
+        """What the base model is called: its name on the hub, or its folder's own."""
+        return self.on_hub or public_name(os.path.abspath(self.source), local=True)
+
+    @property
+    def _hub_model(self) -> tuple[str, str | None]:
+        """(name, commit) as it was found now, else as the run found it: the digest says that it is the same model."""
+        if self.commit:
+            return self.source, self.commit
+        run = self.record.model
+        return (run.name, run.commit) if run and run.commit else ("", None)
 
     def read(self) -> dict[str, np.ndarray]:
         """{path: value} of every variable of the tuned model, under TensorFlow's paths and orientation."""
