@@ -25,9 +25,10 @@ class CannotMountError(Exception):
 def disk_trial(trial: Trial) -> None:
     """One of the kinds below, in turn."""
     number = int(trial.found.name.partition(":")[2])
-    kinds = (_full_output, _no_permission, _full_output_of_sweep, _full_cache, _no_permission_in_sweep, _full_tmpdir)
+    what, kind = KINDS[number % len(KINDS)]
+    trial.found.what = what
     try:
-        kinds[number % len(kinds)](trial)
+        kind(trial)
     except CannotMountError as error:
         trial.found.skipped = f"no tmpfs can be mounted here ({error})"
 
@@ -70,7 +71,8 @@ def _fill_output(trial: Trial, command: list[str], whole: Whole) -> None:
     # The end takes about as much as the middle, where the checkpoint lies beside what will stay.
     size = PAGE * trial.random.randint(1, max(2, _used(whole.output) // PAGE))
     with small_disk(trial.output, size):
-        ended = trial.run(command)
+        # Half of the sweeps are to tell of their workers' full disk; a run needs no process of its own to meet one.
+        ended = (trial.run if trial.random.random() < 0.5 and "--workers=2" in command else trial.run_warm)(command)
         trial.found.done += 1
         _look_at_refusal(trial, ended, "disk is full", size)
         make_space(trial.output)
@@ -82,7 +84,7 @@ def _full_cache(trial: Trial) -> None:
     mode = trial.random.choice(list(MODES))
     whole, size = trial.world.whole(mode), PAGE * trial.random.randint(1, 12)
     with small_disk(trial.cache, size):
-        ended = trial.run(trial.world.train(mode, trial))
+        ended = trial.run_warm(trial.world.train(mode, trial))
         trial.found.done += 1
         if ended.status:
             trial.found.lost.append(f"a cache of {size:,} bytes ended a run with {ended.status}: {ended.last}")
@@ -115,14 +117,15 @@ def _no_permission_in_sweep(trial: Trial) -> None:
 
 def _take_permission(trial: Trial, command: list[str], whole: Whole) -> None:
     """Takes the right to write away from the folders that there are at some moment, and gives it back later."""
+    humble: list[str] = []
     if os.geteuid() == 0:
         if subprocess.run([*HUMBLE, "true"], capture_output=True).returncode:
             trial.found.skipped = "root writes everywhere, and setpriv is not allowed here"
             return
-        command = [*HUMBLE, *command]
-    victim = trial.start(command)
+        humble = HUMBLE
+    victim = trial.start([*humble, *command])
     moment = whole.seconds * trial.random.uniform(0.05, 0.95)
-    if not victim.wait_until(lambda: victim.seconds() >= moment):
+    if not victim.wait_for_seconds(moment):
         trial.look_at(victim.end())
         return
     victim.send(signal.SIGSTOP, victim.family())
@@ -150,3 +153,14 @@ def _look_at_refusal(trial: Trial, ended: Ended, words: str, size: int) -> None:
         trial.found.unnoticed.append(f"{about}: ended with {ended.status} and does not say why: {ended.last}")
     else:
         trial.found.notes.append(f"{about}: ended with {ended.status}: {ended.last}")
+    trial.look_for_failures()
+
+
+KINDS = (
+    ("full disk, as output of a run", _full_output),
+    ("permission lost, in a run", _no_permission),
+    ("full disk, as output of a sweep", _full_output_of_sweep),
+    ("full disk, as cache", _full_cache),
+    ("permission lost, in a sweep", _no_permission_in_sweep),
+    ("full disk, as TMPDIR", _full_tmpdir),
+)

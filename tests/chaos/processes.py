@@ -47,6 +47,8 @@ class Victim:
             )  # fmt: skip
         self.pid = self._process.pid
         self._most = 0.0
+        self._family: list[int] = []
+        self._looked = 0.0
 
     @property
     def lives(self) -> bool:
@@ -55,8 +57,20 @@ class Victim:
 
     def seconds(self) -> float:
         """Seconds of computing of the command and its workers so far: a clock that other load does not change."""
-        self._most = max(self._most, sum(_computed(pid) for pid in self.family()))
+        if time.monotonic() - self._looked > 0.5:  # looking through all processes costs more than reading of a few
+            self._family, self._looked = self.family(), time.monotonic()
+        self._most = max(self._most, sum(computed(pid) for pid in self._family))
         return self._most
+
+    def wait_for_seconds(self, moment: float) -> bool:
+        """Waits until it has computed for so long; False if it ended before or hangs."""
+        ends = time.monotonic() + LONGEST
+        while self.lives and time.monotonic() < ends:
+            left = moment - self.seconds()
+            if left <= 0.0:
+                return True
+            time.sleep(min(max(left / 4, 0.005), 0.25))  # four cores are as fast as its workers get
+        return False
 
     def family(self) -> list[int]:
         """The living processes of its session."""
@@ -129,7 +143,8 @@ def _processes() -> list[tuple[int, list[str]]]:
     return found
 
 
-def _computed(pid: int) -> float:
+def computed(pid: int) -> float:
+    """Seconds of computing of a process."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

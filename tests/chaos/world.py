@@ -7,19 +7,23 @@ import os
 import random
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from processes import MARK, Ended, Victim, wait_for_none
+from warm import Warm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import write_toy_bert, write_toy_mrpc
 
 # A run's kinds: whole small variables; a mask by Fisher information, which leaves a file of its own.
 MODES = {"layernorm": ["--mode=layernorm"], "fisher": ["--mode=fisher", "--mask_fraction=0.25", "--fisher_examples=32"]}
+FULL = {"full": ["--mode=full"]}  # alone keeps how its weights are distributed
 EPOCHS = 24  # so that half of a run's life is training
 TRIES = 4  # starts after which a command that does not come to its end has lost its work
 PATIENCE = 20.0  # seconds in which every process has to be gone after its command's end
@@ -31,6 +35,7 @@ class Found:
     """What one trial found; each list holds a line for each trouble."""
 
     name: str
+    what: str = ""
     done: int = 0
     identical: int = 0
     noticed: int = 0
@@ -62,6 +67,7 @@ class Trial:
         self.folder = world.folder / "trials" / name.replace(":", "-")
         self.found.folder = str(self.folder)
         self.random = random.Random(f"{world.seed} {name}")
+        self.number = int(name.partition(":")[2]) if name.partition(":")[2].isdigit() else 0
         self.mark = f"{os.getpid()}-{name}"
         self.output, self.cache, self.temporary = (self.folder / part for part in ("runs", "cache", "tmp"))
         for made in (self.output, self.cache, self.temporary):
@@ -84,6 +90,15 @@ class Trial:
         self.look_at(ended)
         return ended
 
+    def run_warm(self, command: list[str]) -> Ended:
+        """Runs a command to its end, to which nothing happens meanwhile, in a process that has TensorFlow already."""
+        command = ["--workers=0" if flag.startswith("--workers=") else flag for flag in command]
+        with (self.folder / "commands.txt").open("a") as file:
+            file.write(" ".join(command) + "\n")
+        ended = self.world.warm().run(command, self.environment(), self.folder)
+        self.look_at(ended)
+        return ended
+
     def look_at(self, ended: Ended) -> None:
         """Notes what no command may say."""
         if "Traceback (most recent call last)" in ended.said:
@@ -92,9 +107,9 @@ class Trial:
             self.found.lost.append("a command hung")
 
     def finish(self, command: list[str]) -> Ended:
-        """Gives the same command again until it ends well."""
+        """Gives the same command again until it ends well; each fifth trial in a process of its own, as a user does."""
         for again in range(TRIES):
-            ended = self.run(command)
+            ended = (self.run if self.number % 5 == 0 else self.run_warm)(command)
             if ended.status == 0:
                 break
             self.found.notes.append(f"start {again + 1} after it ended with {ended.status}: {ended.last}")
@@ -112,11 +127,18 @@ class Trial:
         self.look_for_leftovers()
         found.identical += len(found.troubles) == before
 
+    def look_for_failures(self) -> None:
+        """Looks for runs that a record calls failed, though it was the surroundings that failed."""
+        for path in sorted(self.output.glob("*/record.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                if (record := json.loads(path.read_text()))["status"] == "failed":
+                    self.found.lost.append(f"{path.parent.name}: recorded as failed, {record['error']}")
+
     def look_for_leftovers(self) -> None:
         """Looks for processes and temporary files after an end."""
         if pids := wait_for_none(self.mark, PATIENCE):
             self.found.left.append(f"{len(pids)} processes {PATIENCE:.0f} s after the end")
-        if files := sorted(str(path.relative_to(self.folder)) for path in _hidden(self.cache, self.output)):
+        if files := sorted(str(path.relative_to(self.folder)) for path in find_hidden(self.cache, self.output)):
             self.found.left.append(f"temporary files: {', '.join(files)}")
         if files := sorted(os.listdir(self.temporary)):
             self.found.left.append(f"in TMPDIR: {', '.join(files)}")
@@ -135,21 +157,44 @@ class World:
         self.model = write_toy_bert(folder / "bert", seed=1)
         self.data = write_toy_mrpc(folder / "glue", train=160, validation=40)
         self._known: dict[str, Any] = {}
+        self._locks: dict[str, threading.RLock] = {}
+        self._warm = threading.local()
+        self._all_warm: list[Warm] = []
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What is made at its first use."""
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
+        """What is made at its first use; lanes that want it meanwhile wait."""
+        with self._locks.setdefault(key, threading.RLock()):
+            if key not in self._known:
+                self._known[key] = make()
+            return self._known[key]
+
+    def warm(self) -> Warm:
+        """This lane's process that has TensorFlow."""
+        if not hasattr(self._warm, "process"):
+            self._warm.process = Warm(self.folder)
+            self._all_warm.append(self._warm.process)
+        process: Warm = self._warm.process
+        return process
+
+    def close(self) -> None:
+        """Ends these processes."""
+        for process in self._all_warm:
+            process.close()
 
     def train(self, mode: str, trial: Trial, model: Path | None = None) -> list[str]:
         """The command of a single run."""
-        return [sys.executable, "-m", "tfmt.train", *self._shared(trial, model), *MODES[mode], f"--epochs={EPOCHS}"]
+        how = (MODES | FULL)[mode]
+        return [sys.executable, "-m", "tfmt.train", *self._shared(trial, model), *how, f"--epochs={EPOCHS}"]
 
-    def sweep(self, trial: Trial, epochs: int = 12) -> list[str]:
-        """The command of a sweep of four runs on two workers."""
+    def sweep(self, trial: Trial, epochs: int = 12, workers: int = 2) -> list[str]:
+        """The command of a sweep of four runs."""
         return [sys.executable, "-m", "tfmt.sweep", *self._shared(trial), "--mode=layernorm,frozen", "--seed=0,1",
-                f"--epochs={epochs}", "--workers=2"]  # fmt: skip
+                f"--epochs={epochs}", f"--workers={workers}"]  # fmt: skip
+
+    def sweep_of_one(self, trial: Trial) -> list[str]:
+        """The command of a sweep of one run, that of `train("layernorm", ...)`."""
+        return [sys.executable, "-m", "tfmt.sweep", *self._shared(trial), *MODES["layernorm"], "--seed=0",
+                f"--epochs={EPOCHS}", "--workers=0"]  # fmt: skip
 
     def _shared(self, trial: Trial, model: Path | None = None) -> list[str]:
         return [f"--model={model or self.model}", f"--data_dir={self.data}", "--task=mrpc", "--max_length=32",
@@ -215,7 +260,8 @@ def _inodes(folder: Path) -> Iterator[tuple[str, int]]:
         return
 
 
-def _hidden(*folders: Path) -> Iterator[Path]:
+def find_hidden(*folders: Path) -> Iterator[Path]:
+    """Temporary files below folders."""
     for folder in folders:
         yield from (path for path in folder.rglob(".*") if path.is_file())
 
