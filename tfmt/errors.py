@@ -43,5 +43,12 @@ class RunError(RuntimeError):
         return one_line(super().__str__())
 
 
+class SurroundingsError(RunError):
+    """What surrounds a run ended it (disk, permission, memory), and not what it computes: it has no result.
+
+    Nothing is recorded, and the same command tries the run again.
+    """
+
+
 class RequestWarning(UserWarning):
     """What was asked for can be done, but is likely not what was meant."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tfmt.errors import RequestError, RunError
+from tfmt.errors import RequestError, SurroundingsError
 
 # What Linux allows; a system that allows less says so itself.
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255
@@ -36,7 +36,7 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-class UnreadableError(RunError):
+class UnreadableError(SurroundingsError):
     """A file is there and could not be read now: nothing is known of its content, so it is not to be replaced."""
 
     @classmethod
@@ -45,7 +45,7 @@ class UnreadableError(RunError):
         return cls(f"{path}: cannot be read now ({error.strerror or error}); see to it and run the same command again")
 
 
-class UnwritableError(RunError):
+class UnwritableError(SurroundingsError):
     """A file could not be written: whatever else wants to write there will fail as well.
 
     Attributes:
@@ -57,13 +57,41 @@ class UnwritableError(RunError):
     @classmethod
     def of(cls, path: Path, error: OSError) -> UnwritableError:
         """The error for a file or folder, from what the system said."""
-        full = error.errno == errno.ENOSPC
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = (
             "the disk is full; free some space" if full else f"cannot be written ({error.strerror or error}); see to it"
         )
         made = cls(f"{path}: {reason} and run the same command again")
         made.disk_full = full
         return made
+
+
+# What the system says of a disk also where it names no file.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+
+
+def disk_error(error: OSError, place: Path) -> UnwritableError | None:
+    """What an error that met nobody on its way says of the disk; None where it is about something else, as memory.
+
+    Args:
+      error: as the system raised it.
+      place: what was worked on, for an error that names no file.
+    """
+    if isinstance(error.filename, str | bytes | os.PathLike):
+        return UnwritableError.of(Path(os.fsdecode(error.filename)), error)
+    return UnwritableError.of(place, error) if error.errno in _DISK else None
+
+
+def exists(path: Path) -> bool:
+    """Whether something lies there.
+
+    Raises:
+      UnreadableError: that cannot be told now, as in a folder that only its owner may enter.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UnreadableError.of(path, error) from None
 
 
 def _own_suffix() -> str:

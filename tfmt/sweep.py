@@ -89,11 +89,13 @@ def _main(values: flags.FlagValues) -> int:
     print(f"records   {values.output_dir}")
     for name, message in sweep.failures.items():
         print(f"tfmt-sweep: {name} failed: {message}", file=sys.stderr)
+    for name, message in sweep.left.items():
+        print(f"tfmt-sweep: {name} left without a record: {message}; the same command tries it again", file=sys.stderr)
     if isinstance(stopped, signals.Stop):
         stopped.kept = "; ".join(filter(None, (stopped.kept, "the same command goes on")))
     if stopped is not None:
         raise stopped
-    return 1 if sweep.failures else 0
+    return 1 if sweep.failures or sweep.left else 0
 
 
 _EXAMPLES = (

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from tfmt.errors import RequestError
 from tfmt.files import check_output, parse_json, whole_file, whole_folder
-from tfmt.runs.folder import clear_leftovers, open_folder, tell_other_model
+from tfmt.runs.folder import clear_leftovers, note_spec, open_folder, tell_other_model
 from tfmt.runs.lease import Lease
 from tfmt.runs.runner import prepare
 from tfmt.spec import RunSpec
@@ -35,6 +35,7 @@ def test_what_another_process_is_writing_is_left_to_it(request_):
 
 def test_what_a_killed_process_was_writing_goes_once_the_folder_is_ones_own(request_):
     open_folder(request_)
+    note_spec(request_)
     inside = request_.folder / "checkpoint"
     inside.mkdir()
     left = [
@@ -59,6 +60,7 @@ def test_a_run_that_differs_in_its_base_model_alone_is_told_of(request_, toy_ber
     (tmp_path / "edited" / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.5}))
     assert ask(model=str(tmp_path / "edited")) == ""
     open_folder(request_)
+    note_spec(request_)
     assert ask() == ""
     assert ask(model=str(tmp_path / "edited"), seed=1) == ""
     told = ask(model=str(tmp_path / "edited"))
@@ -79,6 +81,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 
 def test_folder_kept_otherwise_is_the_same_runs_and_another_runs_is_refused(request_, tmp_path):
     open_folder(request_)
+    note_spec(request_)
     scores = prepare(RunSpec.make(**request_.spec.model_dump() | {"keep": "scores", "replicas": 2}), tmp_path)
     assert scores.folder == request_.folder
     open_folder(scores)

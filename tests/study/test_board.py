@@ -125,7 +125,7 @@ def test_pool_hands_on_what_a_worker_tells_before_its_run_ends(tmp_path):
     theirs.send(STANDING)
     assert pool.wait_for_any(1.0) == []
     theirs.send(STANDING)
-    theirs.send(("failed", "no", False, ""))
+    theirs.send((Ended("failed", error="no"), ""))
     assert pool.wait_for_any(1.0) == [(0, Ended("failed", error="no"))]
     assert told == 2 * [(0, STANDING)]
     assert not process.busy

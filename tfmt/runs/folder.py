@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfmt.bert.base_weights import tell_difference
 from tfmt.errors import RequestError
-from tfmt.files import UnreadableError, UnwritableError, parse_json, write_whole
+from tfmt.files import UnreadableError, UnwritableError, exists, parse_json, write_whole
 from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record
 from tfmt.selection.stored import TUNED_FILE
 from tfmt.spec import RunSpec
@@ -23,36 +23,53 @@ class UnkeptError(RequestError):
 
 
 def open_folder(request: Request) -> None:
-    """Makes a run's folder and its spec.json.
+    """Makes a run's folder, or checks that the one that is there is this run's.
 
     Raises:
-      RequestError: it cannot be written, or it is another run's.
-      UnwritableError: the disk is full.
+      RequestError: there can be no such folder, or it is another run's.
+      UnwritableError: the disk is full, or nothing may be made in `--output_dir`.
+      UnreadableError: whose it is cannot be read now.
     """
     folder = request.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         unwritable = UnwritableError.of(folder, error)
-        raise unwritable if unwritable.disk_full else RequestError(f"--output_dir: {unwritable}") from None
-    path = folder / SPEC_FILE
-    identity = request.spec.identity(**request.digests)
-    if path.exists():
-        try:
-            stored = parse_json(path.read_bytes()).get("identity")
-        except OSError as error:
-            raise UnreadableError.of(path, error) from None
-        except (ValueError, AttributeError):
-            raise RequestError(f"{path}: broken; delete the folder to start this run anew") from None
-        if stored != identity:
-            raise RequestError(f"{path}: this folder holds another run; choose another --output_dir")
+        met = unwritable.disk_full or folder.parent.is_dir()
+        raise unwritable if met else RequestError(f"--output_dir: {unwritable}") from None
+    _is_noted(request)
+
+
+def note_spec(request: Request) -> None:
+    """Writes a run's spec.json where it is missing; only who holds the folder's lease may do so.
+
+    Raises:
+      RequestError: the folder is another run's.
+      UnwritableError: the disk is full, or the folder cannot be written.
+      UnreadableError: whose it is cannot be read now.
+    """
+    if _is_noted(request):
         return
     model = {"commit": request.model.commit, "parts": request.model_parts}
+    identity = request.spec.identity(**request.digests)
     content = {"identity": identity, "spec": request.spec.model_dump(mode="json"), "model": model}
+    write_whole(request.folder / SPEC_FILE, json.dumps(content, indent=1).encode())
+
+
+def _is_noted(request: Request) -> bool:
+    """Whether the folder says that it is this run's; raises where it says something else."""
+    path = request.folder / SPEC_FILE
     try:
-        write_whole(path, json.dumps(content, indent=1).encode())
-    except UnwritableError as error:
-        raise error if error.disk_full else RequestError(f"--output_dir: {error}") from None
+        stored = parse_json(path.read_bytes()).get("identity")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UnreadableError.of(path, error) from None
+    except (ValueError, AttributeError):
+        raise RequestError(f"{path}: broken; delete the folder to start this run anew") from None
+    if stored != request.spec.identity(**request.digests):
+        raise RequestError(f"{path}: this folder holds another run; choose another --output_dir")
+    return True
 
 
 def tell_other_model(request: Request) -> str:
@@ -100,8 +117,9 @@ def finished(request: Request) -> Record | None:
     Raises:
       UnkeptError: weights were asked for, and the run kept none.
       RequestError: the record is broken.
+      UnreadableError: whether there is one cannot be told now.
     """
-    if not (request.folder / RECORD_FILE).exists():
+    if not exists(request.folder / RECORD_FILE):
         return None
     record = read_record(request.folder)
     check_kept(request.spec, record, request.folder)

@@ -13,6 +13,7 @@ until the run has a record.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmt.errors import RunError
-from tfmt.files import UnwritableError, parse_json
+from tfmt.files import UnreadableError, UnwritableError, exists, parse_json
 from tfmt.runs.records import RECORD_FILE
 
 # An owner that gave no sign for so long is dead. Network file systems may show another machine's files up to a minute
@@ -95,7 +96,7 @@ class Lease:
             # The process was stopped, or the disk was away, for so long that another may be about to take over. Who
             # of the two creates the next number is the owner.
             self._claim(self._number + 1)
-        elif self._path(self._number + 1).exists():
+        elif exists(self._path(self._number + 1)):
             raise self._lost()
 
     def _is_mine(self) -> bool:
@@ -117,12 +118,13 @@ class Lease:
             raise UnwritableError.of(path, error) from None
         try:
             _write(file, self._owner)
+            # A third process may have gone one further while this one hesitated.
+            numbers = _numbers(self._folder)
         except OSError as error:
             os.close(file)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise UnwritableError.of(path, error) from None
-        # A third process may have gone one further while this one hesitated.
-        numbers = _numbers(self._folder)
         if max(numbers, default=0) > number:
             os.close(file)
             path.unlink(missing_ok=True)
@@ -133,7 +135,8 @@ class Lease:
             self._number, self._file, self._beaten = number, file, time.monotonic()
         for lower in numbers:
             if lower < number:
-                self._path(lower).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it names nobody any more
+                    self._path(lower).unlink()
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
@@ -150,7 +153,11 @@ class Lease:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a living process holds the folder's run."""
+    """Whether a living process holds the folder's run.
+
+    Raises:
+      UnreadableError: that cannot be told now, as of a folder that only its owner may enter.
+    """
     number, owner, silent = _read_latest(folder)
     return bool(number) and not _is_free(owner, silent)
 
@@ -177,7 +184,7 @@ def _read_latest(folder: Path) -> tuple[int, dict[str, Any], float]:
     except FileNotFoundError:
         return 0, {}, 0.0  # released meanwhile
     except OSError as error:
-        raise UnwritableError.of(folder, error) from None
+        raise UnreadableError.of(folder, error) from None
 
 
 def _disk_time(folder: Path) -> float:
@@ -185,8 +192,15 @@ def _disk_time(folder: Path) -> float:
     try:
         probe.touch()
         return probe.stat().st_mtime
+    except PermissionError:  # who only looks, as at another user's run, has to trust this machine's clock
+        return time.time()
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):  # whoever wants to write will meet it
+            return time.time()
+        raise
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def _is_free(owner: dict[str, Any], silent: float) -> bool:

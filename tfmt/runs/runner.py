@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ from tfmt.bert.configs import FoundModel, locate_model, read_config, shape_of
 from tfmt.bert.tokenizer import describe_tokenizer
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
-from tfmt.errors import RequestError, RequestWarning, RunError
-from tfmt.files import UnreadableError, write_whole
+from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
+from tfmt.files import UnreadableError, disk_error, write_whole
 from tfmt.runs import origin
-from tfmt.runs.folder import clear_leftovers, finished, open_folder
+from tfmt.runs.folder import clear_leftovers, finished, note_spec, open_folder
 from tfmt.runs.lease import Lease
 from tfmt.runs.records import (
     DISTRIBUTIONS_FILE,
@@ -51,8 +52,24 @@ if TYPE_CHECKING:
     from tfmt.training.workbench import Workbench
 
 
-class UnexpectedError(RunError):
-    """What no code of tfmt expects ended a run, and perhaps broke TensorFlow: compute nothing more in this process."""
+class UnexpectedError(SurroundingsError):
+    """What no code of tfmt expects ended a run, and perhaps broke TensorFlow: compute nothing more in this process.
+
+    Once says nothing of the run: memory and devices are shared with others. A sweep tries it again alone.
+
+    Attributes:
+      cause: the name of the error's type.
+      told: the error in one line.
+    """
+
+    def __init__(self, request: Request, error: Exception) -> None:
+        self.cause = type(error).__name__
+        first = (str(error).splitlines() or [""])[0]
+        self.told = f"{self.cause}: {first}" if first else self.cause
+        super().__init__(
+            f"{request.run_id}: {self.told}; nothing is recorded in {request.folder}, "
+            "and the same command tries it again"
+        )
 
 
 @dataclass(frozen=True)
@@ -251,7 +268,18 @@ def count_used(examples: int, limit: int) -> int:
 
 
 def make_bench(request: Request, *, threads: int = 0) -> Workbench:
-    """A workbench for a run and all that share its model, task and precision."""
+    """A workbench for a run and all that share its model, task and precision.
+
+    Raises:
+      RequestError: the text or the model does not fit.
+      UnwritableError: the disk is full, or a file cannot be written.
+      UnexpectedError: there is not enough memory.
+    """
+    with _surroundings_told(request):
+        return _make_bench(request, threads)
+
+
+def _make_bench(request: Request, threads: int) -> Workbench:
     from tfmt.bert.tokenizer import keeps_case, load_tokenizer, tokenizer_digest
     from tfmt.data.tokens import tokenize
     from tfmt.training.devices import find_missing_gpus, make_devices
@@ -276,6 +304,23 @@ def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     return Workbench(spec, request.task, splits, labels, devices, request.model_folder)
 
 
+# Not enough of something that other processes have, be it the machine's memory or a GPU's.
+_SHORTAGES = ("MemoryError", "ResourceExhaustedError")
+
+
+@contextmanager
+def _surroundings_told(request: Request) -> Iterator[None]:
+    """Turns what the disk or the memory raises into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, request.folder) or UnexpectedError(request, error) from error
+    except Exception as error:
+        if type(error).__name__ in _SHORTAGES:
+            raise UnexpectedError(request, error) from error
+        raise
+
+
 def execute(request: Request, bench: Workbench, *, started: float, quiet: bool = False,
             before_write: Callable[[], None] = lambda: None,
             tell: Callable[[Standing], None] | None = None) -> Record:  # fmt: skip
@@ -295,12 +340,21 @@ def execute(request: Request, bench: Workbench, *, started: float, quiet: bool =
     Raises:
       UnkeptError: weights are asked for, and the run ended meanwhile and kept none.
       TakenError: another process is at this run.
-      UnexpectedError: something that tfmt does not raise itself ended the run; a record says so.
+      UnwritableError, UnreadableError: the disk is full, or something cannot be written or read now.
+      UnexpectedError: something that tfmt does not raise itself ended the run. As of the two above, nothing is
+        recorded.
       RunError: the run failed; where it is the run's own fault a record says so.
       Stop: a signal asked for it; what is kept is said, and the next call goes on.
     """
+    with _surroundings_told(request):
+        return _hold_and_execute(request, bench, started, quiet, before_write, tell)
+
+
+def _hold_and_execute(request: Request, bench: Workbench, started: float, quiet: bool,
+                      before_write: Callable[[], None], tell: Callable[[Standing], None] | None) -> Record:  # fmt: skip
     open_folder(request)
     with streams.tolerated(), Lease(request.folder) as lease:
+        note_spec(request)
         clear_leftovers(request.folder)
 
         def check() -> None:
@@ -329,14 +383,14 @@ def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
             record = record.model_copy(update={"tuned_sha256": digest})
         if outcome.state.kept_distributions is not None:
             _store_distributions(request, bench, outcome.state.kept_distributions, before_write)
-    except (RunError, RequestError):
+    except (RunError, RequestError, OSError):
         raise
-    except Exception as error:  # whatever TensorFlow may raise: out of memory, a device that is gone
+    except FloatingPointError as error:  # the run's own; it leaves TensorFlow as it was
         message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         _finish(request, _record(request, None, bench, "failed", message, begun, 0.0), before_write)
-        # A number that is not finite is the run's; it leaves TensorFlow as it was.
-        kind = RunError if isinstance(error, FloatingPointError) else UnexpectedError
-        raise kind(f"{request.run_id}: {message}") from error
+        raise RunError(f"{request.run_id}: {message}") from error
+    except Exception as error:  # whatever TensorFlow may raise: out of memory, a device that is gone
+        raise UnexpectedError(request, error) from error
     _finish(request, record, before_write)
     if record.status == "failed":
         raise RunError(f"{request.run_id}: {record.error}")
@@ -376,6 +430,7 @@ def record_failure(request: Request, message: str) -> None:
     """
     open_folder(request)
     with Lease(request.folder) as lease:
+        note_spec(request)
         if finished(request) is None:
             now = origin.now()
             record = Record(schema_=SCHEMA, run_id=request.run_id, status="failed", error=message, spec=request.spec,

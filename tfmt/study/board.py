@@ -36,6 +36,9 @@ class Board:
     Args:
       total: runs of the sweep.
       verbosity: from 1 on each run that ends has a line.
+
+    Attributes:
+      left: runs that were begun and could not be ended, and have no record.
     """
 
     def __init__(self, total: int, verbosity: int = 0) -> None:
@@ -44,7 +47,7 @@ class Board:
         self.best: dict[tuple[str, str], Best] = {}
         self.scored: Counter[tuple[str, str]] = Counter()
         self.collapsed: Counter[tuple[str, str]] = Counter()
-        self.stored = 0
+        self.stored = self.left = 0
         self._latest: tuple[str, str] | None = None
         self._bar: Any = None
         self._lines: list[Any] = []
@@ -110,6 +113,8 @@ class Board:
         """The end of a sweep: counts, and the best score of each task and mode."""
         counts = ", ".join(f"{count:,} {_told(status)}" for status, count in self.counts.items() if count)
         counts = counts or "none done"
+        if self.left:
+            counts += f", {self.left:,} left without a record (the same command tries again)"
         before = f" ({self.stored:,} of them before)" if self.stored else ""
         lines = [f"runs      {self.total:,}: {counts}{before}"]
         for key, best in self.best.items():
@@ -121,6 +126,10 @@ class Board:
                 "its score is what the split gives for learning nothing"
             )
         return "\n".join(lines)
+
+    def tell(self, line: str) -> None:
+        """Says what a person should know at once."""
+        self._say(f"tfmt-sweep: {line}")
 
     def _say(self, line: str) -> None:
         if self._bar is not None and not self._bar.disable:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,13 +38,28 @@ class Pool(Protocol):
     A sweep asks no more of whoever computes. All that a worker needs is the spec, and where model and data lie; what it
     makes lies in the runs' folders. A worker starts with its first run, and anew with the next one after it has died
     or met something unexpected.
+
+    Attributes:
+      renews: whether there can be a fresh process for a run.
     """
+
+    renews: bool
 
     def __len__(self) -> int:
         """The number of workers."""
 
-    def submit(self, worker: int, spec: RunSpec, sources: Sources) -> None:
-        """Starts a run on an idle worker."""
+    def submit(self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False) -> bool:
+        """Starts a run on an idle worker.
+
+        Args:
+          worker: which.
+          spec: the run.
+          sources: where its model and data lie.
+          fresh: end the worker's process before, so that the run is the first of another.
+
+        Returns:
+          Whether the run is the first of its process.
+        """
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
         """Waits, at most so long, until a run ended; (worker, how its run ended, None if the worker died) of each."""
@@ -64,6 +80,8 @@ class OwnProcess:
       tell: is told where the run stands.
     """
 
+    renews = False
+
     def __init__(self, output_dir: Path, verbosity: int = 0, tell: Tell = _tell_nobody) -> None:
         self._output_dir, self._verbosity = output_dir, verbosity
         self._executor = Executor(output_dir, verbosity=verbosity, tell=lambda standing: tell(0, standing))
@@ -72,17 +90,15 @@ class OwnProcess:
     def __len__(self) -> int:
         return 1
 
-    def submit(self, worker: int, spec: RunSpec, sources: Sources) -> None:
+    def submit(self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False) -> bool:
         """Notes the run; `wait_for_any` executes it, also after one that met something unexpected."""
         self._run = spec, sources
+        return False
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
         """Executes the run that was submitted, however long it takes."""
-        if self._run is None:
-            return []
-        ended = self._executor.execute(*self._run)
-        self._run = None
-        return [(0, ended)]
+        run, self._run = self._run, None
+        return [] if run is None else [(0, self._executor.execute(*run))]
 
     def died_of(self, worker: int) -> str:
         """Nothing: with this process the sweep ends."""
@@ -102,6 +118,8 @@ class ProcessPool:
       tell: is told where the runs stand.
     """
 
+    renews = True
+
     def __init__(
         self, places: Sequence[Place], output_dir: Path, verbosity: int = 0, tell: Tell = _tell_nobody
     ) -> None:
@@ -111,9 +129,9 @@ class ProcessPool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def submit(self, worker: int, spec: RunSpec, sources: Sources) -> None:
+    def submit(self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False) -> bool:
         """Sends a run to a process, which is started if there is none."""
-        self._workers[worker].submit(spec, sources)
+        return self._workers[worker].submit(spec, sources, fresh)
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
         """Waits for an answer or the end of some process, or until one tells where it stands."""
@@ -170,8 +188,12 @@ class _Process:
         self.busy = False
         self.cause = ""
 
-    def submit(self, spec: RunSpec, sources: Sources) -> None:
-        if self._process is None:
+    def submit(self, spec: RunSpec, sources: Sources, fresh: bool) -> bool:
+        if fresh and self._process is not None:
+            self.dismiss()
+            self.join()
+        first = self._process is None
+        if first:
             context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
             self.pipe, theirs = context.Pipe()
             process = context.Process(target=work, args=(theirs, *self._arguments), daemon=True)
@@ -183,17 +205,18 @@ class _Process:
         self.busy = True
         with contextlib.suppress(OSError):  # a process that has died meanwhile shows when it is asked
             self.pipe.send((spec.to_json(), sources.to_json()))
+        return first
 
     def receive(self) -> Ended | Standing:
         """What waits in the pipe: how the run ended, or where it stands."""
         answer = self.pipe.recv()
         if isinstance(answer, Standing):
             return answer
-        status, error, unexpected, record = answer
+        ended, record = answer
         self.busy = False
-        if unexpected:  # the process ends by itself
+        if ended.unexpected:  # the process ends by itself
             self.join()
-        return Ended(status, Record.model_validate_json(record) if record else None, error, unexpected)
+        return replace(ended, record=Record.model_validate_json(record)) if record else ended
 
     def bury(self) -> None:
         """Notes what the process died of."""

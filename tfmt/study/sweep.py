@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfmt.errors import RequestError, RequestWarning, RunError
-from tfmt.files import UnwritableError
+from tfmt import signals
+from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
+from tfmt.files import UnreadableError, UnwritableError, exists
 from tfmt.runs.folder import UnkeptError, check_kept, tell_other_model
 from tfmt.runs.lease import is_held
 from tfmt.runs.records import RECORD_FILE, read_record
@@ -26,7 +27,7 @@ from tfmt.study.worker import Ended
 from tfmt.training.progress import Standing
 from tfmt.words import counted
 
-RESUMPTIONS = 3  # how often a run is taken up again after its process died
+TRIES = 4  # of a run in one sweep, whatever ends them
 UNEXPECTED_RUNS = 3  # in a row, that no error of tfmt's own ended; then the machine is at fault and not the runs
 _POLL_SECONDS = 1.0  # between looks at runs that another sweep holds
 
@@ -45,14 +46,20 @@ class Item:
       spec: what to do.
       folder: where its files go.
       seconds: how long it will take, None if no like run has been timed.
-      deaths: processes that died over it.
+      tries: how often its surroundings ended it.
+      deaths: of what processes died, or met something unexpected, whose first run it was.
+      suspect: it may be what ended its process; so the next one is its own.
+      fresh: it is the first run of the process that it is in.
       standing: where it stands, if it is in progress and has told so.
     """
 
     spec: RunSpec
     folder: Path
     seconds: float | None = None
-    deaths: int = 0
+    tries: int = 0
+    deaths: set[str] = field(default_factory=set)
+    suspect: bool = False
+    fresh: bool = False
     standing: Standing | None = None
     bench: tuple[Any, ...] = field(init=False)
     shape: tuple[Any, ...] = field(init=False)
@@ -65,7 +72,8 @@ def choose(waiting: list[Item], last: Item | None, busy: set[tuple[Any, ...]]) -
     """The run that a process should do next.
 
     It goes on with what is traced, then with what is loaded, then with the workbench that has most work left and that
-    no other process has; within these the longest run comes first, so that no long one is left for the end.
+    no other process has; within these the longest run comes first, so that no long one is left for the end. A run that
+    needs a process of its own goes to one that has nothing loaded yet.
 
     Args:
       waiting: the runs to choose from, in the order of the grid; not empty.
@@ -80,7 +88,8 @@ def choose(waiting: list[Item], last: Item | None, busy: set[tuple[Any, ...]]) -
         index, item = pair
         loaded = last is not None and item.bench == last.bench
         traced = loaded and last is not None and item.shape == last.shape
-        return not loaded, not traced, item.bench in busy, -left[item.bench], -(item.seconds or 0.0), index
+        misplaced = item.suspect == (last is not None)
+        return misplaced, not loaded, not traced, item.bench in busy, -left[item.bench], -(item.seconds or 0.0), index
 
     return min(enumerate(waiting), key=rank)[1]
 
@@ -103,14 +112,18 @@ class Sweep:
         self._retry, self._verbosity = retry_failed, verbosity
         _check_writable(self.output_dir)
         self.failures: dict[str, str] = {}
+        self.left: dict[str, str] = {}  # runs without a record that are not tried again: what they met last
         self._waiting: list[Item] = []
         self._held: list[Item] = []
+        self._refused: list[Item] = []  # their folders cannot be read or written
+        self._stop: RunError | None = None
+        self._renews = False
         self._doing: dict[int, Item] = {}
         self._workers = 1
         self._folders: dict[RunSpec, Path] = {}
         self._sources: dict[tuple[Any, ...], Sources] = {}  # by workbench: found once, whatever becomes of the hub
         self._ended: dict[RunSpec, str] = {}
-        self._unexpected = 0  # runs since the last success
+        self._unexpected = self._recorded = 0  # runs since the last success, and those of them with a record
         self._unions = list(grid.unions)
         self.times = Times()
         self.board = Board(len(grid), verbosity)
@@ -136,17 +149,24 @@ class Sweep:
         Raises:
           RequestError: a run wants more replicas than a worker has GPUs. Nothing has been run.
           RunError: the folder can no longer be written, or several runs in a row met something unexpected, as all
-            others would. Failed runs are in `failures`.
+            others would. Failed runs are in `failures`, those that their surroundings did not let end in `left`.
         """
         places = share_places(workers, visible_gpus(), visible_cores())
         self._check_replicas(places)
         with self.board:
             self._workers = max(workers, 1)
             self._show()
+            pool: Pool
             if workers:
-                self._run_on(ProcessPool(places, self.output_dir, self._verbosity, self._note_standing))
+                pool = ProcessPool(places, self.output_dir, self._verbosity, self._note_standing)
             else:
-                self._run_on(OwnProcess(self.output_dir, self._verbosity, self._note_standing))
+                pool = OwnProcess(self.output_dir, self._verbosity, self._note_standing)
+            self._renews = pool.renews
+            self._run_on(pool)
+        if self._stop is not None:
+            raise self._stop
+        for union in self._unions:
+            self.left[f"{union.own.label()} (union)"] = "waits for the masks of runs that are left without a record"
 
     def _check_replicas(self, places: list[Place]) -> None:
         wanted = max((spec.replicas for spec in self._folders), default=0)
@@ -167,13 +187,13 @@ class Sweep:
         """Refuses to ask for weights that earlier runs did not keep, before other runs take their time."""
         lacking = []
         for spec, folder in self._folders.items():
-            if (folder / RECORD_FILE).exists():
-                try:
+            try:
+                if exists(folder / RECORD_FILE):
                     check_kept(spec, read_record(folder), folder)
-                except UnkeptError as error:
-                    lacking.append(str(error))
-                except RequestError:
-                    continue  # a damaged record is told of with the failed runs
+            except UnkeptError as error:
+                lacking.append(str(error))
+            except (RequestError, SurroundingsError):
+                continue  # one that is damaged, or cannot be read now, is told of when its turn comes
         if lacking:
             others = f" ({counted(len(lacking) - 1, 'other run')} likewise)" if len(lacking) > 1 else ""
             raise RequestError(lacking[0] + others)
@@ -182,13 +202,25 @@ class Sweep:
 
     def _admit(self, item: Item) -> None:
         """Books a run that has ended before; lets the others wait."""
-        if not self._book_stored(item):
+        try:
+            done = self._book_stored(item)
+        except UnreadableError:  # it may be readable when its turn comes
+            done = False
+        if not done:
             self._waiting.append(item)
 
     def _book_stored(self, item: Item) -> bool:
-        """Books a run whose record is there, whoever wrote it; False if it has still to be run."""
-        if not (item.folder / RECORD_FILE).exists():
+        """Books a run whose record is there, whoever wrote it; False if it has still to be run.
+
+        Raises:
+          UnreadableError: whether there is one, or what it says, cannot be told now.
+        """
+        try:
+            (item.folder / RECORD_FILE).open("rb").close()
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            raise UnreadableError.of(item.folder / RECORD_FILE, error) from None
         try:
             record = read_record(item.folder)
         except RequestError as error:  # not written by this version, or damaged; only its owner may delete it
@@ -219,6 +251,10 @@ class Sweep:
             try:
                 spec = union.spec(lambda source: self._folders[source])
                 item = Item(spec, prepare(spec, self.output_dir, sources=self._sources[bench_key(spec)]).folder)
+            except SurroundingsError as error:
+                self.left[f"{union.own.label()} (union)"] = str(error)
+                self.board.left += 1
+                continue
             except (RequestError, RunError) as error:
                 self._book_lost(union, str(error))
                 continue
@@ -232,42 +268,96 @@ class Sweep:
     def _next(self, last: Item | None, busy: set[tuple[Any, ...]]) -> Item | None:
         """A run that this process may start now."""
         held, self._held = self._held, []
-        for item in held:
-            if not self._book_stored(item):
-                (self._held if is_held(item.folder) else self._waiting).append(item)
+        self._waiting += [item for item in held if self._is_open(item)]
         self._release_unions()  # another sweep may have ended what they wait for
         while self._waiting:
             for item in self._waiting:
                 item.seconds = self.times.estimate(item.spec)
             item = choose(self._waiting, last, busy)
             self._waiting.remove(item)
-            if self._book_stored(item):  # another sweep was faster
-                self._release_unions()
-            elif item.folder.exists() and is_held(item.folder):
-                self._held.append(item)
-            else:
+            if self._is_open(item):
                 return item
+            self._release_unions()
         return None
 
-    def _close(self, item: Item, ended: Ended) -> None:
-        """Books how a run ended, or lets it wait if another process has it."""
-        if ended.status == "stop":
-            raise UnwritableError(ended.error)
-        if ended.status == "taken":
+    def _is_open(self, item: Item) -> bool:
+        """Whether a run may be started; else it is booked, or waits for the process that has it or for its folder."""
+        try:
+            if self._book_stored(item):  # another sweep was faster
+                return False
+            held = exists(item.folder) and is_held(item.folder)
+        except SurroundingsError as error:
+            self._close(item, Ended("hindered", error=str(error)))
+            return False
+        if held:
             self._held.append(item)
+        return not held
+
+    def _close(self, item: Item, ended: Ended) -> None:
+        """Books how a run ended, or lets it wait if another process has it or if it is to be tried again.
+
+        Why the sweep has to stop, if it has to, is then in `_stop`.
+        """
+        if ended.status == "stop":
+            self._stop = self._stop or UnwritableError(ended.error)
+        elif ended.status == "taken":
+            self._held.append(item)
+        elif ended.status == "hindered":
+            self._try_again(item, ended)
+        else:
+            self._book(item, ended)
+            self._release_unions()
+            if ended.status != "failed":
+                self._unexpected = self._recorded = 0
+
+    def _try_again(self, item: Item, ended: Ended) -> None:
+        """Lets a run wait again that its surroundings ended, unless that was its own doing or happened too often.
+
+        A run is taken for the cause once it has ended the same way as the first run of two processes. What they died of
+        is remembered by this sweep alone: it sees both, as it hands a run that is suspect to a process of its own.
+        """
+        name = item.folder.name
+        item.tries += 1
+        if ended.cause and item.fresh and ended.cause in item.deaths:
+            self._record_death(item, ended)
             return
-        self._book(item, ended)
+        if ended.cause and item.fresh:
+            item.deaths.add(ended.cause)
+        item.suspect = ended.unexpected
+        if not ended.unexpected and _find_refusal(self.output_dir):  # so it is with all others
+            self._stop = self._stop or UnwritableError(ended.error)
+        # A process that met something unexpected and cannot be replaced is no place for another try.
+        if item.tries >= TRIES or (ended.unexpected and not self._renews):
+            self.left[name] = ended.error
+            self.board.left += 1
+            self.board.tell(f"{name}: {ended.error}; left without a record")
+            if ended.unexpected:
+                self._count_unexpected(ended)
+            return
+        if item.tries == 1:
+            self.board.tell(f"{name}: {ended.error}; it is tried again")
+        (self._waiting if ended.unexpected else self._refused).append(item)
+
+    def _record_death(self, item: Item, ended: Ended) -> None:
+        """Records a run that ends its process whenever it is tried."""
+        short = "; is there enough memory?" if ended.cause in _SHORT_OF_MEMORY else ""
+        message = f"{ended.error}, in two processes of its own{short}"
+        with contextlib.suppress(RequestError, RunError, OSError):
+            record_failure(prepare(item.spec, self.output_dir, sources=self._sources[item.bench]), message)
+            self._recorded += 1
+        self._book(item, Ended("failed", error=message))
         self._release_unions()
-        if ended.unexpected:
-            self._unexpected += 1
-            if self._unexpected == UNEXPECTED_RUNS:
-                raise RunError(
-                    f"{self._unexpected} runs in a row met what no run should, the last of them {ended.error!r}; "
-                    f"left as before: {counted(self.board.total - self.board.done, 'run')}; see to it, then run the "
-                    "same command again with --retry_failed"
-                )
-        elif ended.status != "failed":
-            self._unexpected = 0
+        self._count_unexpected(ended)
+
+    def _count_unexpected(self, ended: Ended) -> None:
+        self._unexpected += 1
+        if self._unexpected == UNEXPECTED_RUNS and self._stop is None:
+            retry = " with --retry_failed" if self._recorded else ""
+            self._stop = RunError(
+                f"{self._unexpected} runs in a row met what no run should, the last of them {ended.error!r}; "
+                f"left as before: {counted(self.board.total - self.board.done, 'run')}; see to it, then run the "
+                f"same command again{retry}"
+            )
 
     def _seconds_left(self) -> float | None:
         """Seconds until all is done, None if no like epoch has been timed; runs that cannot be judged are as others."""
@@ -297,57 +387,84 @@ class Sweep:
     # ---- doing it --------------------------------------------------------------------------------------------------
 
     def _run_on(self, pool: Pool) -> None:
-        doing = self._doing
+        """Runs until nothing is left to do, or until `_stop` says that the sweep has to stop."""
         loaded: dict[int, Item] = {}  # what a worker did last, whose workbench it still has
         try:
-            while True:
-                self._hand_out(pool, doing, loaded)
-                if not doing and not self._held:
-                    return
+            while self._stop is None:
+                self._hand_out(pool, loaded)
+                if not self._doing and not self._held:
+                    if not self._refused:
+                        return
+                    time.sleep(_POLL_SECONDS)
+                    self._waiting, self._refused = self._waiting + self._refused, []
+                    continue
                 self._show()
-                if not doing:
+                if not self._doing:
                     time.sleep(_POLL_SECONDS)
                     continue
-                for worker, ended in pool.wait_for_any(_POLL_SECONDS):
-                    item = doing.pop(worker)
-                    item.standing = None
-                    self.times.forget(item.spec)
-                    if ended is None or ended.unexpected:
-                        del loaded[worker]
-                    if ended is None:
-                        self._note_death(item, pool.died_of(worker))
-                    else:
-                        self._close(item, ended)
+                self._take_answers(pool, loaded, _POLL_SECONDS)
+            self._take_answers(pool, loaded, 0.0)  # those that have come meanwhile
         finally:
             pool.close()
+            self._book_ended()
 
-    def _hand_out(self, pool: Pool, doing: dict[int, Item], loaded: dict[int, Item]) -> None:
+    def _take_answers(self, pool: Pool, loaded: dict[int, Item], seconds: float) -> None:
+        """Books all runs that have ended, also where the first of them says that the sweep has to stop."""
+        for worker, ended in pool.wait_for_any(seconds):
+            item = self._doing.pop(worker)
+            begun, item.standing = item.standing is not None, None
+            self.times.forget(item.spec)
+            if ended is None:
+                ended = _death(pool.died_of(worker))
+            if ended.unexpected:
+                del loaded[worker]
+            self._close(item, ended)
+            if begun and ended.status == "hindered" and not ended.unexpected:  # the disk fails under each
+                self._count_unexpected(ended)
+
+    def _book_ended(self) -> None:
+        """Books the runs that came to their end while the sweep stopped."""
+        while self._doing:
+            _, item = self._doing.popitem()
+            with contextlib.suppress(SurroundingsError):
+                self._book_stored(item)
+
+    def _hand_out(self, pool: Pool, loaded: dict[int, Item]) -> None:
         for worker in range(len(pool)):
-            if worker not in doing:
+            if worker not in self._doing and self._stop is None:
                 busy = {item.bench for other, item in loaded.items() if other != worker}
                 item = self._next(loaded.get(worker), busy)
-                if item is None:
+                if item is None or self._stop is not None:
                     return
-                doing[worker] = loaded[worker] = item
-                pool.submit(worker, item.spec, self._sources[item.bench])
+                self._doing[worker] = loaded[worker] = item
+                item.fresh = pool.submit(worker, item.spec, self._sources[item.bench], fresh=item.suspect)
 
-    def _note_death(self, item: Item, cause: str) -> None:
-        """Lets a run wait again whose process died; after too many deaths it has failed."""
-        item.deaths += 1
-        if item.deaths <= RESUMPTIONS:
-            self._waiting.append(item)
-            return
-        message = f"its process died {item.deaths} times ({cause}); is there enough memory?"
-        with contextlib.suppress(RequestError, RunError):
-            record_failure(prepare(item.spec, self.output_dir, sources=self._sources[item.bench]), message)
-        self._close(item, Ended("failed", error=message, unexpected=True))
+
+# What a process without enough memory dies of, or says: the kernel's signal among them.
+_SHORT_OF_MEMORY = ("signal 9", "MemoryError", "ResourceExhaustedError")
+
+
+def _death(cause: str) -> Ended:
+    """How a run ended whose process died; a signal by which people or batch systems end one says nothing of it."""
+    asked = cause in {f"signal {int(number)}" for number in signals.SIGNALS}
+    return Ended("hindered", error=f"its process died ({cause})", unexpected=True, cause="" if asked else cause)
 
 
 def _check_writable(output_dir: Path) -> None:
-    probe = output_dir / f".probe.{os.getpid()}"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"--output_dir: {output_dir} cannot be written ({error.strerror})") from None
+    if refusal := _find_refusal(output_dir):
+        raise RequestError(f"--output_dir: {output_dir} cannot be written ({refusal})")
+
+
+def _find_refusal(output_dir: Path) -> str:
+    """Why nothing can be written into the folder of the runs; "" where it can."""
+    probe = output_dir / f".probe.{os.getpid()}"
+    try:
         probe.touch()
         probe.unlink(missing_ok=True)  # a sweep of the same number in another container may have been here
     except OSError as error:
-        raise RequestError(f"--output_dir: {output_dir} cannot be written ({error.strerror})") from None
+        return error.strerror or str(error)
+    return ""

@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfmt import quiet, signals, streams
-from tfmt.errors import RequestError, RunError
-from tfmt.files import UnwritableError
+from tfmt.errors import RequestError, RunError, SurroundingsError
+from tfmt.files import UnwritableError, disk_error
 from tfmt.memory import keep_memory
 from tfmt.runs.lease import TakenError
 from tfmt.runs.records import Record, read_record
@@ -36,17 +36,20 @@ class Ended:
     """How a run ended.
 
     Attributes:
-      status: `completed`, `diverged` or `failed`; `taken` when another process has it; `stop` when nothing can be
-        written any more.
+      status: `completed`, `diverged` or `failed`; `taken` when another process has it; `hindered` when its
+        surroundings ended it, of which nothing is recorded; `stop` when nothing can be written any more.
       record: of a completed or diverged run.
       error: of the others, one line.
       unexpected: what ended it may have broken TensorFlow; its process should execute nothing more.
+      cause: of a hindered run what may be its own doing, equal where it ended in the same way: a signal, an exit
+        status, the type of an error. Empty where it surely is not, as of a disk.
     """
 
     status: str
     record: Record | None = None
     error: str = ""
     unexpected: bool = False
+    cause: str = ""
 
 
 class Executor:
@@ -79,33 +82,28 @@ class Executor:
         """
         signals.check()
         started = time.perf_counter()
+        request = None
         try:
             request = prepare(spec, self._output_dir, self._request, sources)
-        except UnwritableError as error:
-            return Ended("stop", error=str(error))
-        except (RequestError, RunError) as error:
-            return Ended("failed", error=str(error))
-        try:
             bench = self._bench_of(request)
-        except UnwritableError as error:
-            return Ended("stop", error=str(error))
         except (RequestError, RunError) as error:
-            return Ended("failed", error=str(error))
+            return self._drop_bench(_ended_by(error))
         except Exception as error:
-            return _failed(request, error)
+            return self._drop_bench(_met(error, request.folder if request else self._output_dir))
         try:
             record = execute(request, bench, started=started, quiet=True, tell=self._tell)
             return Ended(record.status, record)
-        except TakenError as error:
-            ended = Ended("taken", error=str(error))
-        except UnwritableError as error:
-            ended = Ended("stop", error=str(error))
         except signals.Stop as stop:
             stop.kept = f"{request.run_id}: {stop.kept or 'nothing was computed yet'}"
             raise
+        except (RequestError, RunError) as error:
+            ended = _ended_by(error, request)
         except Exception as error:
-            ended = _failed(request, error)
+            ended = _met(error, request.folder)
         # A bench is the next run's only where this one came to its end, and its proof held.
+        return self._drop_bench(ended)
+
+    def _drop_bench(self, ended: Ended) -> Ended:
         self._request = self._bench = None
         return ended
 
@@ -125,21 +123,42 @@ class Executor:
         return self._bench
 
 
-def _failed(request: Request, error: Exception) -> Ended:
-    """A run that raised; most of them have recorded that themselves."""
+def _ended_by(error: RequestError | RunError, request: Request | None = None) -> Ended:
+    """How a run ended that raised.
+
+    Args:
+      error: what it raised; most of those that are its own fault are recorded already.
+      request: the run, if its execution had begun.
+    """
+    if isinstance(error, TakenError):
+        return Ended("taken", error=str(error))
+    if isinstance(error, UnwritableError) and error.disk_full:
+        return Ended("stop", error=str(error))
+    if isinstance(error, UnexpectedError):
+        return Ended("hindered", error=error.told, cause=error.cause, unexpected=True)
+    if isinstance(error, SurroundingsError):
+        return Ended("hindered", error=str(error))
+    if request is None:
+        return Ended("failed", error=str(error))
     message = (str(error).splitlines() or [""])[0].removeprefix(f"{request.run_id}: ")
-    unexpected = isinstance(error, UnexpectedError) or not isinstance(error, RequestError | RunError)
-    if unexpected and not isinstance(error, UnexpectedError):
-        message = f"{type(error).__name__}: {message}"
     try:
         recorded = read_record(request.folder).error == message
     except RequestError:
         recorded = False
     if not recorded:
         # Where even that fails the folder is another run's; the message is in the list at the end.
-        with contextlib.suppress(RequestError, RunError):
+        with contextlib.suppress(RequestError, RunError, OSError):
             record_failure(request, message)
-    return Ended("failed", error=message, unexpected=unexpected)
+    return Ended("failed", error=message)
+
+
+def _met(error: Exception, place: Path) -> Ended:
+    """How a run ended that met what no code of tfmt expects: a disk that refuses, or something that may pass."""
+    refused = disk_error(error, place) if isinstance(error, OSError) else None
+    if refused is not None:
+        return _ended_by(refused)
+    first, cause = (str(error).splitlines() or [""])[0], type(error).__name__
+    return Ended("hindered", error=f"{cause}: {first}" if first else cause, cause=cause, unexpected=True)
 
 
 def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> None:
@@ -148,8 +167,8 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
     It ends after the first run that met something unexpected, as TensorFlow may be broken from then on.
 
     Args:
-      pipe: gives a spec and its sources as JSON, or "" to end; takes the parts of `Ended`, the record as JSON, and
-        before them now and then a `Standing`.
+      pipe: gives a spec and its sources as JSON, or "" to end; takes an `Ended` and its record as JSON, and before
+        them now and then a `Standing`.
       place: where to compute.
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
@@ -208,6 +227,6 @@ def _work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> N
             ended = executor.execute(RunSpec.from_json(told[0]), Sources.from_json(told[1]))
             record = ended.record.to_json() if ended.record else ""
             try:
-                pipe.send((ended.status, ended.error, ended.unexpected, record))
+                pipe.send((replace(ended, record=None), record))
             except OSError:
                 return
