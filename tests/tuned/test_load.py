@@ -61,6 +61,12 @@ def test_refuses_another_base_model_and_runs_without_weights(toy_bert, toy_glue,
     write_tensors(path, tensors | {name: tensors[name] + 1}, about)  # whole in itself, and not what the run wrote
     with pytest.raises(RequestError, match=r"tuned\.safetensors: .*it is not the file that the run's record tells of"):
         load_tuned(request.folder)
+    spec_file = request.folder / "spec.json"
+    for content in ("[]", spec_file.read_text().replace('"seed": 0', '"seed": 1')):
+        spec_file.write_text(content)
+        with pytest.raises(RequestError, match=r"spec\.json: broken"):
+            load_tuned(request.folder)
+    spec_file.unlink()
     path.unlink()
     with pytest.raises(RequestError, match=r"tuned\.safetensors: missing"):
         load_tuned(request.folder)

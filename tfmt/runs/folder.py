@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmt.bert.base_weights import tell_difference
 from tfmt.errors import RequestError
 from tfmt.files import UnreadableError, UnwritableError, exists, parse_json, write_whole
-from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record
+from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record, seal_json, unseal
 from tfmt.selection.stored import TUNED_FILE
 from tfmt.spec import RunSpec
 
@@ -53,23 +52,37 @@ def note_spec(request: Request) -> None:
     model = {"commit": request.model.commit, "parts": request.model_parts}
     identity = request.spec.identity(**request.digests)
     content = {"identity": identity, "spec": request.spec.model_dump(mode="json"), "model": model}
-    write_whole(request.folder / SPEC_FILE, json.dumps(content, indent=1).encode())
+    write_whole(request.folder / SPEC_FILE, seal_json(content).encode())
 
 
 def _is_noted(request: Request) -> bool:
     """Whether the folder says that it is this run's; raises where it says something else."""
-    path = request.folder / SPEC_FILE
+    stored = read_stored_spec(request.folder)
+    if stored is not None and stored["identity"] != request.spec.identity(**request.digests):
+        path = request.folder / SPEC_FILE
+        raise RequestError(f"{path}: this folder holds another run; choose another --output_dir")
+    return stored is not None
+
+
+def read_stored_spec(folder: Path) -> dict[str, Any] | None:
+    """What a run's spec.json holds; None where there is none.
+
+    Raises:
+      RequestError: it is damaged.
+      UnreadableError: it is there and cannot be read now.
+    """
+    path = folder / SPEC_FILE
     try:
-        stored = parse_json(path.read_bytes()).get("identity")
+        stored = unseal(parse_json(path.read_bytes()))
+        if not isinstance(stored, dict) or "identity" not in stored:
+            raise ValueError("it is no run's")
     except FileNotFoundError:
-        return False
+        return None
     except OSError as error:
         raise UnreadableError.of(path, error) from None
-    except (ValueError, AttributeError):
-        raise RequestError(f"{path}: broken; delete the folder to start this run anew") from None
-    if stored != request.spec.identity(**request.digests):
-        raise RequestError(f"{path}: this folder holds another run; choose another --output_dir")
-    return True
+    except ValueError as error:
+        raise RequestError(f"{path}: broken ({error}); delete the file, which the next start writes anew") from None
+    return stored
 
 
 def tell_other_model(request: Request) -> str:
@@ -80,10 +93,10 @@ def tell_other_model(request: Request) -> str:
     mine = request.spec.identity(**request.digests)
     for path in sorted(request.folder.parent.glob(f"{glob.escape(request.spec.label())}-*/{SPEC_FILE}")):
         try:
-            stored = json.loads(path.read_bytes())
+            stored = read_stored_spec(path.parent) or {}
             theirs = stored["identity"]
             digests = theirs["digests"] | {"model": mine["digests"]["model"]}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (RequestError, UnreadableError, KeyError, TypeError):
             continue
         if theirs != mine and theirs | {"digests": digests} == mine:
             return f"{path.parent.name} has the same settings and data, and another base model" + _tell_how(

@@ -14,6 +14,7 @@ from tfmt.bert.configs import DEMO_NAME, locate_model, public_name, read_config,
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.files import check_path
+from tfmt.runs.folder import read_stored_spec
 from tfmt.runs.records import Record, read_record
 from tfmt.selection.stored import TUNED_FILE
 from tfmt.spec import check_settings
@@ -90,6 +91,7 @@ def read_tuned(run: str | Path, *, model: str = "") -> TunedWeights:
     if not isinstance(model, str) or model:  # empty: where the run found it
         model = check_settings(model=str(model) if isinstance(model, Path) else model)["model"]
     record = read_record(folder)
+    read_stored_spec(folder)  # nothing of it is needed, but what lies beside damage is not to be trusted in silence
     path = folder / TUNED_FILE
     if not path.exists():
         why = (
