@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tfmt import train
-from tfmt.runs.records import read_runs
+from tfmt.data.sources import read_dataset_for
+from tfmt.runs.records import find_records, read_runs
+from tfmt.training.predictions import read_predictions
 
 
 def write_lines(path, lines):
@@ -76,6 +78,12 @@ def test_trains_and_records(toy_bert, tmp_path, capsys, task, write, flags, scor
     assert runs.status.tolist() == ["completed"] * 2
     assert runs.score_name.tolist() == [score] * 2
     assert runs.frozen_changed.tolist() == [0, 0]
+    for record in find_records(tmp_path / "runs")[0]:
+        stored = read_predictions(tmp_path / "runs" / record.run_id, sha256=record.predictions_sha256)
+        about = read_dataset_for(record.spec).task
+        for epoch in record.result.epochs:
+            assert {split: stored.score(about, split, epoch.epoch).values for split in epoch.metrics} == epoch.metrics
+            assert epoch.halves.keys() == epoch.metrics.keys()
     record = json.loads(next((tmp_path / "runs").glob("*-layernorm-*/record.json")).read_text())
     splits = {"mnli": ["validation_matched", "validation_mismatched"]}.get(task, ["validation"])
     assert list(record["result"]["epochs"][0]["metrics"]) == splits

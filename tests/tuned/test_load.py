@@ -29,7 +29,7 @@ def test_predictions_are_those_of_the_kept_epoch(toy_bert, toy_glue, tmp_path, m
     model = load_tuned(request.folder)
     for path, variable in model.all_weights.items():
         bench.model.all_weights[path].assign(variable)
-    found = score(request.task, bench.labels["validation"], bench.predict("validation")).values
+    found = score(request.task, bench.truths["validation"].labels, bench.predict("validation")).values
     assert found == record.result.epochs[record.result.best_epoch - 1].metrics["validation"]
     base = tfmt.load_bert(str(toy_bert), seed=0)
     moved = sum(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,23 @@ class Examples:
         if count == 0 or count >= len(self):
             return self
         return self.take(np.sort(permutation(len(self), len(self))[:count]))
+
+    @functools.cached_property
+    def halves(self) -> np.ndarray:
+        """Which half each example is in for cross-fitted scores: 0 or 1 by a hash of its texts, uint8 `(examples,)`.
+
+        It depends on nothing else: it is the same in all runs, whatever is limited, and equal texts are together.
+        """
+        if self.sentence_lengths is None:
+            rows: Iterable[tuple[str, ...]] = zip(*self.texts, strict=True)
+        else:
+            ends = np.cumsum(self.sentence_lengths)
+            rows = (
+                tuple(self.texts[0][end - length : end])
+                for end, length in zip(ends.tolist(), self.sentence_lengths.tolist(), strict=True)
+            )
+        texts = ("\0".join(row).encode("utf-8", "surrogatepass") for row in rows)
+        return np.array([hashlib.sha256(text).digest()[0] & 1 for text in texts], np.uint8)
 
     @functools.cached_property
     def text_digest(self) -> str:

@@ -173,7 +173,7 @@ class Record(_Sealed):
     """One run that ended; docs/records.md says how to read it.
 
     `warnings` says where what was asked for was not had, as GPUs, and what was found damaged on the way.
-    `tuned_sha256` is what `write_tensors` returned for the run's tuned.safetensors.
+    `tuned_sha256` and `predictions_sha256` are what `write_tensors` returned for these files.
 
     Example:
       >>> import tfmt
@@ -197,6 +197,7 @@ class Record(_Sealed):
     model: ModelFacts | None = None  # records of earlier versions have none
     origin: Origin
     tuned_sha256: str | None = None
+    predictions_sha256: str | None = None
 
     @property
     def model_name(self) -> str:

@@ -43,6 +43,7 @@ from tfmt.selection.stored import TUNED_FILE, digest_masks, unite_masks
 from tfmt.spec import ARITHMETIC, RunSpec
 from tfmt.tasks import Task
 from tfmt.training.distribution import measure_sublayers
+from tfmt.training.predictions import Predictions, SplitTruth
 from tfmt.training.progress import Standing
 from tfmt.version import __version__
 from tfmt.words import counted
@@ -297,11 +298,15 @@ def _make_bench(request: Request, threads: int) -> Workbench:
     digest = tokenizer_digest(tokenizer)
     used = request.dataset.limit(spec.train_limit, spec.validation_limit).splits
     splits = {name: tokenize(examples, tokenizer, spec.max_length, digest, name) for name, examples in used.items()}
-    labels = {name: examples.labels for name, examples in used.items() if examples.labels is not None}
+    truths = {
+        name: SplitTruth(examples.labels, examples.halves, splits[name].sentence_lengths)
+        for name, examples in used.items()
+        if examples.labels is not None and name != "train"
+    }
     devices = make_devices(spec.replicas, spec.precision, threads=threads)
     if missing := find_missing_gpus():
         warnings.warn(missing, RequestWarning, stacklevel=2)
-    return Workbench(spec, request.task, splits, labels, devices, request.model_folder)
+    return Workbench(spec, request.task, splits, truths, devices, request.model_folder)
 
 
 # Not enough of something that other processes have, be it the machine's memory or a GPU's.
@@ -381,6 +386,9 @@ def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
         if request.spec.keep == "tuned" and record.status == "completed":
             digest = _store_tuned(request, bench, run.kept_values(), before_write)
             record = record.model_copy(update={"tuned_sha256": digest})
+        before_write()
+        digest = Predictions(request.run_id, bench.truths, run.predicted).write(request.folder)
+        record = record.model_copy(update={"predictions_sha256": digest})
         if outcome.state.kept_distributions is not None:
             _store_distributions(request, bench, outcome.state.kept_distributions, before_write)
     except (RunError, RequestError, OSError):

@@ -15,7 +15,8 @@ Seconds = Annotated[float, Field(ge=0)]
 class Epoch(BaseModel):
     """One epoch: mean training loss, every metric of every development split, seconds of training and evaluation.
 
-    `collapsed`: whether it predicted one class only, or a constant; None in records that were made before it was noted.
+    `halves`: every metric on both halves of each split, see `Examples.halves`. `collapsed`: whether it predicted one
+    class only, or a constant. Records that were made before these were noted have none.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -25,3 +26,4 @@ class Epoch(BaseModel):
     metrics: dict[str, dict[str, Score | None]]
     seconds: Seconds
     collapsed: bool | None = None
+    halves: dict[str, list[dict[str, Score | None]]] = {}

@@ -27,6 +27,7 @@ from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.epoch import Epoch
 from tfmt.training.events import Curve, Events, Mark
 from tfmt.training.fisher import PARTS_FILE, prepare_fisher, store_fisher
+from tfmt.training.predictions import compact, prune
 from tfmt.training.progress import Progress, Standing
 from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
 from tfmt.training.workbench import Workbench
@@ -116,6 +117,7 @@ class FineTuning:
         self.per_epoch = len(self.train) // spec.batch_size  # the remainder is dropped
         self.state = RunState()
         self.ready = 0.0  # when the first step could be taken
+        self.predicted: dict[str, dict[int, np.ndarray]] = {}  # {split: {epoch: predictions}}
         self._saved = ""  # where the last checkpoint of this process stands
         self._discarded: list[str] = []  # what was found damaged
         self._checkpoints: list[tuple[Path, Path]] = []  # the last two: state, and the kept weights that it names
@@ -248,11 +250,15 @@ class FineTuning:
         started = time.perf_counter()
         metrics: dict[str, dict[str, float | None]] = {}
         predicted: dict[str, dict[str, int]] = {}
+        halves: dict[str, list[dict[str, float | None]]] = {}
         flat = False
         for name in task.validation_splits:
             predictions = self._predict(name)
-            scores = score(task, bench.labels[name], predictions, bench.splits[name].sentence_lengths)
+            truth = bench.truths[name]
+            scores = score(task, truth.labels, predictions, truth.sentence_lengths)
             metrics[name] = scores.values
+            halves[name] = [truth.score_half(task, predictions, half) for half in (0, 1)]
+            self.predicted.setdefault(name, {})[state.epoch + 1] = compact(predictions)
             state.reasons |= {f"{name}.{metric}": reason for metric, reason in scores.undefined.items()}
             predicted[name] = count_predicted(task, predictions)
             answered = bench.splits[name].answered
@@ -264,7 +270,14 @@ class FineTuning:
         state.epoch_seconds += seconds
         state.epoch += 1
         state.epochs.append(
-            Epoch(epoch=state.epoch, train_loss=loss, metrics=metrics, seconds=state.epoch_seconds, collapsed=flat)
+            Epoch(
+                epoch=state.epoch,
+                train_loss=loss,
+                metrics=metrics,
+                seconds=state.epoch_seconds,
+                collapsed=flat,
+                halves=halves,
+            )
         )
         epoch_seconds = state.epoch_seconds
         state.marks.append(
@@ -276,6 +289,7 @@ class FineTuning:
             state.kept_epoch, state.kept_score = state.epoch, value
             state.kept_predicted, state.kept_collapsed = predicted, flat
             self._keep_weights()
+        prune(self.predicted, bench.truths, state.kept_epoch)
         self.events.catch_up(state)
         self.events.flush()
         if state.epoch < spec.epochs:
@@ -348,6 +362,8 @@ class FineTuning:
         tensors = {f"selected/{name}": values for name, values in self.bench.read_selected().items()}
         for index, variable in enumerate(self.bench.optimizer_variables):
             tensors[f"optimizer/{index}"] = variable.numpy()
+        for split, epochs in self.predicted.items():
+            tensors |= {f"predicted/{split}/{epoch}": predictions for epoch, predictions in epochs.items()}
         write_tensors(path, tensors, state.model_dump(mode="json"))
         self._checkpoints = [*before, (path, self._kept_file)]
         self._saved = f"step {state.step} of {self.per_epoch} in epoch {state.epoch + 1}" if state.step else ""
@@ -430,6 +446,10 @@ class FineTuning:
         wanted = {f"selected/{name}": kind for name, kind in self._selected_kinds().items()}
         for index, variable in enumerate(bench.optimizer_variables):
             wanted[f"optimizer/{index}"] = tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)
+        predicted = {name: tensors.pop(name) for name in list(tensors) if name.startswith("predicted/")}
+        splits = bench.task.validation_splits
+        if state.epoch and not all(f"predicted/{split}/{state.epoch}" in predicted for split in splits):
+            raise UnfitError(path, "it lacks what was predicted")
         if _kinds(tensors) != wanted:
             raise UnfitError(path, "it holds other weights, or another optimizer's state")
         self.state = state
@@ -445,6 +465,10 @@ class FineTuning:
         if just_kept and self._stores_weights():
             self.before_write()
             self._store_kept()
+        self.predicted = {split: {} for split in splits}
+        for name, predictions in predicted.items():
+            _, split, epoch = name.split("/")
+            self.predicted[split][int(epoch)] = predictions
         self._checkpoints = [(path, self._kept_file)]
         state.resumed += 1
 

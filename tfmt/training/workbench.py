@@ -29,6 +29,7 @@ from tfmt.selection.selection import select
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
 from tfmt.training.devices import Devices, set_tensor_float
+from tfmt.training.predictions import SplitTruth
 from tfmt.training.prefix import PrefixStates, count_prefix_blocks
 from tfmt.training.step import Step, compute_logits, input_signature, trace_step
 
@@ -40,20 +41,20 @@ class Workbench:
       spec: a run's spec; other runs on the same bench differ in mode, layers, masks, rate, seed, epochs or schedule.
       task: the task, its classes known.
       splits: tokenised splits by name.
-      labels: what predictions of each split are compared with.
+      truths: what predictions of each development split are compared with.
       devices: from `make_devices`.
       folder: where the base model lies; None looks for it by the spec.
     """
 
     def __init__(
-        self, spec: RunSpec, task: Task, splits: Mapping[str, TokenizedSplit], labels: Mapping[str, np.ndarray],
+        self, spec: RunSpec, task: Task, splits: Mapping[str, TokenizedSplit], truths: Mapping[str, SplitTruth],
         devices: Devices, folder: Path | None = None,
     ) -> None:  # fmt: skip
         if spec.batch_size % devices.replicas:
             raise RequestError(
                 f"--batch_size={spec.batch_size} is global and must be divisible by the {devices.replicas} replicas"
             )
-        self.task, self.splits, self.labels = task, splits, labels
+        self.task, self.splits, self.truths = task, splits, truths
         self.devices, self.strategy = devices, devices.strategy
         self.jit = devices.check_jit(spec.jit_compile)
         folder = folder or find_model(spec.model, download=True, revision=spec.revision)
