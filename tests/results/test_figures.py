@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,13 @@ def test_many_tasks_and_long_names(check: Check, add_run: Add, add_full: Add, tm
         add_full(2, task="conll2003_ner", schedule=schedule, batching=batching, warmup_ratio=ratio)
     for draw in (figures.plot_change, figures.plot_weights):
         check(draw(tmp_path / "runs", tasks=["conll2003_ner", "mrpc"])[0])
+
+
+def test_damaged_distributions_of_the_only_run_are_named(add_full: Add, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / add_full().run_id / DISTRIBUTIONS_FILE
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RequestError, match=re.escape(str(path))):
+        figures.plot_weights(tmp_path / "runs")
 
 
 def test_a_run_without_its_numbers_is_named(add_run: Add, tmp_path: Path) -> None:

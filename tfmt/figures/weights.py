@@ -96,6 +96,8 @@ def plot_weights(
                 warned += warn_of_collapse(task, mine[mine["run_id"].isin(list(stored))])
             else:
                 notes.append(f"left out: {task}, whose full runs kept no distributions")
+        if not shown and broken:  # the file that cannot be read, and not that there is none
+            raise RequestError(broken[0])
         if not shown:
             raise RequestError(f"--runs={runs}: no full run with its distributions of weights; {MAKE_FULL_RUNS}")
     rows = []
