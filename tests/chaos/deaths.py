@@ -132,7 +132,7 @@ def _kill_every_worker(trial: Trial) -> None:
     """Every worker soon after it begins, as a machine without memory does, until the sweep gives up."""
     whole, command = trial.world.whole("sweep"), trial.world.sweep(trial)
     victim = trial.start(command)
-    lives = trial.random.uniform(0.5, 4.0)
+    lives = trial.random.uniform(0.5, 3.0)
     killed = 0
     while victim.wait_until(lambda: any(computed(pid) > lives for pid in victim.workers()), pause=0.2):
         old = [pid for pid in victim.workers() if computed(pid) > lives]
