@@ -3,7 +3,7 @@
 from tfmt.spec import RunSpec
 from tfmt.study.dry_run import describe
 from tfmt.train import _announce
-from tfmt.words import counted
+from tfmt.words import counted, without_folders
 
 
 def test_one_is_singular(toy_bert, toy_glue):
@@ -17,3 +17,18 @@ def test_one_is_singular(toy_bert, toy_glue):
     assert "1 an epoch x 1 epoch = 1, batches of 1 from 1 example\n" in told
     assert "lowest 1 block," in told
     assert "mrpc layernorm: 1 epoch at" in _announce(spec, "runs")
+
+
+def test_paths_lose_their_folders_and_nothing_else_changes():
+    told = "/home/me/runs/a/record.json: broken; --model=/data/bert and ~/x/y, ../z/w, './v'"
+    assert without_folders(told) == "record.json: broken; --model=bert and y, w, 'v'"
+    assert without_folders("/home/me/runs/a/record.json: broken", 2) == "a/record.json: broken"
+    for text in (
+        "google/bert",
+        "larger / smaller",
+        "https://a.b/c/d",
+        "f1/accuracy (1/2)",
+        "1 / 3",
+        "runs/a/record.json",
+    ):
+        assert without_folders(text) == text

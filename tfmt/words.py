@@ -1,6 +1,11 @@
-"""Numbers with what they count."""
+"""Numbers with what they count, and texts for other eyes than those at this machine."""
 
 from __future__ import annotations
+
+import re
+
+# Folders of an absolute path, or of one from here or from home: no slash within a word, no URL, no division.
+_FOLDERS = r"""(?<![\w./~:-])(?:~|\.\.?)?/(?:[^\s/,;:'"()]+/)*(?=(?:[^\s/]+/){%d}[^\s/])"""
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -12,3 +17,13 @@ def counted(number: int, noun: str, plural: str = "") -> str:
       plural: where it is not the noun with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def without_folders(text: str, kept: int = 1) -> str:
+    """A text with each path cut down to its last parts.
+
+    Args:
+      text: a message; of a path with blanks in it all behind the first blank stays.
+      kept: how many parts: with 1 `/home/me/runs/a/record.json` becomes `record.json`, with 2 `a/record.json`.
+    """
+    return re.sub(_FOLDERS % (kept - 1), "", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,19 @@ from safetensors.numpy import load_file, save_file
 from tfmt import figures, report
 from tfmt.bert.configs import BertShape
 from tfmt.bert.vocabulary import list_weights
+from tfmt.claims.claims import evaluate_claims, tabulate_claims
 from tfmt.errors import RequestError
 from tfmt.figures.outliers import find_outliers, spread
-from tfmt.runs.records import DISTRIBUTIONS_FILE, RECORD_FILE, Record, WeightDistributions
+from tfmt.results.analyses import tabulate_change, tabulate_weights
+from tfmt.runs.records import (
+    DISTRIBUTIONS_FILE,
+    RECORD_FILE,
+    Record,
+    WeightDistributions,
+    find_distributions,
+    find_records,
+    read_runs,
+)
 from tfmt.selection.stored import FisherNotes
 from tfmt.training.distribution import measure_sublayers
 
@@ -365,3 +376,42 @@ def test_names_are_spread() -> None:
     assert spread([1.0, 1.5, 2.0], 2, 0, 10) == [1.0, 3.0, 5.0]
     assert spread([9.0, 9.5, 10.0], 2, 0, 10) == [6.0, 8.0, 10.0]
     assert spread([], 2, 0, 10) == []
+
+
+@pytest.mark.parametrize(("epoch", "kept", "told"), [("best", "best", ""), ("last", "best", "best"),
+                                                     ("best", "last", "last"), ("last", "last", "")])  # fmt: skip
+def test_figures_and_claims_of_weights_say_whose_epoch_they_are(
+    check: Check, add_full: Add, tmp_path: Path, epoch: str, kept: str, told: str
+) -> None:
+    for seed in range(2):
+        add_full(2, seed=seed, keep_epoch=kept)
+    expected = f"Weights are those of each run's {told} epoch, which it kept (--keep_epoch); the {epoch} epoch's scores"
+    for draw in (figures.plot_change, figures.plot_weights):
+        figure, frame = draw(tmp_path / "runs", epoch=epoch)
+        check(figure)
+        drawn = " ".join(figure.get_suptitle().split())
+        assert (expected in drawn) == bool(told)
+        assert ("(--keep_epoch)" in " ".join(frame.attrs["notes"])) == bool(told)
+    runs, (records, _) = read_runs(tmp_path / "runs"), find_records(tmp_path / "runs")
+    stored, _ = find_distributions(tmp_path / "runs")
+    verdicts = evaluate_claims(runs, epoch=epoch, change=tabulate_change(records),
+                               weights=tabulate_weights(runs, stored, epoch))  # fmt: skip
+    caption = tabulate_claims(verdicts, epoch).caption
+    assert any(line.startswith(f"F1, C8: {expected}") or line.startswith(f"C8, F1: {expected}")
+               for line in caption) == bool(told)  # fmt: skip
+
+
+def test_figures_of_a_model_have_its_name_and_no_path(
+    toy_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(toy_bert, tmp_path / "tell-tale" / "my-bert")
+    monkeypatch.chdir(folder)
+    draws = (figures.plot_outliers, figures.plot_weights)
+    for number, (draw, model) in enumerate(itertools.product(draws, (folder, "."))):
+        figure, frame = draw(model=str(model))
+        drawn = [panel.get_title() + panel.get_ylabel() for panel in figure.axes]
+        assert any("my-bert" in text for text in drawn)
+        for ending in ("svg", "pdf", "png"):
+            figures.save_figure(figure, tmp_path / f"{number}.{ending}")
+            assert b"tell-tale" not in (tmp_path / f"{number}.{ending}").read_bytes()
+        assert not any("tell-tale" in text for text in (*drawn, frame.to_csv()))

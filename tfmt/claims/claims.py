@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from tfmt.results.groups import (
     group_runs,
     settings_to_tell,
 )
-from tfmt.results.rows import annotate, is_token_task, keep_runs, none_if_missing
+from tfmt.results.rows import Row, annotate, is_token_task, keep_runs, none_if_missing
 from tfmt.results.tables import format_rate
 from tfmt.spec import TASK_NAMES, RunSpec
+from tfmt.words import without_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +45,7 @@ class Verdict:
       settings: what the runs share.
       runs: which runs, where several groups of comparable runs were judged apart; otherwise empty.
       command: what makes the missing runs; empty if there were comparisons.
+      kept: of a claim about weights what its caption must say where they are of another epoch than the scores.
     """
 
     rule: Rule
@@ -52,6 +55,7 @@ class Verdict:
     settings: str
     runs: str
     command: str
+    kept: str = ""
 
 
 def evaluate_claims(
@@ -83,6 +87,8 @@ def evaluate_claims(
         if frame is not None:
             analyses.check_columns(name, frame)
     annotated = annotate(runs, epoch)
+    full = keep_runs(annotated, (row == Row("full") for row in annotated["row"]))
+    kept = "".join(analyses.tell_kept_epoch(full[full["outcome"] == "scored"], epoch))
     verdicts: list[Verdict] = []
     for rule in RULES:
         frame = supplied.get(rule.needs)
@@ -105,7 +111,12 @@ def evaluate_claims(
             verdicts.append(_judge(rule, found, command, describe_settings(group, settings_to_tell(group)), told))
         if not judged:
             verdicts.append(_judge(rule, (Gap("all", f"no runs of {', '.join(rule.modes)}"),), rule.make))
-    return tuple(verdicts)
+    return tuple(
+        dataclasses.replace(verdict, kept=kept)
+        if verdict.rule.needs in ("change", "weights") and verdict.comparisons
+        else verdict
+        for verdict in verdicts
+    )
 
 
 def _part(numbers: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -202,7 +213,13 @@ def tabulate_claims(
         told.append(f"{count - len(decisive)} of {count}" if count > len(decisive) else "-")
         summary.append((name, verdict.outcome, *told, verdict.rule.text, verdict.runs))
         record = {"claim": name, "text": verdict.rule.text, "rule": verdict.rule.decided_by, "verdict": verdict.outcome}
-        record |= {"runs": verdict.runs, "settings": verdict.settings, "epoch": epoch, "command": verdict.command}
+        record |= {
+            "runs": verdict.runs,
+            "settings": verdict.settings,
+            "epoch": epoch,
+            "command": verdict.command,
+            "kept": verdict.kept,
+        }
         for each in verdict.comparisons:
             numbers.append((name, each.task, each.compared, *_texts(each), verdict.runs))
             records.append(record | {column: getattr(each, column) for column in _RECORDED})
@@ -228,12 +245,13 @@ def tabulate_claims(
         " split that chose it. Margins are tfmt's; the papers name none.",
         "For it: comparisons whose mean reaches its bound. Clearly: those, for or against, whose whole interval lies on"
         " that side of the bound.",
+        *_tell_kept(verdicts),
         *([_COLLAPSED] if any(each.collapsed for verdict in verdicts for each in verdict.comparisons) else []),
         f"Interval: 95 % by Student's t over the differences of seeds that both sides share, at least {LEAST_SEEDS}.",
         "Several comparisons are made at once, without correction: read a single clear one with care.",
         *(f"Runs: {settings}." for settings in dict.fromkeys(verdict.settings for verdict in verdicts) if settings),
         *notes,
-        *(f"Not read: {message}" for message in broken),
+        *(without_folders(f"Not read: {message}", 2) for message in broken),
     )
     return Table(
         "claims", "Claims of the papers", caption, tuple(block for block in blocks if block.rows), tuple(records)
@@ -246,6 +264,13 @@ _COLLAPSED = (
     " are on par whatever was tuned, so such a comparison decides nothing. Where its outcome could change the verdict,"
     " the claim is undecided. Other learning rates may not collapse."
 )
+
+
+def _tell_kept(verdicts: Iterable[Verdict]) -> list[str]:
+    """Which claims were decided by weights of another epoch than the one whose scores count."""
+    told = [verdict for verdict in verdicts if verdict.kept]
+    names = ", ".join(dict.fromkeys(verdict.rule.name for verdict in told))
+    return [f"{names}: {told[0].kept}"] if told else []
 
 
 def _tell_collapsed(verdict: Verdict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfmt.bert.base_weights import BaseWeights
-from tfmt.bert.configs import find_model, read_config, shape_of
+from tfmt.bert.configs import find_model, public_name, read_config, shape_of
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.runs.records import RECORD_FILE, Record
@@ -49,15 +50,16 @@ def read_weights(model: Any) -> ModelWeights:
       RequestError: nothing of that name can be had, or a model that tfmt did not make.
     """
     if isinstance(model, str | Path):
-        name = Path(model).name
         if (Path(model) / RECORD_FILE).is_file():
             tuned = read_tuned(model)
             states = {"pre-trained": BaseWeights(tuned.base, tuned.head).read, "fine-tuned": tuned.read().__getitem__}
-            return ModelWeights(name, _encoder(tuned.weights), states, tuned.record)
+            return ModelWeights(tuned.record.run_id, _encoder(tuned.weights), states, tuned.record)
         folder = find_model(str(model), download=True)
         assert folder is not None
         weights = list_weights(shape_of(read_config(folder)), "tokens", 1)  # figures show no pooler
-        state = "as stored" if Path(model).is_dir() else "pre-trained"  # what a folder holds may have been tuned
+        local = Path(model).is_dir()
+        name = public_name(os.path.abspath(model) if local else str(model), local=local)
+        state = "as stored" if local else "pre-trained"  # what a folder holds may have been tuned
         return ModelWeights(name, _encoder(weights), {state: BaseWeights(folder, "tokens").read})
     variables = getattr(model, "all_weights", None)
     if variables is None:

@@ -13,7 +13,7 @@ from tfmt.figures.captions import MAKE_FULL_RUNS, warn_of_collapse, warn_of_rate
 from tfmt.figures.components import draw_components
 from tfmt.figures.runs import read_table
 from tfmt.figures.style import styled
-from tfmt.results.analyses import full_runs, tabulate_change
+from tfmt.results.analyses import full_runs, tabulate_change, tell_kept_epoch
 
 
 @styled
@@ -28,7 +28,8 @@ def plot_change(
       runs: the folder of the runs' folders, with `full` runs.
       tasks: which tasks; none means all.
       where: conditions on runs, as in `tfmt.results.where.narrow`.
-      epoch: whose scores choose the learning rate.
+      epoch: whose scores choose the learning rate. The change is that of the epoch that each run kept, whichever this
+        is; where it is another one the figure says so.
 
     Returns:
       The figure, and `task`, `learning_rate`, `seed`, `run_id`, `component`, `block` (`-` outside the blocks),
@@ -39,17 +40,18 @@ def plot_change(
     """
     table, records, notes = read_table(runs, tasks, where)
     change = tabulate_change(records.values())[["run_id", "component", "block", "change"]]
-    parts, warned = [], []
+    parts, warned, shown = [], [], []
     for task, runs_of_task in full_runs(table, epoch):
         mine = runs_of_task[runs_of_task["run_id"].isin(change["run_id"])]
         if not mine.empty:
             parts.append(mine[["run_id", "learning_rate", "seed"]].merge(change, on="run_id").assign(task=task))
             warned += warn_of_collapse(task, mine)
+            shown.append(mine)
     if not parts:
         raise RequestError(f"--runs={runs}: no full run with its change; {MAKE_FULL_RUNS}")
     frame = pd.concat(parts, ignore_index=True)
     frame = frame[["task", "learning_rate", "seed", "run_id", "component", "block", "change"]]
-    warned = warn_of_rates(frame) + warned
+    warned = tell_kept_epoch(pd.concat(shown), epoch) + warn_of_rates(frame) + warned
     label = "mean |fine-tuned - pre-trained|"
     figure = draw_components(
         frame.assign(run=frame["run_id"]), [("change", label, False)], ("change", label), log=False, notes=warned

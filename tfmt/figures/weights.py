@@ -17,7 +17,7 @@ from tfmt.figures.base import read_weights
 from tfmt.figures.captions import MAKE_FULL_RUNS, tell_rates, warn_of_collapse, warn_of_rates
 from tfmt.figures.runs import read_table
 from tfmt.figures.style import COLOURS, PALE, finish_figure, make_panels, set_title, styled, wrap_title
-from tfmt.results.analyses import describe, full_runs
+from tfmt.results.analyses import describe, full_runs, tell_kept_epoch
 from tfmt.results.groups import column_title
 from tfmt.runs.records import find_distributions
 from tfmt.training.distribution import MAGNITUDE, Distribution, Distributions, bin_edges, join, measure_sublayers
@@ -56,7 +56,8 @@ def plot_weights(
         run that kept its weights, which are shown beside those that it began with.
       tasks: which tasks; none means all.
       where: conditions on runs, as in `tfmt.results.where.narrow`.
-      epoch: whose scores choose the learning rate.
+      epoch: whose scores choose the learning rate. The weights are those of the epoch that each run kept, whichever
+        this is; where it is another one the figure says so.
 
     Returns:
       The figure, and one row for each `task`, `sublayer`, `part` (kernel, bias, gamma, beta, all) and `state`
@@ -83,6 +84,7 @@ def plot_weights(
         rates |= {} if rate is None else {given.name: rate}
     else:
         table, _, notes = read_table(runs, tasks, where)
+        kept: list[pd.DataFrame] = []
         stored, broken = find_distributions(runs)
         notes += [f"not read: {message}" for message in broken]
         for task, mine in full_runs(table, epoch):
@@ -93,13 +95,15 @@ def plot_weights(
                     "fine-tuned": _join_runs([each.after for each in found]),
                 }
                 counts[task], rates[task] = len(found), float(mine["learning_rate"].iloc[0])
-                warned += warn_of_collapse(task, mine[mine["run_id"].isin(list(stored))])
+                kept.append(mine[mine["run_id"].isin(list(stored))])
+                warned += warn_of_collapse(task, kept[-1])
             else:
                 notes.append(f"left out: {task}, whose full runs kept no distributions")
         if not shown and broken:  # the file that cannot be read, and not that there is none
             raise RequestError(broken[0])
         if not shown:
             raise RequestError(f"--runs={runs}: no full run with its distributions of weights; {MAKE_FULL_RUNS}")
+        warned = tell_kept_epoch(pd.concat(kept), epoch) + warned
     rows = []
     for task, states in shown.items():
         for sublayer in _TITLES:

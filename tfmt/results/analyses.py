@@ -77,6 +77,25 @@ def full_runs(runs: pd.DataFrame, epoch: str = "best") -> Iterator[tuple[str, pd
                 yield _name(column, told), mine.assign(told=told)
 
 
+def tell_kept_epoch(runs: pd.DataFrame, epoch: str) -> list[str]:
+    """The caption line for runs that kept the weights of another epoch than the one whose scores count, if any did.
+
+    Change and distributions are of the epoch that `keep_epoch` names: a record has no other's. Whatever `epoch` is, it
+    chooses the learning rate and says which runs collapsed.
+
+    Args:
+      runs: what `read_runs` returns, or some rows of it.
+      epoch: whose scores count, `best` or `last`.
+    """
+    other = runs[(runs["keep_epoch"] != epoch) & (runs["best_epoch"] != runs["epochs"])]
+    if other.empty:
+        return []
+    return [
+        f"Weights are those of each run's {' or '.join(sorted(set(other['keep_epoch'])))} epoch, which it kept"
+        f" (--keep_epoch); the {epoch} epoch's scores only chose the learning rate and say what collapsed."
+    ]
+
+
 def _told_apart(groups: list[Group]) -> Iterator[tuple[Group, str]]:
     """Groups with what tells them from each other, empty where there is one."""
     differing = differing_settings(groups)
