@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -14,10 +15,13 @@ import pandas as pd
 import pytest
 
 from tfmt import protocol
+from tfmt.claims.claims import evaluate_claims, tabulate_claims
 from tfmt.errors import RequestError
-from tfmt.results.formats import Table, format_tables
-from tfmt.results.tables import build_tables, format_percent, format_rate
-from tfmt.runs.records import RECORD_FILE, seal_json
+from tfmt.results.formats import FORMATS, Table, format_tables
+from tfmt.results.groups import tell_left_out
+from tfmt.results.tables import TABLE_NAMES, build_tables, format_percent, format_rate
+from tfmt.results.where import narrow
+from tfmt.runs.records import RECORD_FILE, read_runs, seal_json
 from tfmt.spec import ARITHMETIC
 
 AddRun = Callable[..., Any]
@@ -353,8 +357,8 @@ def test_broken_records_are_named(add_run: AddRun, runs: Runs, tmp_path: Path) -
     (other / RECORD_FILE).write_text('{"schema": 99}', encoding="utf-8")
     for name in ("1", "2", "runs"):
         caption = "\n".join(only(build_tables(runs(), name)).caption)
-        assert f"Not read: {path}: broken record" in caption
-        assert f"Not read: {other / RECORD_FILE}: schema 99, this tfmt reads schema 1" in caption
+        assert f"Not read: {truncated}/record.json: broken record" in caption
+        assert f"Not read: other/{RECORD_FILE}: schema 99, this tfmt reads schema 1" in caption
 
 
 @pytest.mark.parametrize("name", ["1", "2", "3", "4", "fisher"])
@@ -384,6 +388,7 @@ def test_list_of_runs(add_run: AddRun, runs: Runs) -> None:
     # What is the same of all is told once; what names a run stands in each row.
     assert table.caption == (
         "3 runs: 2 completed, 1 diverged.",
+        "Model: bert-base-uncased (sha256 aaaaaaaa).",
         "All of them: tuned 36,864, tuned % 100, seconds 6.",
     )
     (alone,) = only(build_tables(runs().iloc[:1], "runs")).blocks
@@ -479,3 +484,34 @@ def test_neither_tensorflow_nor_transformers_is_imported() -> None:
         "sys.exit(str(slow) if slow else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_models_of_one_name_stay_apart_and_no_path_is_told(add_seeds: AddRun, add_run: AddRun, tmp_path: Path) -> None:
+    """In every table in every format; what a user wrote stays in records and in the commands of claims."""
+    for digest, place in (("c" * 64, "/tell-tale/one/bert"), ("d" * 64, "/tell-tale/other/bert")):
+        for mode in ("full", "layernorm"):
+            add_seeds([0.5, 0.6], model=place, mode=mode, data_dir="/tell-tale/glue", origin={"model_sha256": digest})
+    failed = add_run(None, status="failed", model="/tell-tale/bert", mode="fisher", task="rte",
+                     fisher_from=("/tell-tale/runs/a",))  # fmt: skip
+    told = failed.model_copy(update={"error": "/tell-tale/bert/config.json: missing"})
+    (tmp_path / "runs" / failed.run_id / RECORD_FILE).write_text(told.to_json())
+    broken = tmp_path / "runs" / "broken"
+    broken.mkdir()
+    (broken / RECORD_FILE).write_text("{")
+    runs = narrow(read_runs(tmp_path / "runs"), "model=/tell-tale/one/bert,/tell-tale/other/bert,/tell-tale/bert")
+    for name, form in itertools.product(TABLE_NAMES, FORMATS):
+        text = format_tables(build_tables(runs, name), form)
+        assert "tell-tale" not in text, (name, form)
+        assert str(tmp_path) not in text, (name, form)
+    titles = {table.title for table in build_tables(runs, "1")}
+    ends = [f"of 2: model bert (sha256 {digest}))" for digest in ("cccccccc", "dddddddd")]
+    assert all(any(title.endswith(end) for title in titles) for end in ends)
+    (block,) = only(build_tables(runs, "runs")).blocks
+    assert {row[0] for row in block.rows} == {f"bert (sha256 {letter * 8})" for letter in "acd"}
+    verdicts = evaluate_claims(runs)
+    claims = tabulate_claims(verdicts, broken=runs.attrs["broken"], notes=tell_left_out(runs))
+    assert any("model bert (sha256 cccccccc)" in line for line in claims.caption)
+    commands = {verdict.command for verdict in verdicts}
+    assert any("tell-tale" in command for command in commands)
+    cells = [cell for part in claims.blocks for row in part.rows for cell in row if cell not in commands]
+    assert not [text for text in (claims.title, *claims.caption, *cells) if "tell-tale" in text]

@@ -17,7 +17,7 @@ from tfmt.protocol import paper_epochs
 from tfmt.results.cells import Cell, make_cell
 from tfmt.results.rows import ROW_FIELDS, TASK_TITLES, Row, none_if_missing
 from tfmt.spec import ARITHMETIC, CONDITIONAL_FIELDS, TASK_NAMES, RunSpec
-from tfmt.words import counted
+from tfmt.words import counted, without_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,7 +198,7 @@ def tell_left_out(runs: pd.DataFrame) -> tuple[str, ...]:
     Args:
       runs: what `read_runs` or `narrow` returned.
     """
-    lines = [f"L{line[1:]}." for line in runs.attrs.get("left_out", ())]
+    lines = [without_folders(f"L{line[1:]}.") for line in runs.attrs.get("left_out", ())]
     counts = runs["arithmetic"].value_counts().sort_index()
     if others := [f"{count:,} of arithmetic {number}" for number, count in counts.items() if number != ARITHMETIC]:
         lines.append(
@@ -220,7 +220,7 @@ def _plainly(name: str, group: Group) -> str:
 
 
 def _tell_model(name: str, group: Group) -> str:
-    names = " = ".join(sorted(set(group.runs["model"])))
+    names = " = ".join(sorted(set(group.runs["model_name"])))
     return f"model {names} (sha256 {_short(group.settings[name])})"
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from tfmt import protocol
@@ -37,7 +38,7 @@ from tfmt.results.rows import (
     keep_runs,
     none_if_missing,
 )
-from tfmt.words import counted
+from tfmt.words import counted, without_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +159,8 @@ def build_tables(runs: pd.DataFrame, name: str, epoch: str = "best") -> tuple[Ta
     """
     if name not in TABLE_NAMES:
         raise RequestError(f"--table must be one of {', '.join(TABLE_NAMES)}. Received: {name!r}")
-    broken = tell_left_out(runs) + tuple(f"Not read: {message}" for message in runs.attrs.get("broken", ()))
+    unread = (without_folders(f"Not read: {message}", 2) for message in runs.attrs.get("broken", ()))
+    broken = (*tell_left_out(runs), *unread)
     annotated = annotate(runs, epoch)
     if name == "runs":
         return (_list_runs(annotated, broken),)
@@ -257,8 +259,13 @@ def _numbers(group: Group, row: Row, column: str, epoch: str) -> dict[str, Any]:
     numbers |= {name: cell.lost_anywhere.get(name, 0) for name in ("diverged", "failed", "undefined")}
     numbers |= {"tuned_percent_min": cell.tuned[0] if cell.tuned else None}
     numbers |= {"tuned_percent_max": cell.tuned[1] if cell.tuned else None, "runs": cell.runs, "epochs": cell.epochs}
-    models = {name: "/".join(sorted(set(group.runs[name]))) for name in ("model", "tfmt")}
-    return numbers | models | {name: value for name, value in group.settings.items() if name != "epochs"}
+    models = {name: "/".join(sorted(set(group.runs[name]))) for name in ("model_name", "tfmt")}
+    return (
+        numbers
+        | {"model": models.pop("model_name")}
+        | models
+        | {name: value for name, value in group.settings.items() if name != "epochs"}
+    )
 
 
 def _score_names(group: Group, column: str) -> list[str]:
@@ -329,19 +336,21 @@ _TOLD_ONCE = ("tuned", "tuned %", "score", "N", "seconds", "status", "notes")
 
 def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
     """Every run with its status. What says the same of all runs, and names none of them, is told in the caption."""
+    models = _name_models(runs)
     rows: list[dict[str, str]] = []
     columns = ["row", "learning_rate", "seed", "tuned", "tuned_percent", "score_name", "score_best", "score_last"]
     columns += ["task", "examples", "seconds", "status", "run_id", "collapsed", "frozen_changed", "error"]
-    for record in zip(*(map(none_if_missing, runs[name]) for name in columns), strict=True):
+    for model, *record in zip(models, *(map(none_if_missing, runs[name]) for name in columns), strict=True):
         row, rate, seed, tuned, percent, score_name, best, last, task, examples, *told = record
         seconds, status, run_id, collapsed, leaked, error = told
         notes = ["collapsed"] if collapsed else []
         notes += [f"{counted(int(leaked), 'frozen weight')} changed"] if leaked else []
-        notes += [error] if error else []
+        notes += [without_folders(error)] if error else []
         held_out = [n for split, n in (examples or {}).items() if split != "train"]
         size = "" if row.mask_size is None else f" n={row.mask_size}"
         rows.append(
             {
+                "model": model,
                 "task": column_title(task),
                 "mode": row.mode + (size if row.mask_fraction is None else f" f={row.mask_fraction:g}"),
                 "layers": row.layers,
@@ -362,12 +371,37 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
     alike = [name for name in _TOLD_ONCE if len(rows) > 1 and len({row[name] for row in rows}) == 1]
     counts = ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
     caption = [f"{counted(len(runs), 'run')}{': ' + counts if counts else ''}."]
-    if shared := [f"{name} {rows[0][name]}" for name in alike if rows[0][name]]:
+    if len(set(models)) == 1:
+        alike.append("model")  # also of a single run, which has all else in its row
+        caption.append(f"Model: {models[0]}.")
+    if shared := [f"{name} {rows[0][name]}" for name in alike if name != "model" and rows[0][name]]:
         caption.append(f"All of them: {', '.join(shared)}.")
     heads = [name for name in rows[0] if name not in alike] if rows else []
-    names = [name for name in runs.columns if name not in ("row", "score")]
+    names = [name for name in runs.columns if name not in ("row", "score", "model_name")]
     numbers = tuple(
-        {str(name): none_if_missing(value) for name, value in row.items()} for row in runs[names].to_dict("records")
+        {str(name): none_if_missing(value) for name, value in _without_places(row).items() if name in names}
+        for row in runs.to_dict("records")
     )
     blocks = (Block("", tuple(heads), tuple(tuple(row[name] for name in heads) for row in rows)),) if rows else ()
     return Table("runs", "Runs", (*caption, *broken), blocks, numbers)
+
+
+def _name_models(runs: pd.DataFrame) -> list[str]:
+    """Each run's model by its name, with the digest where two models have one name, or the caption names the only."""
+    pairs = list(zip(runs["model_name"], runs["model_sha256"], strict=True))
+    digests: dict[str, set[str]] = {}
+    for name, digest in pairs:
+        digests.setdefault(name, set()).add(digest)
+    told = len(digests) == 1 or any(len(found) > 1 for found in digests.values())
+    return [f"{name} (sha256 {digest[:8]})" if told else name for name, digest in pairs]
+
+
+def _without_places(run: dict[Hashable, Any]) -> dict[Hashable, Any]:
+    """A run's row that says what it was made of and not where on a machine that lay."""
+    error = none_if_missing(run["error"])
+    return run | {
+        "model": run["model_name"],
+        "data_dir": PurePath(run["data_dir"]).name,
+        "fisher_from": tuple(PurePath(place).name for place in run["fisher_from"]),
+        "error": error and without_folders(error),
+    }
