@@ -66,8 +66,8 @@ class UnwritableError(SurroundingsError):
         return made
 
 
-# What the system says of a disk also where it names no file.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+# What the system says of a disk also where it names no file; the last of a TMPDIR in which nothing can be written.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOENT)
 
 
 def disk_error(error: OSError, place: Path) -> UnwritableError | None:

@@ -41,7 +41,7 @@ def _main(values: flags.FlagValues) -> int:
 
         print(describe(spec, values.output_dir))
         return 0
-    from tfmt.runs.folder import finished, open_folder, tell_other_model
+    from tfmt.runs.folder import finished, open_folder, tell_other_model, tidy_finished
     from tfmt.runs.runner import execute, make_bench, prepare
 
     with streams.told_if_slow(f"tfmt-train: looks for {spec.model} and the text of {spec.task}"):
@@ -65,6 +65,7 @@ def _main(values: flags.FlagValues) -> int:
             raise
     else:
         print(f"tfmt-train: {request.folder} holds this run already", file=sys.stderr)
+        tidy_finished(request.folder, record)
     print(_report(record, str(request.folder)))
     return 0
 

@@ -49,6 +49,11 @@ MET = {
     "GPU": (OUT_OF_MEMORY, "ResourceExhaustedError: failed to allocate"),
     "no process": (BlockingIOError(errno.EAGAIN, "no more processes"), "BlockingIOError: [Errno 11] no more"),
     "full": (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+    "full for TensorFlow": (
+        tf.errors.ResourceExhaustedError(None, None, "/tmp/x; No space left on device"),
+        "the disk is full",
+    ),
+    "temporary": (FileNotFoundError(errno.ENOENT, "No usable temporary directory"), "No usable temporary directory"),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
     "broken": (OSError(errno.EIO, "Input/output error", "/there"), "/there: cannot be written (Input/output error)"),
 }

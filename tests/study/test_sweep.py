@@ -21,6 +21,7 @@ from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tfmt import files, signals, sweep
+from tfmt.runs.lease import is_held
 from tfmt.runs.records import find_records
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
@@ -331,7 +332,7 @@ def test_three_unexpected_failures_in_a_row_stop_the_sweep(shared, untouched, tm
     assert "left as before: 6 runs" in said.err
     assert "none done, 3 left without a record (the same command tries again)" in said.out
     assert not find_records(tmp_path)[0]
-    assert not list(tmp_path.glob("*/lease.*"))
+    assert not any(map(is_held, tmp_path.iterdir()))
     assert len(list(tmp_path.glob("*/spec.json"))) == 3
     assert len(set(map(id, benches))) == 3  # a workbench of its own for each
     monkeypatch.setattr(Workbench, "train_step", real)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tfmt.errors import RequestError
 from tfmt.files import check_path
 from tfmt.quiet import import_bars
-from tfmt.runs.folder import finished, open_folder
+from tfmt.runs.folder import finished, open_folder, tidy_finished
 from tfmt.runs.records import Record
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
@@ -49,4 +49,6 @@ def fine_tune(spec: RunSpec, output_dir: str | Path = "runs", *, quiet: bool = F
     if record is None:
         open_folder(request)  # what is wrong with it is told before the text is tokenised
         record = execute(request, make_bench(request), started=started, quiet=quiet)
+    else:
+        tidy_finished(request.folder, record)
     return record

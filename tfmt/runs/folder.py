@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import glob
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmt.bert.base_weights import tell_difference
-from tfmt.errors import RequestError
+from tfmt.errors import RequestError, RunError
 from tfmt.files import UnreadableError, UnwritableError, exists, parse_json, write_whole
+from tfmt.runs.lease import Lease, is_lease
 from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record, seal_json, unseal
 from tfmt.selection.stored import TUNED_FILE
 from tfmt.spec import RunSpec
 
 if TYPE_CHECKING:
     from tfmt.runs.runner import Request
+
+
+CHECKPOINT = "checkpoint"
+# Temporary names; the third is safetensors' own, which writes beside the file it was given, the last the lease's.
+_HALF_WRITTEN = (".*.safetensors.*", ".*.json.*", ".tmp*", ".clock.*")
 
 
 class UnkeptError(RequestError):
@@ -117,11 +126,40 @@ def _tell_how(stored: dict[str, Any] | None, request: Request) -> str:
 
 def clear_leftovers(folder: Path) -> None:
     """Removes what a process that was killed had begun to write; only who holds the folder's lease may do so."""
-    for inside in (folder, folder / "checkpoint"):
-        # The third is safetensors' own, which writes beside the file it was given; the last the lease's.
-        for pattern in (".*.safetensors.*", ".*.json.*", ".tmp*", ".clock.*"):
+    for inside in (folder, folder / CHECKPOINT):
+        for pattern in _HALF_WRITTEN:
             for leftover in inside.glob(pattern):
                 leftover.unlink(missing_ok=True)
+
+
+def tidy_finished(folder: Path, record: Record) -> None:
+    """Removes what a process left that was killed between its record and its end, unless a living one has the folder.
+
+    What tfmt does not write itself stays, and so does a failed run's checkpoint, with which it may be tried again.
+
+    Args:
+      folder: the run's folder.
+      record: what lies there.
+    """
+    ended = record.status != "failed"
+    with contextlib.suppress(RunError, OSError):  # somebody is at it, or it is a folder to look at only
+        if any(_is_left(name) or (ended and name == CHECKPOINT) for name in os.listdir(folder)):
+            with Lease(folder):  # who ends with a record there takes all leases along
+                clear_leftovers(folder)
+                if ended:
+                    clear_checkpoint(folder)
+
+
+def _is_left(name: str) -> bool:
+    return is_lease(name) or any(fnmatch.fnmatchcase(name, pattern) for pattern in _HALF_WRITTEN)
+
+
+def clear_checkpoint(folder: Path) -> None:
+    """Removes the checkpoint of a run that has ended; only who holds the folder's lease may do so."""
+    for path in (folder / CHECKPOINT).glob("*.safetensors"):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is none, or it holds something of somebody else's
+        (folder / CHECKPOINT).rmdir()
 
 
 def finished(request: Request) -> Record | None:

@@ -162,9 +162,13 @@ def is_held(folder: Path) -> bool:
     return bool(number) and not _is_free(owner, silent)
 
 
+def is_lease(name: str) -> bool:
+    """Whether a file of this name in a run's folder is a lease."""
+    return re.fullmatch(r"lease\.\d+", name) is not None
+
+
 def _numbers(folder: Path) -> list[int]:
-    names = (re.fullmatch(r"lease\.(\d+)", name) for name in os.listdir(folder))
-    return [int(match[1]) for match in names if match]
+    return [int(name.removeprefix("lease.")) for name in os.listdir(folder) if is_lease(name)]
 
 
 def _read_latest(folder: Path) -> tuple[int, dict[str, Any], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import warnings
@@ -21,9 +22,9 @@ from tfmt.bert.tokenizer import describe_tokenizer
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
-from tfmt.files import UnreadableError, disk_error, write_whole
+from tfmt.files import UnreadableError, UnwritableError, disk_error, write_whole
 from tfmt.runs import origin
-from tfmt.runs.folder import clear_leftovers, finished, note_spec, open_folder
+from tfmt.runs.folder import clear_checkpoint, clear_leftovers, finished, note_spec, open_folder
 from tfmt.runs.lease import Lease
 from tfmt.runs.records import (
     DISTRIBUTIONS_FILE,
@@ -322,8 +323,15 @@ def _surroundings_told(request: Request) -> Iterator[None]:
         raise disk_error(error, request.folder) or UnexpectedError(request, error) from error
     except Exception as error:
         if type(error).__name__ in _SHORTAGES:
-            raise UnexpectedError(request, error) from error
+            raise _tell_unexpected(request, error) from error
         raise
+
+
+def _tell_unexpected(request: Request, error: Exception) -> SurroundingsError:
+    """One line on what is no error of tfmt's; TensorFlow hides a full disk in its text."""
+    if "No space left on device" in str(error):
+        return UnwritableError.of(request.folder, OSError(errno.ENOSPC, str(error)))
+    return UnexpectedError(request, error)
 
 
 def execute(request: Request, bench: Workbench, *, started: float, quiet: bool = False,
@@ -367,7 +375,11 @@ def _hold_and_execute(request: Request, bench: Workbench, started: float, quiet:
             before_write()
 
         with signals.held():
-            record = finished(request) or _execute(request, bench, started, quiet, check, tell)
+            record = finished(request)
+            if record is None:
+                record = _execute(request, bench, started, quiet, check, tell)
+            else:  # by a process that may have been killed just behind its record
+                clear_checkpoint(request.folder)
     signals.check("the run has ended, and its record is written")
     return record
 
@@ -398,7 +410,7 @@ def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
         _finish(request, _record(request, None, bench, "failed", message, begun, 0.0), before_write)
         raise RunError(f"{request.run_id}: {message}") from error
     except Exception as error:  # whatever TensorFlow may raise: out of memory, a device that is gone
-        raise UnexpectedError(request, error) from error
+        raise _tell_unexpected(request, error) from error
     _finish(request, record, before_write)
     if record.status == "failed":
         raise RunError(f"{request.run_id}: {record.error}")

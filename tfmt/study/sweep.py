@@ -13,7 +13,7 @@ from typing import Any
 from tfmt import signals
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
 from tfmt.files import UnreadableError, UnwritableError, exists
-from tfmt.runs.folder import UnkeptError, check_kept, tell_other_model
+from tfmt.runs.folder import UnkeptError, check_kept, tell_other_model, tidy_finished
 from tfmt.runs.lease import is_held
 from tfmt.runs.records import RECORD_FILE, read_record
 from tfmt.runs.runner import Request, Sources, bench_key, prepare, record_failure
@@ -166,7 +166,7 @@ class Sweep:
         if self._stop is not None:
             raise self._stop
         for union in self._unions:
-            self.left[f"{union.own.label()} (union)"] = "waits for the masks of runs that are left without a record"
+            self._leave(f"{union.own.label()} (union)", "waits for the masks of runs that are left without a record")
 
     def _check_replicas(self, places: list[Place]) -> None:
         wanted = max((spec.replicas for spec in self._folders), default=0)
@@ -228,6 +228,7 @@ class Sweep:
             return True
         if record.status == "failed" and self._retry:
             return False
+        tidy_finished(item.folder, record)
         try:
             check_kept(item.spec, record, item.folder)
         except UnkeptError as error:  # another sweep was faster and keeps less
@@ -252,8 +253,7 @@ class Sweep:
                 spec = union.spec(lambda source: self._folders[source])
                 item = Item(spec, prepare(spec, self.output_dir, sources=self._sources[bench_key(spec)]).folder)
             except SurroundingsError as error:
-                self.left[f"{union.own.label()} (union)"] = str(error)
-                self.board.left += 1
+                self._leave(f"{union.own.label()} (union)", str(error))
                 continue
             except (RequestError, RunError) as error:
                 self._book_lost(union, str(error))
@@ -326,10 +326,10 @@ class Sweep:
         item.suspect = ended.unexpected
         if not ended.unexpected and _find_refusal(self.output_dir):  # so it is with all others
             self._stop = self._stop or UnwritableError(ended.error)
+            return
         # A process that met something unexpected and cannot be replaced is no place for another try.
         if item.tries >= TRIES or (ended.unexpected and not self._renews):
-            self.left[name] = ended.error
-            self.board.left += 1
+            self._leave(name, ended.error)
             self.board.tell(f"{name}: {ended.error}; left without a record")
             if ended.unexpected:
                 self._count_unexpected(ended)
@@ -337,6 +337,10 @@ class Sweep:
         if item.tries == 1:
             self.board.tell(f"{name}: {ended.error}; it is tried again")
         (self._waiting if ended.unexpected else self._refused).append(item)
+
+    def _leave(self, name: str, met: str) -> None:
+        self.left[name] = met
+        self.board.left += 1
 
     def _record_death(self, item: Item, ended: Ended) -> None:
         """Records a run that ends its process whenever it is tried."""
