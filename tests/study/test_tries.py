@@ -136,6 +136,12 @@ def test_what_happened_to_a_run_is_not_its_result(run, answers):
     assert ended.err.count("; it is tried again") == 1
 
 
+def test_run_that_hangs_in_two_processes_of_its_own_is_recorded(run):
+    ended = run(only(0, "hung"), 2)
+    assert ended.failed == {0: "its process hung, in two processes of its own"}
+    assert "1 completed, 1 failed" in ended.out
+
+
 @pytest.mark.parametrize("met", [
     Ended("hindered", error=DISK), Ended("hindered", error="its process died", unexpected=True),
 ])  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from tfmt import liveness
 from tfmt.data.order import permutation
 from tfmt.data.tokens import IGNORED, TokenizedSplit
 from tfmt.errors import RequestError
@@ -102,6 +103,7 @@ def training_batches(split: TokenizedSplit, plan: EpochPlan, start: int = 0) -> 
       `(batch_size,)`, for token tasks `(batch_size, length)` with -100 on tokens that don't count.
     """
     for indices, length in zip(plan.indices[start:], plan.padded_lengths[start:].tolist(), strict=True):
+        liveness.sign()
         yield assemble(split, indices, length)
 
 
@@ -145,6 +147,7 @@ def evaluation_batches(
         filling = -len(taken) % multiple_of
         rows_taken = np.concatenate([taken, np.repeat(taken[-1:], filling)])
         indices = np.concatenate([taken, np.full(filling, -1, taken.dtype)])
+        liveness.sign()
         yield EvaluationBatch(assemble(split, rows_taken, length), indices)
         start += rows
 

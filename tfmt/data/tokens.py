@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tfmt import liveness
 from tfmt.data.cache import load_arrays, store_arrays
 from tfmt.data.examples import Examples
 
@@ -134,6 +135,7 @@ def _encode(examples: Examples, tokenizer: Any, max_length: int, name: str) -> d
     # Only what takes long enough to wonder about shows a bar, and only on a terminal.
     with tqdm(total=len(examples), desc=f"Tokenising {name}".strip(), delay=2, disable=None, leave=False) as bar:
         for start in range(0, len(examples), _CHUNK):
+            liveness.sign()
             stop = min(start + _CHUNK, len(examples))
             if ends is None:
                 encoded = tokenizer(*(list(column[start:stop]) for column in examples.texts), **settings)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfmt import signals, streams
+from tfmt import liveness, signals, streams
 from tfmt.bert.base_weights import BaseWeights, describe_model, tell_difference
 from tfmt.bert.checkpoint import find_weights
 from tfmt.bert.configs import FoundModel, locate_model, read_config, shape_of
@@ -371,6 +371,7 @@ def _hold_and_execute(request: Request, bench: Workbench, started: float, quiet:
         clear_leftovers(request.folder)
 
         def check() -> None:
+            liveness.sign()
             lease.check()
             before_write()
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
 from tfmt import signals
@@ -23,12 +24,20 @@ from tfmt.training.progress import Standing
 from tfmt.words import counted
 
 _END_SECONDS = 300.0  # that a process may take to end, with a checkpoint to write
+# A process hangs that gave no sign for so long, nor for as long as so many of its slowest steps take: on a disk that is
+# away, in a collective operation that waits for ever. What gives none in between, as XLA's compiler, takes less.
+HUNG_SECONDS = 600.0
+HUNG_STEPS = 20
+GRACE_SECONDS = 60.0  # between SIGTERM, SIGKILL, and no longer waiting for what even that does not end
+_LOOK_SECONDS = 5.0  # the most that counts between two looks: a sweep that was stopped itself cannot know more
 
 # Is told the worker and where its run stands. A pool may do so whenever it is waited for, and need not.
 Tell = Callable[[int, Standing], None]
+# Is told the worker, and for how many seconds it has given no sign, before its process is replaced.
+TellHung = Callable[[int, float], None]
 
 
-def _tell_nobody(worker: int, standing: Standing) -> None:
+def _tell_nobody(worker: int, _: Standing | float) -> None:
     """Nobody asked."""
 
 
@@ -116,15 +125,18 @@ class ProcessPool:
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
       tell: is told where the runs stand.
+      tell_hung: is told of workers that give no sign any more. They die of that, as "hung".
     """
 
     renews = True
 
     def __init__(
-        self, places: Sequence[Place], output_dir: Path, verbosity: int = 0, tell: Tell = _tell_nobody
-    ) -> None:
+        self, places: Sequence[Place], output_dir: Path, verbosity: int = 0, tell: Tell = _tell_nobody,
+        tell_hung: TellHung = _tell_nobody,
+    ) -> None:  # fmt: skip
         self._workers = [_Process(place, output_dir, verbosity) for place in places]
-        self._tell = tell
+        self._tell, self._tell_hung = tell, tell_hung
+        self._looked = monotonic()
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -144,9 +156,17 @@ class ProcessPool:
                     answer = worker.receive()
                     if isinstance(answer, Standing):
                         self._tell(number, answer)
-                    else:
+                    elif answer is not None:
                         found.append((number, answer))
             except (EOFError, OSError):  # it died, be it in the middle of an answer
+                worker.bury()
+                found.append((number, None))
+        now = monotonic()
+        passed, self._looked = min(now - self._looked, _LOOK_SECONDS), now
+        for number, worker in busy:
+            if worker.busy and (silent := worker.watch(passed)):
+                self._tell_hung(number, silent)
+            if worker.busy and worker.lost:
                 worker.bury()
                 found.append((number, None))
         return found
@@ -185,8 +205,14 @@ class _Process:
         self._arguments = place, output_dir, verbosity
         self._process: Any = None
         self.pipe: Any = None
-        self.busy = False
+        self.busy = self.lost = False
         self.cause = ""
+        self._start_watch()
+
+    def _start_watch(self) -> None:
+        self._silent = self._slowest = 0.0
+        self._hung = self.lost = False
+        self._standing: tuple[float, Standing] | None = None
 
     def submit(self, spec: RunSpec, sources: Sources, fresh: bool) -> bool:
         if fresh and self._process is not None:
@@ -203,27 +229,65 @@ class _Process:
             self._process = process
             theirs.close()  # so that the pipe ends with the process
         self.busy = True
+        self._start_watch()
         with contextlib.suppress(OSError):  # a process that has died meanwhile shows when it is asked
             self.pipe.send((spec.to_json(), sources.to_json()))
         return first
 
-    def receive(self) -> Ended | Standing:
-        """What waits in the pipe: how the run ended, or where it stands."""
+    def receive(self) -> Ended | Standing | None:
+        """What waits in the pipe: how the run ended, where it stands, or None as a sign of life."""
         answer = self.pipe.recv()
+        if not self._hung:
+            self._silent = 0.0
+        if answer is None:
+            return None
         if isinstance(answer, Standing):
+            self._time_steps(answer)
             return answer
         ended, record = answer
         self.busy = False
-        if ended.unexpected:  # the process ends by itself
+        if ended.unexpected or self._hung:  # the process ends by itself, or has been asked to
+            self.dismiss()
             self.join()
         return replace(ended, record=Record.model_validate_json(record)) if record else ended
 
+    def _time_steps(self, standing: Standing) -> None:
+        """Notes how long the slowest step took, evaluation apart."""
+        now = monotonic()
+        if self._standing is not None:
+            since, before = self._standing
+            if standing.step > before.step and standing.timed == before.timed:
+                self._slowest = max(self._slowest, (now - since) / (standing.step - before.step))
+        self._standing = now, standing
+
+    def watch(self, passed: float) -> float:
+        """Ends a process that hangs, first asking it to; `lost` then says that even SIGKILL was in vain.
+
+        Args:
+          passed: seconds since the last call.
+
+        Returns:
+          Seconds without a sign, in the call that finds that it hangs; else 0.
+        """
+        self._silent += passed
+        silent = self._silent
+        if self._hung:
+            if silent > GRACE_SECONDS:
+                self._process.kill()
+            self.lost = silent > 2 * GRACE_SECONDS
+        elif silent > max(HUNG_SECONDS, HUNG_STEPS * self._slowest):
+            self._hung, self._silent = True, 0.0
+            self._process.terminate()
+            return silent
+        return 0.0
+
     def bury(self) -> None:
         """Notes what the process died of."""
-        self._process.join()
+        # What hangs in the kernel outlives SIGKILL; its lease counts for nothing once its own beat has stopped.
+        self._process.join(0.0 if self.lost else None)
         code = self._process.exitcode
-        self.cause = f"signal {-code}" if code < 0 else f"exit status {code}"
-        self.join()
+        self.cause = "hung" if self._hung else f"signal {-code}" if code < 0 else f"exit status {code}"
+        self._forget()
 
     def dismiss(self) -> None:
         """Asks the process to end."""
@@ -239,5 +303,8 @@ class _Process:
         if self._process is not None:
             self._process.join(_END_SECONDS)
             self._process.kill()
-            self.pipe.close()
+            self._forget()
+
+    def _forget(self) -> None:
+        self.pipe.close()
         self._process, self.busy = None, False

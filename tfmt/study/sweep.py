@@ -22,7 +22,7 @@ from tfmt.study.board import Board
 from tfmt.study.grid import Grid, HeldOutUnion
 from tfmt.study.places import Place, share_places, visible_cores, visible_gpus
 from tfmt.study.pool import OwnProcess, Pool, ProcessPool
-from tfmt.study.times import Times
+from tfmt.study.times import Times, format_seconds
 from tfmt.study.worker import Ended
 from tfmt.training.progress import Standing
 from tfmt.words import counted
@@ -158,7 +158,7 @@ class Sweep:
             self._show()
             pool: Pool
             if workers:
-                pool = ProcessPool(places, self.output_dir, self._verbosity, self._note_standing)
+                pool = ProcessPool(places, self.output_dir, self._verbosity, self._note_standing, self._note_hung)
             else:
                 pool = OwnProcess(self.output_dir, self._verbosity, self._note_standing)
             self._renews = pool.renews
@@ -388,6 +388,10 @@ class Sweep:
         self.times.note(item.spec, standing)
         self._show()
 
+    def _note_hung(self, worker: int, seconds: float) -> None:
+        name = self._doing[worker].folder.name
+        self.board.tell(f"{name}: its process gave no sign for {format_seconds(seconds)}, and is replaced")
+
     # ---- doing it --------------------------------------------------------------------------------------------------
 
     def _run_on(self, pool: Pool) -> None:
@@ -451,7 +455,8 @@ _SHORT_OF_MEMORY = ("signal 9", "MemoryError", "ResourceExhaustedError")
 def _death(cause: str) -> Ended:
     """How a run ended whose process died; a signal by which people or batch systems end one says nothing of it."""
     asked = cause in {f"signal {int(number)}" for number in signals.SIGNALS}
-    return Ended("hindered", error=f"its process died ({cause})", unexpected=True, cause="" if asked else cause)
+    error = "its process hung" if cause == "hung" else f"its process died ({cause})"
+    return Ended("hindered", error=error, unexpected=True, cause="" if asked else cause)
 
 
 def _check_writable(output_dir: Path) -> None:

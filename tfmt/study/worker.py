@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfmt import quiet, signals, streams
+from tfmt import liveness, quiet, signals, streams
 from tfmt.errors import RequestError, RunError, SurroundingsError
 from tfmt.files import UnwritableError, disk_error
 from tfmt.memory import keep_memory
@@ -85,6 +85,7 @@ class Executor:
         request = None
         try:
             request = prepare(spec, self._output_dir, self._request, sources)
+            liveness.sign()
             bench = self._bench_of(request)
         except (RequestError, RunError) as error:
             return self._drop_bench(_ended_by(error))
@@ -111,6 +112,7 @@ class Executor:
         """The workbench of a run: the last run's, or a new one."""
         if not self._warm:
             quiet.import_tensorflow(self._verbosity)
+            liveness.sign()
             self._warm = True
         if self._bench is None or self._request is None or self._request.bench_key != request.bench_key:
             self._request = self._bench = None
@@ -168,7 +170,7 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
 
     Args:
       pipe: gives a spec and its sources as JSON, or "" to end; takes an `Ended` and its record as JSON, and before
-        them now and then a `Standing`.
+        them now and then a `Standing`, or None as a sign of life.
       place: where to compute.
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
@@ -214,9 +216,13 @@ def _work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> N
         with contextlib.suppress(OSError):  # the sweep is gone, and SIGTERM on its way
             pipe.send(standing)
 
+    def give_sign() -> None:
+        with contextlib.suppress(OSError):
+            pipe.send(None)
+
     executor = Executor(output_dir, place.settle(), verbosity, tell)
     ended = None
-    with quiet.plain_warnings("tfmt-sweep"):
+    with liveness.watched(give_sign), quiet.plain_warnings("tfmt-sweep"):
         while ended is None or not ended.unexpected:
             try:
                 told = pipe.recv()
