@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,12 @@ from safetensors.numpy import load_file, save_file
 import tfmt
 from tfmt.bert import digests
 from tfmt.bert.base_weights import BaseWeights, model_digest
+from tfmt.bert.configs import read_config, shape_of
 from tfmt.bert.digests import file_digest
+from tfmt.bert.vocabulary import list_weights
 from tfmt.errors import RequestError
+from tfmt.runs.runner import prepare
+from tfmt.spec import RunSpec
 
 
 def copy_without_weights(source, target):
@@ -195,6 +200,55 @@ def test_quantised_weights_are_refused(toy_bert, tmp_path):
     save_file(tensors | {name: tensors[name].astype(np.int8)}, folder / "model.safetensors")
     with pytest.raises(RequestError, match=f"{name} is stored as I8.*quantised"):
         BaseWeights(folder, "sentence")
+
+
+@pytest.mark.parametrize("layout", ["whole", "shards", "hdf5"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300])
+def test_values_that_are_not_finite_are_refused_before_a_run(toy_bert, toy_glue, tmp_path, layout, value):
+    folder = copy_without_weights(toy_bert, tmp_path / "model")
+    name, tensors = "bert.pooler.dense.bias", load_file(toy_bert / "model.safetensors")
+    tensors[name] = tensors[name].astype(np.float64)
+    tensors[name][3] = value
+    file = {"whole": "model.safetensors", "shards": "model.safetensors.index.json", "hdf5": "tf_model.h5"}[layout]
+    if layout == "whole":
+        save_file(tensors, folder / file)
+    elif layout == "shards":
+        save_file(tensors, folder / "a.safetensors")
+        (folder / file).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "a.safetensors")}))
+    else:
+        with h5py.File(folder / file, "w") as written:
+            for weight in list_weights(shape_of(read_config(folder)), "sentence", 1)[:-2]:
+                stored = tensors[weight.torch_name]
+                written[f"{weight.path}:0"] = stored.T if weight.transposed else stored
+        name = "bert/pooler/dense/bias:0"
+    spec = RunSpec.make(model=str(folder), data_dir=str(toy_glue), task="mrpc", mode="layernorm", max_length=32)
+    for _ in range(2):  # what is refused is not remembered
+        with pytest.raises(RequestError, match=f"{re.escape(file)}: {re.escape(name)} holds 1 value .*NaN"):
+            prepare(spec, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    BaseWeights(folder, "tokens").check_values()  # which has no pooler
+
+
+def test_values_are_looked_at_once(toy_bert, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFMT_CACHE", str(tmp_path / "cache"))
+    BaseWeights(toy_bert, "sentence").check_values()
+    monkeypatch.setattr(BaseWeights, "read", lambda *_: pytest.fail("read again"))
+    BaseWeights(toy_bert, "sentence").check_values()
+
+
+def test_figures_refuse_values_that_are_not_finite(toy_bert, tmp_path, capsys):
+    from tfmt.analyze import main
+
+    folder = copy_without_weights(toy_bert, tmp_path / "model")
+    tensors = load_file(toy_bert / "model.safetensors")
+    name = "bert.encoder.layer.1.output.LayerNorm.weight"
+    tensors[name][5] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    for figure in ("outliers", "weights"):
+        drawn = tmp_path / f"{figure}.png"
+        assert main([f"--figure={figure}", f"--model={folder}", f"--output={drawn}"]) == 2
+        assert f"{folder / 'model.safetensors'}: {name} holds 1 value" in capsys.readouterr().err
+        assert not drawn.exists()
 
 
 @pytest.mark.parametrize("how", ["in place", "replaced"])

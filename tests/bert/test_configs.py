@@ -6,8 +6,17 @@ import shutil
 
 import pytest
 
-from tfmt.bert.base_weights import is_model, model_digest
-from tfmt.bert.configs import DEMO_NAME, DEMO_WEIGHTS_SHA256, demo_folder, public_name, read_config
+from tfmt.bert.base_weights import BaseWeights, is_model, model_digest
+from tfmt.bert.configs import (
+    DEMO_NAME,
+    DEMO_WEIGHTS_SHA256,
+    PAPER_SHAPES,
+    BertSettings,
+    demo_folder,
+    public_name,
+    read_config,
+    shape_of,
+)
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.runs.runner import prepare
 from tfmt.spec import RunSpec
@@ -34,6 +43,73 @@ def test_settings_that_cannot_be_computed_are_refused(toy_bert, tmp_path, name, 
     with pytest.raises(RequestError, match=r"config\.json") as error:
         read_config(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("layer_norm_eps", "NaN"), ("layer_norm_eps", "-1e-12"), ("hidden_dropout_prob", "1.0"),
+        ("attention_probs_dropout_prob", "Infinity"), ("initializer_range", '"0.02"'), ("initializer_range", "-0.02"),
+        ("hidden_act", "5"), ("hidden_act", '"GELU"'), ("num_hidden_layers", "100000000"), ("hidden_size", "9" * 9999),
+        ("num_hidden_layers", "9" * 4000), ("layer_norm_eps", "[" + "9" * 9999 + "]"), ("vocab_size", "1e400"),
+        ("max_position_embeddings", "null"), ("type_vocab_size", "true"),
+    ],
+    ids=lambda value: value[:24],
+)  # fmt: skip
+def test_a_refusal_names_file_and_key_in_one_short_line(toy_bert, tmp_path, key, text):
+    folder = change_config(toy_bert, tmp_path / "model", **{key: "?"})
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"?"', text))
+    with pytest.raises(RequestError) as error:
+        read_config(folder)
+    said = str(error.value)
+    assert said.startswith(f"{path}: ")
+    assert key in said
+    assert "\n" not in said
+    assert len(said) < len(str(path)) + 250
+
+
+@pytest.mark.parametrize("nested", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000])
+def test_a_config_that_is_nested_too_deeply_is_refused(toy_bert, tmp_path, nested):
+    folder = change_config(toy_bert, tmp_path / "model", more="?")
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"?"', nested))
+    with pytest.raises(RequestError, match=r"config\.json: .*nested"):
+        read_config(folder)
+
+
+def test_other_keys_and_whole_numbers_for_rates_are_taken(toy_bert, tmp_path):
+    more = {"hidden_dropout_prob": 0, "pooler_fc_size": 768, "directionality": "bidi", "gradient_checkpointing": False,
+            "": 1, "a b": None, "deep": [[[[{}]]]]}  # fmt: skip
+    folder = change_config(toy_bert, tmp_path / "model", **more)
+    assert read_config(folder)["pooler_fc_size"] == 768
+
+
+def test_defaults_of_the_checked_settings_are_those_of_transformers():
+    from transformers import BertConfig
+
+    theirs = BertConfig().to_dict()
+    assert {name: theirs[name] for name in BertSettings.model_fields} == BertSettings().model_dump()
+    assert shape_of({}) == PAPER_SHAPES["bert-base-uncased"]
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "received"),
+    [("vocab_size", 20, r"\[19, 16\]"), ("max_position_embeddings", 128, r"\[64, 16\]"),
+     ("type_vocab_size", 3, r"\[2, 16\]"), ("intermediate_size", 64, r"\[32, 16\]"), ("hidden_size", 18, r"\[19, 16\]"),
+     ("num_hidden_layers", 3, "holds 2 blocks"), ("num_hidden_layers", 999, "holds 2 blocks")],
+)  # fmt: skip
+def test_sizes_that_the_weights_have_not_are_named(toy_bert, tmp_path, key, size, received):
+    folder = change_config(toy_bert, tmp_path / "model", **{key: size})
+    with pytest.raises(RequestError, match=rf"model\.safetensors: .*{received}.*\({key}\)"):
+        BaseWeights(folder, "sentence")
+
+
+def test_a_dropout_that_drops_all_is_refused_from_python_too(toy_bert):
+    from tfmt.bert.models import load_bert
+
+    with pytest.raises(RequestError, match=r"dropout=1\.0"):
+        load_bert(str(toy_bert), dropout=1.0)
 
 
 def test_missing_settings_have_the_defaults_of_transformers(toy_bert, tmp_path):

@@ -11,17 +11,26 @@ import numpy as np
 
 from tfmt.bert.checkpoint import StoredTensor, digest_weights, find_weights, open_tensors
 from tfmt.bert.configs import ACTIVATIONS, read_config, shape_of
-from tfmt.bert.digests import file_digest, json_digest
+from tfmt.bert.digests import file_digest, json_digest, recall, remember
 from tfmt.bert.tokenizer import describe_tokenizer, uses_bert_class
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
+from tfmt.words import counted
 
 # What the forward pass depends on beside the weights, with what transformers takes where a config is silent.
 _CONFIG_DEFAULTS = {
     "attention_probs_dropout_prob": 0.1, "classifier_dropout": None, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
     "initializer_range": 0.02, "layer_norm_eps": 1e-12, "num_attention_heads": 12,
 }  # fmt: skip
-_BLOCK = re.compile(r"^bert[./]encoder[./]layer(?:\.|_\._)(\d+)[./]", re.MULTILINE)
+_BLOCK = re.compile(r"^bert[./]encoder[./]layer(?:\.|_\._)(\d{1,9})[./]", re.MULTILINE)
+# {the path of a weight, without the block's number: what config.json calls its sizes}.
+_SIZES = {
+    "bert/embeddings/word_embeddings/weight": ("vocab_size", "hidden_size"),
+    "bert/embeddings/token_type_embeddings/embeddings": ("type_vocab_size", "hidden_size"),
+    "bert/embeddings/position_embeddings/embeddings": ("max_position_embeddings", "hidden_size"),
+    "bert/encoder/layer/intermediate/dense/kernel": ("hidden_size", "intermediate_size"),
+}
+_REMEDY = "take the config.json that belongs to these weights"
 _EARLIER_VOCABULARY_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -40,16 +49,24 @@ class BaseWeights:
       stored_blocks: how many blocks the file holds.
 
     Raises:
-      RequestError: a file is missing or broken, lacks a weight, or holds one of another shape or type.
+      RequestError: a file is missing or broken, lacks a weight or a block, or holds one of another shape or type.
     """
 
     def __init__(self, folder: Path, head: str) -> None:
         source = find_weights(folder)
         shape = shape_of(read_config(folder), folder / "config.json")
-        wanted = [weight for weight in list_weights(shape, head, 1) if weight.sublayer != "classifier"]
         stored = open_tensors(folder)
+        self._folder, self._source = folder, source
         self.from_tensorflow = _is_tensorflow(stored)
         found = _plain_names(stored)
+        # A config may ask for the lowest blocks of a file alone.
+        self.stored_blocks = count_blocks(found)
+        if 0 < self.stored_blocks < shape.num_hidden_layers:
+            raise RequestError(
+                f"{source}: holds {counted(self.stored_blocks, 'block')}, and config.json asks for "
+                f"{shape.num_hidden_layers} (num_hidden_layers); {_REMEDY}"
+            )
+        wanted = [weight for weight in list_weights(shape, head, 1) if weight.sublayer != "classifier"]
         keys = {weight.path: weight.path if self.from_tensorflow else weight.torch_name for weight in wanted}
         missing = [key for key in keys.values() if key not in found]
         if missing:
@@ -66,9 +83,8 @@ class BaseWeights:
             if tensor.shape != expected:
                 raise RequestError(
                     f"{source}: {tensor.name} has shape {list(tensor.shape)}, config.json asks for {list(expected)}"
+                    f"{_tell_key(weight, tensor.shape[::-1] if self._flips(weight) else tensor.shape)}; {_REMEDY}"
                 )
-        # A config may ask for the lowest blocks of a file alone.
-        self.stored_blocks = count_blocks(found)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -76,13 +92,46 @@ class BaseWeights:
         return tuple(self._weights)
 
     def read(self, path: str) -> np.ndarray:
-        """One weight as a float32 array of TensorFlow's shape; every bfloat16 and float16 is a float32 exactly."""
+        """One weight as a float32 array of TensorFlow's shape; every bfloat16 and float16 is a float32 exactly.
+
+        Raises:
+          RequestError: a value is no finite number, in the file or as a float32.
+        """
         weight, tensor = self._weights[path]
         value = tensor.read()
-        return (value.T if self._flips(weight) else value).astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # of a float64, which is refused below
+            value = (value.T if self._flips(weight) else value).astype(np.float32, copy=False)
+        finite = np.isfinite(value)
+        if not finite.all():
+            many = counted(int(value.size - finite.sum()), "value")
+            raise RequestError(
+                f"{self._source}: {tensor.name} holds {many} that no float32 can train from (NaN, or infinite); its "
+                f"training went wrong or the file is damaged: take an earlier checkpoint, or fetch the model again"
+            )
+        return value
+
+    def check_values(self) -> None:
+        """Reads all weights once; what was found finite is not read again while the files' digests are the same.
+
+        Raises:
+          RequestError: as `read`.
+        """
+        tensors = sorted(tensor.name for _, tensor in self._weights.values())
+        key = json_digest(["finite", digest_weights(self._folder), tensors])
+        if recall("weights", key) is not True:
+            for path in self._weights:
+                self.read(path)
+            remember("weights", key, True)
 
     def _flips(self, weight: Weight) -> bool:
         return weight.transposed and not self.from_tensorflow
+
+
+def _tell_key(weight: Weight, stored: tuple[int, ...]) -> str:
+    """Which of config.json's sizes a tensor does not have, as ` (vocab_size)`, where it is one that tells."""
+    keys = _SIZES.get(re.sub(r"_\._\d+", "", weight.path), ())
+    wrong = [key for key, size, found in zip(keys, weight.shape, stored, strict=False) if size != found]
+    return f" ({', '.join(wrong)})" if wrong and len(stored) == len(keys) else ""
 
 
 def _is_tensorflow(stored: Iterable[str]) -> bool:

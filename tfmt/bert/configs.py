@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tfmt.bert import hub
 from tfmt.bert.checkpoint import WEIGHTS_FILE
@@ -47,63 +52,118 @@ ACTIVATIONS = {
 } | {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new"}  # fmt: skip
 
 
+_LARGEST = 2**31 - 1  # TensorFlow's shapes and ids count in int32
+_MOST_BLOCKS = 1000  # what `--layers` can name
+_SIZE = f"a positive whole number of at most {_LARGEST:,}"
+_RATE = "a number from 0 to below 1"
+_SMALL = "a small positive number"
+
+
+def _known_activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise ValueError
+    return name
+
+
+class BertSettings(BaseModel):
+    """All of a config.json that decides anything; what it does not say is as in transformers' BertConfig.
+
+    Other keys mean nothing to a BERT encoder that tfmt tunes. A field's description completes `must be`.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
+
+    vocab_size: int = Field(30522, ge=1, le=_LARGEST, description=_SIZE)
+    hidden_size: int = Field(768, ge=1, le=_LARGEST, description=_SIZE)
+    num_hidden_layers: int = Field(
+        12, ge=1, le=_MOST_BLOCKS, description=f"a positive whole number of at most {_MOST_BLOCKS:,}"
+    )
+    num_attention_heads: int = Field(12, ge=1, le=_LARGEST, description=_SIZE)
+    intermediate_size: int = Field(3072, ge=1, le=_LARGEST, description=_SIZE)
+    max_position_embeddings: int = Field(512, ge=1, le=_LARGEST, description=_SIZE)
+    type_vocab_size: int = Field(2, ge=1, le=_LARGEST, description=_SIZE)
+    hidden_act: Annotated[str, AfterValidator(_known_activation)] = Field(
+        "gelu", description=f"one of {', '.join(ACTIVATIONS)}"
+    )
+    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1, description=_RATE)
+    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1, description=_RATE)
+    classifier_dropout: float | None = Field(None, ge=0, lt=1, description=f"{_RATE}, or null")
+    layer_norm_eps: float = Field(1e-12, gt=0, lt=1, description=_SMALL)
+    initializer_range: float = Field(0.02, gt=0, lt=1, description=_SMALL)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], path: Path | str = "config.json") -> BertSettings:
+        """The settings in a config.
+
+        Raises:
+          RequestError: one of them is of a wrong type or beyond its range; it names the key.
+        """
+        try:
+            settings = cls.model_validate(config)
+        except ValidationError as error:
+            key = str(error.errors()[0]["loc"][0])
+            raise RequestError(
+                f"{path}: {key} must be {cls.model_fields[key].description}. Received: {_tell(config[key])}"
+            ) from None
+        if settings.hidden_size % settings.num_attention_heads:
+            raise RequestError(
+                f"{path}: hidden_size must be divisible by num_attention_heads. Received: "
+                f"hidden_size={settings.hidden_size}, num_attention_heads={settings.num_attention_heads}"
+            )
+        return settings
+
+
+def _tell(value: Any) -> str:
+    """A value of a config, however long it is."""
+    return reprlib.repr(value)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checked `config.json` of a model folder.
+    """The checked `config.json` of a model folder, as it stands there.
 
     Raises:
-      RequestError: no folder, no config, not a BERT, or a config that asks for code to be run.
+      RequestError: no folder, no config, not a BERT, a setting that cannot be computed with (`BertSettings`), or a
+        config that asks for code to be run.
     """
     path = folder / "config.json"
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such model folder")
     try:
-        config = parse_json(path.read_bytes())
+        content = path.read_bytes()
+        config = parse_json(content)
     except FileNotFoundError:
         raise RequestError(f"{path}: missing; a model folder needs config.json, {WEIGHTS_FILE} and vocab.txt") from None
     except (ValueError, OSError) as error:
-        raise RequestError(f"{path}: not readable as JSON: {error}") from None
+        long = isinstance(error, ValueError) and re.search(rb'"(\w+)"\s*:\s*[\[{\s-]*\d{4300}', content)
+        if long:
+            raise RequestError(
+                f"{path}: {long[1].decode()} has a number of more than 4,300 digits; correct it"
+            ) from None
+        raise RequestError(f"{path}: not readable as JSON ({error}); fetch the model again") from None
     if not isinstance(config, dict):
-        raise RequestError(f"{path}: expected a JSON object")
+        raise RequestError(f"{path}: expected a JSON object, as transformers writes it; fetch the model again")
     if config.get("auto_map"):
         raise RequestError(f"{path}: asks for code of its own (auto_map); tfmt runs no code that comes with weights")
     if config.get("model_type", "bert") != "bert":
-        raise RequestError(f"{path}: expected a BERT (model_type bert). Received: model_type={config['model_type']!r}")
+        raise RequestError(
+            f"{path}: expected a BERT (model_type bert). Received: model_type={_tell(config['model_type'])}"
+        )
     cross = config.get("is_decoder") or config.get("add_cross_attention")
     if cross or config.get("position_embedding_type", "absolute") != "absolute":
-        raise RequestError(f"{path}: expected an encoder with absolute positions, as in the papers")
-    activation = config.get("hidden_act", "gelu")
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise RequestError(f"{path}: hidden_act must be one of {', '.join(ACTIVATIONS)}. Received: {activation!r}")
-    shape_of(config, path)
-    _check_rates(config, path)
+        key = next((key for key in ("is_decoder", "add_cross_attention") if config.get(key)), "position_embedding_type")
+        raise RequestError(
+            f"{path}: expected an encoder with absolute positions, as in the papers. Received: "
+            f"{key}={_tell(config[key])}"
+        )
+    BertSettings.of(config, path)
     return config
 
 
-def _check_rates(config: dict[str, Any], path: Path) -> None:
-    """Refuses settings of the forward pass that are no numbers; one that is missing has transformers' default."""
-    dropouts = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-    for name in (*dropouts, "layer_norm_eps", "initializer_range"):
-        value: Any = config.get(name)
-        if name not in config or (value is None and name == "classifier_dropout"):
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name in dropouts and not (number and 0 <= value < 1):
-            raise RequestError(f"{path}: {name} must be a number from 0 to below 1. Received: {value!r}")
-        if name not in dropouts and not (number and 0 < value < 1):
-            raise RequestError(f"{path}: {name} must be a small positive number. Received: {value!r}")
-
-
-def shape_of(config: dict[str, Any], path: Path | str = "config.json") -> BertShape:
-    """The sizes in a config; `RequestError` names the one that is missing or no positive whole number."""
-    sizes = {}
-    for field in fields(BertShape):
-        size = config.get(field.name)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise RequestError(f"{path}: {field.name} must be a positive whole number. Received: {size!r}")
-        sizes[field.name] = size
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise RequestError(f"{path}: hidden_size must be divisible by num_attention_heads")
-    return BertShape(**sizes)
+def shape_of(config: Mapping[str, Any], path: Path | str = "config.json") -> BertShape:
+    """The sizes in a config; `RequestError` names the one that is no positive whole number. See `BertSettings`."""
+    names = [field.name for field in fields(BertShape)]
+    settings = BertSettings.of({name: config[name] for name in names if name in config}, path)
+    return BertShape(**{name: getattr(settings, name) for name in names})
 
 
 def demo_folder() -> Path:

@@ -305,7 +305,7 @@ def load_bert(
 
     Raises:
       RequestError: an argument is not of its kind, or the model cannot be had, is no BERT, lacks a file or a weight, or
-        holds one of another shape.
+        holds one of another shape or one that is not finite.
       RunError: network, hub or disk failed.
 
     Example:
@@ -337,7 +337,12 @@ def load_bert(
         settings.pop(key, None)
     if dropout is not None:
         settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    config = transformers.BertConfig(**settings)
+    try:
+        config = transformers.BertConfig(**settings)
+    except Exception as error:  # of many kinds, for keys that decide nothing and are none of the library's
+        raise RequestError(
+            f"{folder / 'config.json'}: transformers' BertConfig cannot be made of it ({error}); leave that key out"
+        ) from None
     built = build_bert(config, head=head, seed=seed, name=name)
     variables = built.all_weights
     for path in base.paths:

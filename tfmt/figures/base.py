@@ -56,11 +56,12 @@ def read_weights(model: Any) -> ModelWeights:
             return ModelWeights(tuned.record.run_id, _encoder(tuned.weights), states, tuned.record)
         folder = find_model(str(model), download=True)
         assert folder is not None
-        weights = list_weights(shape_of(read_config(folder)), "tokens", 1)  # figures show no pooler
+        base = BaseWeights(folder, "tokens")  # figures show no pooler
+        weights = list_weights(shape_of(read_config(folder)), "tokens", 1)
         local = Path(model).is_dir()
         name = public_name(os.path.abspath(model) if local else str(model), local=local)
         state = "as stored" if local else "pre-trained"  # what a folder holds may have been tuned
-        return ModelWeights(name, _encoder(weights), {state: BaseWeights(folder, "tokens").read})
+        return ModelWeights(name, _encoder(weights), {state: base.read})
     variables = getattr(model, "all_weights", None)
     if variables is None:
         raise RequestError(f"expected a model from tfmt.load_bert or load_tuned. Received: {type(model).__name__}")

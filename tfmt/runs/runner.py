@@ -178,6 +178,7 @@ def prepare(
         )
     task = dataset.task
     base = BaseWeights(model_folder, task.head)  # a file that lacks a weight is the request's fault
+    base.check_values()
     if spec.max_length > shape.max_position_embeddings:
         raise RequestError(
             f"--max_length={spec.max_length}: {spec.model} has {shape.max_position_embeddings} positions"
