@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tfmt.errors import RequestError
+from tfmt.files import check_path
 
 _DEEPEST = 9
 
@@ -29,7 +30,7 @@ def find_flagfile(name: str, beside: Path | None = None) -> Path:
     Raises:
       RequestError: there is none; names the folder if it is missing, too.
     """
-    path = Path(name).expanduser()
+    path = check_path(name, "--flagfile").expanduser()
     bare = path.name == name
     places = [path] if beside is None else [beside.parent / path, path]
     if bare:

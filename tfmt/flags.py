@@ -61,6 +61,7 @@ _HELP = {
 }
 # Flags that hold a path, or may.
 _PATHS = ("model", "data_dir", "fisher_from", "run", "runs", "input", "output", "output_dir", "data")
+_LONGEST_NAME = 100  # of a flag
 # Those whose help says what empty means.
 _MAY_BE_EMPTY = ("model", "data_dir")
 
@@ -140,8 +141,13 @@ def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:
       RequestError: an unknown flag, a value of the wrong kind, no path where one is needed, or an argument that is no
         flag.
     """
+    given = expand_flagfiles(arguments)
+    for argument in given:
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and len(name) > _LONGEST_NAME:  # absl would look for names like it, for ever
+            raise RequestError(f"Unknown command line flag {name!r}")
     try:
-        left = values(["tfmt", *expand_flagfiles(arguments)])[1:]
+        left = values(["tfmt", *given])[1:]
     except flags.Error as error:
         raise RequestError(_explain(str(error))) from None
     if left:

@@ -54,7 +54,7 @@ def check_encoding(encoding: str) -> None:
     """Raises RequestError for an encoding that Python doesn't know or that doesn't contain ASCII as it is."""
     try:
         plain = "\r\n\t".encode(encoding) == b"\r\n\t"
-    except LookupError:
+    except (LookupError, ValueError):  # the second of a name that is none, with a NUL
         raise RequestError(f"encoding must be one that Python knows, such as latin-1. Received: {encoding=}") from None
     if not plain:
         raise RequestError(f"encoding {encoding} cannot be read line by line; convert the files to UTF-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfmt import signals
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
-from tfmt.files import UnreadableError, UnwritableError, exists
+from tfmt.files import UnreadableError, UnwritableError, check_output, exists
 from tfmt.runs.folder import UnkeptError, check_kept, tell_other_model, tidy_finished
 from tfmt.runs.lease import is_held
 from tfmt.runs.records import RECORD_FILE, read_record
@@ -110,7 +110,7 @@ class Sweep:
     def __init__(self, grid: Grid, output_dir: str | Path, *, retry_failed: bool = False, verbosity: int = 0) -> None:
         self.output_dir = Path(output_dir)
         self._retry, self._verbosity = retry_failed, verbosity
-        _check_writable(self.output_dir)
+        check_output(self.output_dir / "run", "--output_dir", makes_folders=True)  # writes nothing
         self.failures: dict[str, str] = {}
         self.left: dict[str, str] = {}  # runs without a record that are not tried again: what they met last
         self._waiting: list[Item] = []
@@ -135,6 +135,7 @@ class Sweep:
             self._sources[bench_key(spec)] = request.sources
             if not told and not request.folder.exists() and (told := tell_other_model(request)):
                 warnings.warn(f"{told}; so it may be with other runs", RequestWarning, stacklevel=2)
+        _check_writable(self.output_dir)  # by writing, so not before the request is known to be right
         self._check_kept()
         for spec in grid.runs:
             self._admit(Item(spec, self._folders[spec]))

@@ -1,0 +1,251 @@
+"""Every command says in one line what it refuses: exit status 2, nothing written, TensorFlow not even imported.
+
+The whole table runs once, in one fresh process.
+"""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from refusing import USUAL
+
+from tfmt.runs.records import Record
+from tfmt.spec import RunSpec
+
+DEEP = b"[" * 100_000
+LONG = "y" * 5000
+BOM = b"\xef\xbb\xbf"
+OWN = ("--model=model", "--task=custom", "--mode=layernorm", "--data_dir=own", "--text_columns=text",
+       "--label_column=label", "--max_length=32", "--epochs=1")  # fmt: skip
+CLASSES, SCORES = (*OWN, "--task_type=classification"), (*OWN, "--task_type=regression")
+GRID = ("--model=model", "--task=mrpc", "--data_dir=glue", "--mode=layernorm", "--max_length=32", "--workers=0")
+PREDICT = ("--run=run", "--input=texts.tsv", "--output=out.tsv")
+GLUE = b"Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+DEV = b"text\tlabel\ngood\tp\nbad\tn\n"
+ROWS = []
+
+
+def row(name, command, arguments, words, files=()):
+    """One request: its name, the command line, the words of the one line, and {file that it meets: content}."""
+    assert name not in [known[0] for known in ROWS], name
+    ROWS.append((name, command, list(arguments), [words] if isinstance(words, str) else words, dict(files)))
+
+
+def table(name, train, words, ending="tsv", dev=DEV, arguments=CLASSES):
+    """A request with a training file of one's own."""
+    row(name, "train", arguments, words, files={f"own/train.{ending}": train, "own/dev.tsv": dev})
+
+
+# ---- files of data --------------------------------------------------------------------------------------------------
+
+table("NUL in TSV", b"text\tlabel\ngood\tp\nb\0d\tn\n", ["own/train.tsv:3", "NUL"])
+table("NUL in CSV", b"text,label\ngood,p\nb\0d,n\n", ["own/train.csv:3", "NUL"], "csv")
+table("UTF-16", "text\tlabel\ngood\tp\n".encode("utf-16"), ["own/train.tsv:1", "utf-8"])
+table("column twice", b"text\tlabel\ttext\ngood\tp\tx\n", ["own/train.tsv:1", "'text' twice"])
+table("no such column", b"words\tlabel\ngood\tp\n", ["own/train.tsv:2", "'text'", "--text_columns"])
+table("one class", b"text\tlabel\ngood\tp\nbad\tp\n", ["own/train.tsv", "only one class (p)"])
+table("texts empty", b"text\tlabel\n\tp\n \tn\n", ["own/train.tsv", "text is empty in every row"])
+table("texts empty in CSV", b'text,label\n"",p\n" ",n\n', ["own/train.csv", "text is empty"], "csv")
+table("old Mac", b"text\tlabel\rgood\tp\rbad\tn\r", ["own/train.tsv:1", "carriage return"])
+table("field too long", b'text,label\n"' + 140_000 * b"y" + b'",p\n', ["own/train.csv:2", "131,072"], "csv")
+table("open quote", b'text,label\n"good,p\nbad,n\n', ["own/train.csv:2", "CSV"], "csv")
+table("surrogate", b'{"text": "\\ud800", "label": "p"}\n', ["own/train.jsonl:1", "surrogate"], "jsonl")
+table("surrogate as label", b'{"text": "good", "label": "\\udfff"}\n', ["own/train.jsonl:1", "surrogate"], "jsonl")
+table(
+    "key twice", b'{"text": "good", "text": "bad", "label": "p"}\n', ["own/train.jsonl:1", "'text'", "twice"], "jsonl"
+)
+table("deep JSON", DEEP + b"\n", ["own/train.jsonl:1", "deeply"], "jsonl")
+table("long number", b'{"text": "good", "label": ' + 5000 * b"9" + b"}\n", ["own/train.jsonl:1", "JSON"], "jsonl")
+table("unseen label", DEV, ["own/dev.tsv:3", "lacks: q"], dev=b"text\tlabel\ngood\tp\nbad\tq\n")
+table("no rows", b"text\tlabel\n", ["own/train.tsv", "no example"])
+table("empty file", b"", ["own/train.tsv", "no example"])
+table("score too large", b"text\tlabel\ngood\t1\nbad\t1e39\n", ["own/train.tsv:3", "1e39", "float32"], arguments=SCORES)
+table("scores equal", b"text\tlabel\ngood\t2.5\nbad\t2.5\n", ["own/train.tsv", "every label is 2.5"], arguments=SCORES,
+      dev=b"text\tlabel\ngood\t2\n")  # fmt: skip
+table("score not finite", b"text\tlabel\ngood\t1\nbad\tnan\n", ["own/train.tsv:3", "'nan'"], arguments=SCORES)
+table("unknown encoding", DEV, ["encoding", "klingon"], arguments=(*CLASSES, "--encoding=klingon"))
+table("no encoding", DEV, ["encoding"], arguments=(*CLASSES, "--encoding="))
+table("NUL as encoding", DEV, ["encoding"], arguments=(*CLASSES, "--encoding=a\0b"))
+row("texts twice", "train", (*CLASSES, "--text_columns=text,text"), ["text_columns", "different"])
+row("label as text", "train", (*CLASSES, "--label_column=text"), ["label_column", "different"])
+row("empty column", "train", (*CLASSES, "--text_columns=text,"), ["''", "--text_columns"],
+    files={"own/train.tsv": DEV, "own/dev.tsv": DEV})  # fmt: skip
+row("GLUE of one class", "train", USUAL, ["train.tsv", "every label is"],
+    files={"glue/MRPC/train.tsv": GLUE + 20 * b"1\t0\t0\tgood\tfilm\n"})  # fmt: skip
+row("GLUE, column twice", "train", USUAL, ["train.tsv:1", "'#1 String' twice"],
+    files={"glue/MRPC/train.tsv": GLUE.replace(b"#2 ID", b"#1 String") + b"1\t0\t0\tgood\tfilm\n"})  # fmt: skip
+row("GLUE, NUL", "train", USUAL, ["dev.tsv:2", "NUL"],
+    files={"glue/MRPC/dev.tsv": GLUE + b"1\t0\t0\tgo\0d\tfilm\n"})  # fmt: skip
+row("sweep, GLUE of one class", "sweep", GRID, ["train.tsv", "every label is"],
+    files={"glue/MRPC/train.tsv": GLUE + 20 * b"1\t0\t0\tgood\tfilm\n"})  # fmt: skip
+
+# ---- the base model -------------------------------------------------------------------------------------------------
+
+for name, content, words in [
+    ("deep config", DEEP, "deeply"), ("config of a list", b"[]", "JSON object"), ("no config", b"", "JSON"),
+    ("config with code", b'{"auto_map": {"AutoModel": "evil.Model"}}', "auto_map"),
+    ("config that is no UTF-8", b"\xff\xfe{}", "JSON"), ("BOM and no BERT", BOM + b'{"model_type": "t5"}', "t5"),
+]:  # fmt: skip
+    row(name, "train", USUAL, ["model/config.json", words], files={"model/config.json": content})
+row("sweep, deep config", "sweep", (*GRID, "--layers=each"), ["model/config.json", "deeply"],
+    files={"model/config.json": DEEP})  # fmt: skip
+row("home in --model", "train", (*USUAL, "--model=~/none"), ["/home/none", "no such"])
+row("home in --output_dir", "train", (*USUAL, "--output_dir=~/runs"), ["--output_dir", "/home/runs"],
+    files={"home/runs": b""})  # fmt: skip
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+for command, arguments, names in [
+    ("train", USUAL, "output_dir model"), ("sweep", GRID, "output_dir model"),
+    ("report", ("--table=1",), "runs output"), ("analyze", ("--figure=rates",), "runs output data"),
+    ("predict", PREDICT, "run output input"), ("export", ("--run=run", "--output=out"), "run output"),
+]:  # fmt: skip
+    for name in names.split():
+        row(f"{command}, empty --{name}", command, (*arguments, f"--{name}="), [f"--{name} is empty"])
+        row(f"{command}, blank --{name}", command, (*arguments, f"--{name}= "), [f"--{name} is empty"])
+        row(f"{command}, NUL in --{name}", command, (*arguments, f"--{name}=a\0b"), [f"--{name} holds a NUL"])
+        row(f"{command}, long --{name}", command, (*arguments, f"--{name}={LONG}"), [f"--{name} is longer"])
+for command, arguments in (("train", USUAL), ("sweep", GRID), ("predict", PREDICT)):
+    for value in (" ", "a\0b", LONG, "\ud800"):
+        row(f"{command}, --data_dir={value!r:.9}", command, (*arguments, f"--data_dir={value}"), "--data_dir")
+for value in ("nowhere", "glue/MRPC/train.tsv", "two\nlines"):
+    row(f"--data_dir={value!r}", "train", (*USUAL, f"--data_dir={value}"), ["--data_dir", value.split("\n")[0]])
+row("sweep, layers of an empty model", "sweep", (*GRID, "--layers=each", "--model="), "--model is empty")
+row("empty entry in --fisher_from", "train", (*USUAL, "--mode=fisher", "--fisher_from=a,,b"), "--fisher_from is empty")
+for name in (
+    "seed",
+    "layers",
+    "learning_rate",
+    "mode",
+    "task",
+    "revision",
+    "text_columns",
+    "label_column",
+    "precision",
+):
+    row(f"long --{name}", "train", (*USUAL, f"--{name}={LONG}"), name)
+    row(f"line breaks in --{name}", "train", (*USUAL, f"--{name}=1\n2\r\n\u2028"), [name])
+for name, value in [("seed", "9" * 5000), ("seed", "-1"), ("seed", 2**64), ("seed", "1.5"), ("layers", "9" * 5000),
+                    ("learning_rate", "nan"), ("learning_rate", "inf"), ("learning_rate", "-1"), ("epochs", 10**30),
+                    ("max_length", 10**30), ("batch_size", 10**30), ("warmup_ratio", "nan"), ("mask_size", "4"),
+                    ("mask_fraction", "0.5"), ("outlier_pool", "evil"), ("outlier_pool", "beta")]:  # fmt: skip
+    row(f"--{name}={value!s:.9}", "train", (*USUAL, f"--{name}={value}"), name)
+    if name not in ("mask_size", "mask_fraction", "outlier_pool") and value != "4":
+        row(f"sweep, --{name}={value!s:.9}", "sweep", (*GRID, f"--{name}={value}"), name)
+for mode, name, value in [
+    ("outliers", "mask_size", 0), ("outliers", "mask_size", 33), ("outliers", "mask_size", 10**30),
+    ("fisher", "mask_fraction", 0), ("fisher", "mask_fraction", 1.5), ("fisher", "mask_fraction", "nan"),
+]:  # fmt: skip
+    for command, arguments in (("train", USUAL), ("sweep", GRID)):
+        asked = (*arguments, f"--mode={mode}", f"--{name}={value}")
+        row(f"{command}, {mode}, --{name}={value!s:.9}", command, asked, name)
+row("flagfile of an editor", "train", ("--flagfile=bom.flags",), "--seed", files={
+    "bom.flags": BOM + "\r\n".join([*USUAL, "--seed=x"]).encode()})  # fmt: skip
+row("flagfile that is no text", "train", ("--flagfile=bad.flags",), "bad.flags", files={"bad.flags": b"\xff\xfe-"})
+row("long name of a flagfile", "train", (f"--flagfile={LONG}",), "--flagfile")
+row("NUL in the name of a flagfile", "train", ("--flagfile=a\0b",), "--flagfile")
+row("long unknown flag", "train", (*USUAL, f"--{LONG}=1"), "Unknown")
+row("long argument", "train", (*USUAL, LONG), "unexpected argument")
+
+# ---- what cannot be written, and what lies there already ------------------------------------------------------------
+
+row("a file for --output_dir", "train", (*USUAL, "--output_dir=file"), "--output_dir", files={"file": b""})
+row("a file for a sweep's --output_dir", "sweep", (*GRID, "--output_dir=file"), "--output_dir", files={"file": b""})
+row("report into no folder", "report", ("--runs=study", "--table=runs", "--output=none/out"), ["--output", "no folder"])
+row("report into a folder", "report", ("--runs=study", "--table=runs", "--output=glue"), ["--output", "folder"])
+row("report below a file", "report", ("--runs=study", "--table=runs", "--output=file/out"), ["--output=file/out"],
+    files={"file": b""})  # fmt: skip
+row("figure into no folder", "analyze", ("--runs=study", "--figure=rates", "--output=none/a.png"), ["--output"])
+row("figure of another kind", "analyze", ("--runs=study", "--figure=rates", "--output=a.doc"), ["--output", ".doc"])
+row("numbers into no folder", "analyze", ("--runs=study", "--figure=rates", "--data=none/a.csv"), ["--data"])
+for command, arguments in (("report", ("--table=runs",)), ("analyze", ("--figure=rates",))):
+    row(f"{command}, no runs", command, (*arguments, "--runs=none"), ["none", "no such folder"])
+    row(f"{command}, no records", command, (*arguments, "--runs=glue"), ["--runs=glue", "no record"])
+
+for name, content, words in [
+    ("deep", DEEP, []), ("a list", b"[]", []), ("empty", b"", []), ("cut off", b'{"schema": 1, "run', []),
+    ("schema 9", b'{"schema": 9}', ["schema 9"]), ("no UTF-8", b"\xff\xfe{}", []),
+    ("score 7.5", lambda record: record["result"].update(score_best=7.5), ["score_best"]),
+    ("no spec", lambda record: record.pop("spec"), ["spec"]),
+    ("unknown field", lambda record: record.update(more=1), ["more"]),
+    ("another mode", lambda record: record["spec"].update(mode="lora"), ["mode"]),
+    ("NaN", lambda record: record["result"].update(score_last=float("nan")), ["score_last"]),
+]:  # fmt: skip
+    for command, arguments, place in [
+        ("train", USUAL, "runs/RUN_ID"), ("predict", PREDICT, "run"), ("export", ("--run=run", "--output=out"), "run"),
+        ("report", ("--runs=study", "--table=runs"), "study/one"),
+        ("analyze", ("--runs=study", "--figure=rates"), "study/one"),
+    ]:  # fmt: skip
+        row(f"{command}, record: {name}", command, arguments, ["record.json", *words],
+            files={f"{place}/record.json": content})  # fmt: skip
+for name, content in [("deep", DEEP), ("a list", b"[]"), ("empty", b""), ("no UTF-8", b"\xff\xfe{}")]:
+    row(f"spec.json: {name}", "train", USUAL, ["spec.json", "broken"], files={"runs/RUN_ID/spec.json": content})
+row("spec.json of another run", "train", USUAL, ["spec.json", "another run"], files={"runs/RUN_ID/spec.json": b"{}"})
+row("weights that were not kept", "predict", PREDICT, ["tuned.safetensors", "missing"])
+row("export of no weights", "export", ("--run=run", "--output=out"), ["tuned.safetensors", "missing"])
+row("export from another base model", "export", ("--run=run", "--output=out"), "not the base model",
+    files={"run/tuned.safetensors": b"none"})  # fmt: skip
+row("predict for nothing", "predict", ("--run=run", "--output=out.tsv"), "--split")
+
+
+def make_record(toy_bert):
+    spec = RunSpec.make(model=str(toy_bert), task="mrpc", mode="layernorm")
+    origin = {"tfmt": "0.1.0", "arithmetic": 5, "packages": {}, "python": "3", "git_commit": None, "git_dirty": None,
+              "model_sha256": "a", "data_sha256": "b", "data_notes": {}, "started": "", "finished": ""}  # fmt: skip
+    result = {"score_name": "f1", "score_last": 0.5, "score_best": 0.5, "best_epoch": 1, "collapsed": False,
+              "epochs": [], "examples": {"train": 1}, "predicted": {}}  # fmt: skip
+    absent = dict.fromkeys(("error", "parameters", "cost", "proof", "change"))
+    record = {"schema": 1, "run_id": "one", "status": "completed", "spec": json.loads(spec.to_json()),
+              "result": result, "origin": origin} | absent  # fmt: skip
+    assert Record.model_validate_json(json.dumps(record)).to_json()
+    return record
+
+
+@pytest.fixture(scope="module")
+def results(toy_bert, toy_glue, tmp_path_factory):
+    """What came of every row: (status, standard output, standard error, files that changed, TensorFlow imported)."""
+    pattern, work = tmp_path_factory.mktemp("pattern"), tmp_path_factory.mktemp("work")
+    shutil.copytree(toy_bert, pattern / "model")
+    shutil.copytree(toy_glue, pattern / "glue")
+    (pattern / "run").mkdir()
+    (pattern / "run" / "record.json").write_text(json.dumps(make_record(toy_bert)))
+    (pattern / "texts.tsv").write_text("sentence1\tsentence2\ngood\tbad\n")
+    requests = []
+    for _, command, arguments, _, files in ROWS:
+        written = {}
+        for name, content in files.items():
+            if callable(content):
+                record = make_record(toy_bert)
+                content(record)
+                content = json.dumps(record).encode()
+            written[name] = content
+        requests.append((command, arguments, written))
+    rows = tmp_path_factory.mktemp("rows") / "rows"
+    rows.write_bytes(pickle.dumps(requests))
+    program = [sys.executable, str(Path(__file__).with_name("refusing.py")), str(rows), str(pattern), str(work)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{len(ROWS)}\n"), done.stderr
+    found = pickle.loads(rows.read_bytes())
+    return {known[0]: result for known, result in zip(ROWS, found, strict=True)}
+
+
+@pytest.mark.parametrize(("name", "command", "words"), [(name, command, words) for name, command, _, words, _ in ROWS])
+def test_refused_in_one_line(results, name, command, words):
+    status, out, err, changed, tensorflow = results[name]
+    assert status == 2, err
+    assert out == ""
+    assert err.startswith(f"tfmt-{command}: ")
+    assert (err.count("\n"), len(err.splitlines())) == (1, 1)
+    assert len(err) < 1200
+    for word in words:
+        assert word in err
+    assert changed == []
+    assert not tensorflow
+
+
+def test_every_command_is_asked():
+    assert {command for _, command, *_ in ROWS} == {"train", "sweep", "predict", "export", "report", "analyze"}
