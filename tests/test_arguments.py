@@ -169,7 +169,7 @@ def test_fine_tune_takes_specs(spec):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        *each("model", [None, 3, "", {}, [], object()], "tfmt.load_bert"), ({"model": "a\0b"}, ["model", "NUL"]),
+        *each("model", [None, 3, "", {}, [], len], "tfmt.load_bert"), ({"model": "a\0b"}, ["model", "NUL"]),
         *each("texts", [None, 3, "text", b"text", {"a": 1}, {"a"}, [], np.array([["a"]]), np.array("a")]),
         *each("texts", [[None], [1], [b"a"], ["a", NAN], [["a"]], ["\ud800"]], "texts["),
         *each("pairs", [3, "text", {"a": 1}, [], ["a", "b"], [None], ["\ud800"]], "pair"),
