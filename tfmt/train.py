@@ -108,6 +108,9 @@ def _report(record: Record, folder: str) -> str:
         lines.append(f"best      {result.score_name} {best}" + ("  (collapsed)" if flat else ""))
         if flat:
             lines.append("          collapsed: one class for all, or a constant; the score of having learned nothing")
+        if result.test is not None:
+            shown = "  ".join(f"{k} {'undefined' if v is None else f'{100 * v:.2f}'}" for k, v in result.test.items())
+            lines.append(f"test      {shown}  (N = {result.scored['test']:,}, epoch {record.kept_epoch})")
     if proof:
         lines.append(f"proof     {proof.selected_changed:,} selected weights moved, {proof.frozen_changed} others")
     if record.cost:

@@ -137,6 +137,11 @@ def describe_sentences(splits: dict[str, Examples]) -> dict[str, Any]:
     }
 
 
+def has_conll2003(data_dir: str, split: str) -> bool:
+    """Whether a folder holds the file of a split."""
+    return any((Path(data_dir).expanduser() / name).is_file() for name in _FILES[split])
+
+
 def _find_file(folder: Path, split: str) -> Path:
     if not folder.is_dir():
         raise RequestError(f"{folder}: there is no such folder; --data_dir is the folder that holds eng.train")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfmt.data.order import permutation
-from tfmt.errors import RequestError
+from tfmt.errors import RequestError, RequestWarning
 from tfmt.tasks import Task
 
 
@@ -91,6 +93,15 @@ class Examples:
         return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def test_is_optional() -> Iterator[None]:
+    """Inside it a test split is read: one that cannot be scored is told of, and hinders no training."""
+    try:
+        yield
+    except RequestError as error:
+        warnings.warn(f"{error}; the test split is not scored", RequestWarning, stacklevel=4)
+
+
 def check_learnable(path: Path, task: Task, train: Examples) -> None:
     """Refuses a training split from which nothing can be learned.
 
@@ -118,6 +129,7 @@ class Dataset:
     Attributes:
       task: the task; for `custom` with the classes that were found.
       splits: "train" and the task's validation splits.
+      test: a test split with labels, which is scored and chooses nothing; None where there is none.
       notes: what the record says about the data: `source`, and where they apply `split_rule`, `dropped_rows`,
         `sentences`, `words`, `entity_tags` (of each file, see `tfmt.data.entities.Settled`; `all` where one is split).
     """
@@ -125,6 +137,13 @@ class Dataset:
     task: Task
     splits: dict[str, Examples]
     notes: dict[str, Any]
+    test: Examples | None = None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What a run's id holds of the content: `data`, and where it is scored `test`, which decides nothing else."""
+        test = {} if self.test is None else {"test": self._digest({"test": self.test})}
+        return {"data": self.digest} | test
 
     @functools.cached_property
     def digest(self) -> str:
@@ -132,8 +151,11 @@ class Dataset:
 
         It does not depend on where the data came from: TFDS and files with the same rows agree.
         """
+        return self._digest(self.splits)
+
+    def _digest(self, splits: Mapping[str, Examples]) -> str:
         digest = hashlib.sha256(repr((self.task.kind, self.task.classes)).encode())
-        for name, examples in sorted(self.splits.items()):
+        for name, examples in sorted(splits.items()):
             digest.update(f"split {name} {examples.text_digest}\n".encode())
             labels = examples.labels
             if labels is not None:
@@ -141,8 +163,9 @@ class Dataset:
         return digest.hexdigest()
 
     def limit(self, train: int, validation: int) -> Dataset:
-        """The dataset with at most so many examples in the training and in each validation split (0: all)."""
+        """The dataset with at most so many examples in the training split and in each of the others (0: all)."""
         splits = {
             name: examples.limit(train if name == "train" else validation) for name, examples in self.splits.items()
         }
-        return dataclasses.replace(self, splits=splits)
+        test = None if self.test is None else self.test.limit(validation)
+        return dataclasses.replace(self, splits=splits, test=test)

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from tfmt.data.conll import describe_sentences, number_tags, settle_tags, word_line, written_tag
 from tfmt.data.entities import resemble_entities
-from tfmt.data.examples import Dataset, Examples, check_learnable
+from tfmt.data.examples import Dataset, Examples, check_learnable, test_is_optional
 from tfmt.data.rows import FORMATS, Row, read_rows
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.tasks import Kind, Task, custom_task
@@ -95,7 +95,32 @@ def read_own_data(
             notes["entity_tags"] = settled.notes
         elif resemble_entities(classes):
             _warn_of_accuracy(paths["train"], rows["train"], classes)
+    place = Path(data_dir).expanduser()
+    test = _find(place, "test") if place.is_dir() else None
+    if test is not None:
+        with test_is_optional():
+            return Dataset(task, splits, notes, _read_test(test, task, label_column, encoding))
     return Dataset(task, splits, notes)
+
+
+def _read_test(path: Path, task: Task, label_column: str, encoding: str) -> Examples | None:
+    """A test file as examples; None where it has no labels.
+
+    Raises:
+      RequestError: it has labels and cannot be scored.
+    """
+    rows = list(read_rows(path, encoding))
+    if not any(label_column in row.fields for row in rows):
+        return None
+    rows = [_labelled(path, row, task.text_fields, label_column, task.kind) for row in rows]
+    if task.entities:
+        settled = settle_tags({"test": rows}, "label")
+        if settled is None:
+            raise RequestError(f"{path}: its tags do not mark entities as those of the other files do; repair them")
+        rows = settled.rows["test"]
+    if task.classes:
+        _check_known(path, rows, task.kind, task.classes, "test", " to the training file")
+    return _examples(task, path, rows)
 
 
 def find_own_file(data_dir: str, split: str) -> Path:
@@ -323,19 +348,25 @@ def _find_classes(paths: dict[str, Path], rows: dict[str, list[Row]], kind: Kind
     classes = _labels(rows["train"], kind)
     if len(classes) < 2:
         raise RequestError(f"{paths['train']}: only one class ({min(classes)}); training needs at least two")
-    unseen = sorted(_labels(rows["validation"], kind) - classes)
+    _check_known(paths["validation"], rows["validation"], kind, classes, "validation",
+                 _RESPLIT if resplit else " to the training file")  # fmt: skip
+    return tuple(sorted(classes))
+
+
+def _check_known(path: Path, rows: list[Row], kind: Kind, classes: Collection[str], split: str, remedy: str) -> None:
+    """Raises RequestError where a split holds labels that the training split lacks."""
+    unseen = sorted(_labels(rows, kind).difference(classes))
     if unseen:
-        first = next(row for row in rows["validation"] if unseen[0] in _labels([row], kind))
+        first = next(row for row in rows if unseen[0] in _labels([row], kind))
         line, written = first.line, ""
         if kind == "tokens":
             word = first.fields["label"].index(unseen[0])
             line, tag = word_line(first, word), written_tag(first, "label", word)
             written = "" if tag == unseen[0] else f" (the file writes {tag})"
         raise RequestError(
-            f"{paths['validation']}:{line}: labels in the validation split that the training split lacks: "
-            f"{', '.join(unseen)}{written}; add examples of them{_RESPLIT if resplit else ' to the training file'}"
+            f"{path}:{line}: labels in the {split} split that the training split lacks: "
+            f"{', '.join(unseen)}{written}; add examples of them{remedy}"
         )
-    return tuple(sorted(classes))
 
 
 def _examples(task: Task, path: Path, rows: list[Row]) -> Examples:

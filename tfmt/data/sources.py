@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfmt.data.conll import describe_sentences, read_conll2003
+from tfmt.data.conll import describe_sentences, has_conll2003, read_conll2003
 from tfmt.data.demo_text import read_rotten_tomatoes
-from tfmt.data.examples import Dataset, Examples
+from tfmt.data.examples import Dataset, Examples, test_is_optional
 from tfmt.data.glue_files import read_glue_split, read_glue_test
 from tfmt.data.own_files import read_own_data
 from tfmt.data.tfds_source import read_tfds
@@ -27,7 +27,7 @@ def read_dataset(
     encoding: str = "utf-8",
     split_seed: int | None = None,
 ) -> Dataset:
-    """Reads the training and validation splits of a task.
+    """Reads the training and validation splits of a task, and its test split where that has labels.
 
     Args:
       task: the value of `--task`.
@@ -61,22 +61,32 @@ def read_dataset(
         splits, notes = read_rotten_tomatoes()
     elif found.name == "ptb_pos":
         splits, notes = read_treebank(found, data_dir, split_seed)
-        splits = {name: splits[name] for name in names}
     elif not data_dir:
-        splits, notes = read_tfds(found, names)
+        splits, notes = read_tfds(found, (*names, *found.test_splits) if found.head == "tokens" else names)
     elif found.glue is not None:
         splits, notes = _read_glue(found, data_dir)
     else:
-        read = {name: read_conll2003(found, data_dir, name, encoding) for name in names}
-        splits = {name: examples for name, (examples, _) in read.items()}
-        notes = {"source": "CoNLL-2003's own files", "entity_tags": {name: tags for name, (_, tags) in read.items()}}
+        splits, notes = _read_conll(found, data_dir, encoding)
+    test = splits.pop("test", None)
     if found.head == "tokens":
         notes |= describe_sentences(splits)
-    return Dataset(found, splits, notes)
+    return Dataset(found, splits, notes, test)
+
+
+def _read_conll(task: Task, data_dir: str, encoding: str) -> tuple[dict[str, Examples], dict[str, Any]]:
+    """CoNLL-2003's own files; the test file may be missing, and one that cannot be scored is no error."""
+    names = ("train", *task.validation_splits)
+    read = {name: read_conll2003(task, data_dir, name, encoding) for name in names}
+    if has_conll2003(data_dir, "test"):
+        with test_is_optional():
+            read["test"] = read_conll2003(task, data_dir, "test", encoding)
+    splits = {name: examples for name, (examples, _) in read.items()}
+    tags = {name: tags for name, (_, tags) in read.items() if name != "test"}
+    return splits, {"source": "CoNLL-2003's own files", "entity_tags": tags}
 
 
 def read_dataset_for(spec: RunSpec) -> Dataset:
-    """Reads the training and validation splits that a run asks for; see `read_dataset`."""
+    """Reads the data that a run asks for; see `read_dataset`."""
     return read_dataset(
         spec.task,
         spec.data_dir,

@@ -81,8 +81,10 @@ class Parameters(_Part):
 class Result(_Part):
     """Scores as fractions.
 
-    `reasons` says why a metric that is null is not defined. `words` counts the words of token tasks by split, those
-    that truncation cut off, and those without a token at any length; both count as wrong tags or as O.
+    `test` has the metrics of a test split with labels at the kept epoch, which chose nothing, and `score_test` is
+    its headline; null where there is none. `reasons` says why a metric that is null is not defined. `words` counts
+    the words of token tasks by split, those that truncation cut off, and those without a token at any length; both
+    count as wrong tags or as O.
     """
 
     score_name: str
@@ -95,6 +97,8 @@ class Result(_Part):
     predicted: dict[str, dict[str, Count]]
     reasons: dict[str, str] = {}
     words: dict[str, dict[str, Count]] = {}
+    test: dict[str, Score | None] | None = None
+    score_test: Score | None = None
 
     def collapsed_in(self, epoch: int | None) -> bool | None:
         """Whether an epoch (from 1) predicted one class only, or a constant; where it does not say, the kept epoch."""
@@ -163,6 +167,7 @@ class Origin(_Part):
     git_dirty: bool | None
     model_sha256: str
     data_sha256: str
+    test_sha256: str | None = None
     data_notes: dict[str, Any]
     model_notes: dict[str, Any] = {}
     started: str
@@ -343,7 +348,7 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
 
     Returns:
       A DataFrame: `run_id`, `status`, `error`, every field of the spec, `tuned`, `tuned_percent`, `score_name`,
-      `score_best`, `score_last` (fractions), `best_epoch`, `collapsed` (in the best epoch),
+      `score_best`, `score_last`, `score_test` (fractions), `best_epoch`, `collapsed` (in the best epoch),
       `collapsed_last`, `examples` ({split: N of
       its score}), `seconds`,
       `frozen_changed`, `tfmt` (version), `arithmetic`, `packages` (versions of Python and of what computes),
@@ -358,7 +363,7 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
         if record.parameters:
             row |= {"tuned": record.parameters.tuned, "tuned_percent": record.parameters.tuned_percent}
         if record.result:
-            fields = ("score_name", "score_best", "score_last", "best_epoch", "collapsed", "examples")
+            fields = ("score_name", "score_best", "score_last", "score_test", "best_epoch", "collapsed", "examples")
             row |= {name: getattr(record.result, name) for name in fields}
             row["examples"] = record.result.scored
             row["collapsed"] = record.result.collapsed_in(record.result.best_epoch)
@@ -375,7 +380,16 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
         row |= {"model_sha256": origin.model_sha256, "data_sha256": origin.data_sha256}
         rows.append(row)
     columns = ["run_id", "status", "error", *RunSpec.model_fields, "tuned", "tuned_percent", "score_name", "score_best"]
-    columns += ["score_last", "best_epoch", "collapsed", "collapsed_last", "examples", "seconds", "frozen_changed"]
+    columns += [
+        "score_last",
+        "score_test",
+        "best_epoch",
+        "collapsed",
+        "collapsed_last",
+        "examples",
+        "seconds",
+        "frozen_changed",
+    ]
     columns += ["tfmt", "arithmetic", "packages", "model_name", "model_sha256", "data_sha256"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["broken"] = list(broken)

@@ -114,12 +114,12 @@ class Request:
     @property
     def bench_key(self) -> tuple[Any, ...]:
         """Equal for runs that can share a workbench: the same settings, weights and text."""
-        return (*bench_key(self.spec), self.digests["model"], self.digests["data"])
+        return (*bench_key(self.spec), self.digests["model"], *self.dataset.digests.values())
 
     @property
     def sources(self) -> Sources:
         """What other runs of the same model and data are handed, so that they look for nothing again."""
-        return Sources(self.model, self.model_parts, self.digests["data"])
+        return Sources(self.model, self.model_parts, self.dataset.digests)
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ class Sources:
     Attributes:
       model: where the base model lies, and which it is.
       model_parts: of what its digest is.
-      data_sha256: the digest of the text.
+      data: the digests of the text.
     """
 
     model: FoundModel
     model_parts: dict[str, Any]
-    data_sha256: str
+    data: dict[str, str]
 
     def to_json(self) -> str:
         """For another process of this machine."""
@@ -146,7 +146,7 @@ class Sources:
         """What `to_json` wrote."""
         told = json.loads(text)
         model = FoundModel(**told["model"] | {"folder": Path(told["model"]["folder"])})
-        return cls(model, told["model_parts"], told["data_sha256"])
+        return cls(model, told["model_parts"], told["data"])
 
 
 def prepare(
@@ -171,7 +171,7 @@ def prepare(
     shape = shape_of(read_config(model_folder), model_folder / "config.json")
     shared = like is not None and bench_key(like.spec) == bench_key(spec)
     dataset = like.dataset if like is not None and shared else read_dataset_for(spec)
-    if sources is not None and dataset.digest != sources.data_sha256:
+    if sources is not None and dataset.digests != sources.data:
         raise RequestError(
             f"--data_dir={spec.data_dir}: the data of {spec.task} is no longer what it was when the sweep began; leave "
             "it as it is while a sweep runs, and run the same command again"
@@ -190,7 +190,7 @@ def prepare(
             f"({', '.join(task.text_fields)}), whose second text needs a token type of its own; take another model"
         )
     weights = list_weights(shape, task.head, task.num_labels)
-    digests = {"model": model_sha256, "data": dataset.digest}
+    digests = {"model": model_sha256, **dataset.digests}
     union = read_union(spec, weights, digests["model"])
     plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size, mask_fraction=spec.mask_fraction,
               outlier_pool=spec.outlier_pool, union_size=union_size(union))  # fmt: skip
@@ -298,7 +298,8 @@ def _make_bench(request: Request, threads: int) -> Workbench:
             stacklevel=2,
         )
     digest = tokenizer_digest(tokenizer)
-    used = request.dataset.limit(spec.train_limit, spec.validation_limit).splits
+    limited = request.dataset.limit(spec.train_limit, spec.validation_limit)
+    used = limited.splits | ({} if limited.test is None else {"test": limited.test})
     splits = {name: tokenize(examples, tokenizer, spec.max_length, digest, name) for name, examples in used.items()}
     truths = {
         name: SplitTruth(examples.labels, examples.halves, splits[name].sentence_lengths)
@@ -517,6 +518,10 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             examples={name: len(split) for name, split in bench.splits.items()},
             predicted=state.kept_predicted,
             reasons=state.reasons,
+            test=state.kept_test or None,
+            score_test=headline(request.task, dict.fromkeys(request.task.validation_splits, state.kept_test))
+            if state.kept_test
+            else None,
             words={
                 name: {
                     "words": len(split.word_positions),
@@ -561,5 +566,6 @@ def _origin(request: Request, started: str) -> Origin:
         tfmt=__version__, arithmetic=ARITHMETIC, packages=origin.package_versions(),
         python=origin.python_version(), git_commit=commit, git_dirty=dirty,
         model_sha256=request.digests["model"], data_sha256=request.digests["data"],
+        test_sha256=request.digests.get("test"),
         data_notes=request.dataset.notes, model_notes=request.model_notes, started=started, finished=origin.now(),
     )  # fmt: skip

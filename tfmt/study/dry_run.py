@@ -63,7 +63,7 @@ def describe(spec: RunSpec, output_dir: str) -> str:
     lines.append(
         "stored    record.json, spec.json, events" + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}")
     )
-    digests = {"model": model_sha256, "data": dataset.digest if dataset else None}
+    digests = {"model": model_sha256, **(dataset.digests if dataset else {"data": None})}
     if union is not None:
         digests["fisher_from"] = digest_masks(union)
     lines.append(f"folder    {_folder(spec, output_dir, digests)}")

@@ -27,7 +27,7 @@ from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.epoch import Epoch
 from tfmt.training.events import Curve, Events, Mark
 from tfmt.training.fisher import PARTS_FILE, prepare_fisher, store_fisher
-from tfmt.training.predictions import compact, prune
+from tfmt.training.predictions import TEST_SPLIT, compact, prune
 from tfmt.training.progress import Progress, Standing
 from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
 from tfmt.training.workbench import Workbench
@@ -52,6 +52,7 @@ class RunState(BaseModel):
     kept_score: float | None = None
     kept_predicted: dict[str, dict[str, int]] = {}
     kept_collapsed: bool | None = None
+    kept_test: dict[str, float | None] = {}
     kept_change: dict[str, dict[str, float]] | None = None
     kept_distributions: Distributions | None = None
     frozen_sha256: str = ""
@@ -264,6 +265,10 @@ class FineTuning:
             answered = bench.splits[name].answered
             flat = flat or collapsed(task, predictions if answered is None else predictions[answered])
         value = headline(task, metrics)
+        better = value is not None and (state.kept_score is None or value > state.kept_score)
+        keeps = spec.keep_epoch == "last" or better or state.kept_epoch is None
+        if keeps and TEST_SPLIT in bench.truths and (spec.keep_epoch == "best" or state.epoch + 1 == spec.epochs):
+            self._score_test()
         seconds = time.perf_counter() - started
         state.eval_seconds += seconds
         loss = state.losses[0] / state.losses[1]
@@ -284,8 +289,7 @@ class FineTuning:
             Mark(epoch=state.epoch, tokens=state.tokens, train_seconds=state.train_seconds, time=time.time())
         )
         state.step, state.losses, state.epoch_seconds = 0, [], 0.0
-        better = value is not None and (state.kept_score is None or value > state.kept_score)
-        if spec.keep_epoch == "last" or better or state.kept_epoch is None:
+        if keeps:
             state.kept_epoch, state.kept_score = state.epoch, value
             state.kept_predicted, state.kept_collapsed = predicted, flat
             self._keep_weights()
@@ -295,6 +299,16 @@ class FineTuning:
         if state.epoch < spec.epochs:
             self._save()
         progress.epoch(state.epoch, loss, task.headline_name, value, epoch_seconds)  # now that it is not lost any more
+
+    def _score_test(self) -> None:
+        """Scores the test split with the weights of the epoch that ends, which are to be kept."""
+        predictions, truth = self._predict(TEST_SPLIT), self.bench.truths[TEST_SPLIT]
+        scores = score(self.bench.task, truth.labels, predictions, truth.sentence_lengths)
+        self.state.kept_test = scores.values
+        self.state.reasons = {
+            name: why for name, why in self.state.reasons.items() if not name.startswith(f"{TEST_SPLIT}.")
+        } | {f"{TEST_SPLIT}.{metric}": why for metric, why in scores.undefined.items()}
+        self.predicted[TEST_SPLIT] = {self.state.epoch + 1: compact(predictions)}
 
     def _predict(self, name: str) -> np.ndarray:
         """The predictions for a split; a signal lets the evaluation be done again from a checkpoint before it."""
@@ -448,7 +462,10 @@ class FineTuning:
             wanted[f"optimizer/{index}"] = tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)
         predicted = {name: tensors.pop(name) for name in list(tensors) if name.startswith("predicted/")}
         splits = bench.task.validation_splits
-        if state.epoch and not all(f"predicted/{split}/{state.epoch}" in predicted for split in splits):
+        needed = {f"predicted/{split}/{state.epoch}" for split in splits} if state.epoch else set()
+        if state.kept_test:
+            needed.add(f"predicted/{TEST_SPLIT}/{state.kept_epoch}")
+        if not needed <= predicted.keys():
             raise UnfitError(path, "it lacks what was predicted")
         if _kinds(tensors) != wanted:
             raise UnfitError(path, "it holds other weights, or another optimizer's state")
@@ -468,7 +485,7 @@ class FineTuning:
         self.predicted = {split: {} for split in splits}
         for name, predictions in predicted.items():
             _, split, epoch = name.split("/")
-            self.predicted[split][int(epoch)] = predictions
+            self.predicted.setdefault(split, {})[int(epoch)] = predictions
         self._checkpoints = [(path, self._kept_file)]
         state.resumed += 1
 

@@ -14,6 +14,7 @@ from tfmt.tasks import Task
 from tfmt.tensors import read_tensors, write_tensors
 
 PREDICTIONS_FILE = "predictions.safetensors"
+TEST_SPLIT = "test"  # scored once, with the weights that are kept
 # Of a split with more examples the kept epoch's and the last epoch's predictions alone are kept.
 EVERY_EPOCH = 10_000
 
