@@ -330,8 +330,7 @@ class Sweep:
             return
         # A process that met something unexpected and cannot be replaced is no place for another try.
         if item.tries >= TRIES or (ended.unexpected and not self._renews):
-            self._leave(name, ended.error)
-            self.board.tell(f"{name}: {ended.error}; left without a record")
+            self._leave(name, ended.error)  # told at the end
             if ended.unexpected:
                 self._count_unexpected(ended)
             return
