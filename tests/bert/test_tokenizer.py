@@ -260,6 +260,97 @@ def test_refuses_what_it_cannot_do(folder, settings, words):
         assert str(folder) in str(error.value)
 
 
+def entries(*gone, before=()):
+    def write(folder):
+        lines = [*before, *(word for word in WORDS if word not in gone)]
+        (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    return write
+
+
+def raw(content, name="vocab.txt"):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def beside(name, content):
+    def write(folder):
+        vocabulary_alone(folder)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+    return write
+
+
+def state(change):
+    """A tokenizer.json of which a part is another."""
+
+    def write(folder):
+        cased_file(folder)
+        stored = json.loads((folder / "tokenizer.json").read_text())
+        change(stored)
+        write_json(folder, "tokenizer.json", stored)
+
+    return write
+
+
+def unigram(unknown):
+    return state(lambda stored: stored.update(
+        model={"type": "Unigram", "unk_id": unknown, "vocab": [[word, -1.0] for word in WORDS]}))  # fmt: skip
+
+
+WRONG = {
+    "no vocabulary": lambda folder: None, "empty": raw(b""), "one blank line": raw(b"\n"),
+    "nothing but NUL": raw(b"\0" * 99),
+    "another file": raw(b"version https://git-lfs.github.com/spec/v1\nsize 231508\n"),
+    "not UTF-8": raw(b"[UNK]\n\xe9\n"),
+    "folder": lambda folder: (folder / "vocab.txt").mkdir(),
+    "link to nowhere": lambda folder: (folder / "vocab.txt").symlink_to("/nowhere"),
+    "no UNK": entries("[UNK]"), "no CLS": entries("[CLS]"), "no SEP": entries("[SEP]"), "no PAD": entries("[PAD]"),
+    "no special token": entries(*WORDS[:5]), "CLS twice": entries(before=["[CLS]"]),
+    "settings nested deeply": beside("tokenizer_config.json", b"[" * 100_000 + b"]" * 100_000),
+    "length in words": beside("tokenizer_config.json", {"model_max_length": "long"}),
+    "inputs as a number": beside("tokenizer_config.json", {"model_input_names": 5}),
+    "broken names": beside("special_tokens_map.json", b"{"), "broken additions": beside("added_tokens.json", b"[1]"),
+    "file of nothing": beside("tokenizer.json", b""),
+    "file without a model": beside("tokenizer.json", {"version": "1.0"}),
+    "file cut": beside("tokenizer.json", b'{"version": "1.0", "model": {"type": "WordPi'),
+    "unknown words have no id": unigram(None),
+    "unknown word is not in the model": state(lambda stored: stored["model"]["vocab"].pop("[UNK]")),
+    "no entry": state(lambda stored: stored.update(
+        added_tokens=[], post_processor=None, model={"type": "BPE", "vocab": {}, "merges": []})),
+    "id beyond the rows": state(lambda stored: stored["model"]["vocab"].update(the=300)),
+    "template beyond the rows": state(
+        lambda stored: stored["post_processor"]["special_tokens"]["[CLS]"].update(ids=[99_999])),
+    "template without its tokens": state(lambda stored: stored["post_processor"].update(special_tokens={})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", WRONG.values(), ids=WRONG)
+def test_a_wrong_tokenizer_is_refused_before_a_run_has_a_folder(folder, toy_glue, tmp_path, capsys, damage):
+    from tfmt.train import main
+
+    damage(folder)
+    flags = {"model": folder, "task": "mrpc", "mode": "frozen", "data_dir": toy_glue, "output_dir": tmp_path / "runs",
+             "epochs": 1, "max_length": 32}  # fmt: skip
+    assert main([f"--{name}={value}" for name, value in flags.items()]) == 2
+    assert not (tmp_path / "runs").exists()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"tfmt-train: {folder}")
+
+
+def test_special_tokens_that_only_other_files_name_are_taken(folder):
+    entries("[PAD]", "[CLS]")(folder)
+    write_json(folder, "added_tokens.json", {"[PAD]": len(WORDS) - 2, "[CLS]": len(WORDS) - 1})
+    assert describe_tokenizer(folder).words == len(WORDS)
+
+
+def test_words_that_a_vocabulary_repeats_are_told(folder):
+    entries(before=["film"])(folder)
+    with pytest.warns(RequestWarning) as told:
+        tokenizer = load_tokenizer(folder)
+    assert any("1 entry more than once ('film')" in str(warning.message) for warning in told)
+    assert tokenizer.convert_tokens_to_ids("film") == 1 + WORDS.index("film")
+
+
 def test_japanese_words_in_the_models_config_are_refused_too(folder):
     vocabulary_alone(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -279,7 +370,8 @@ def test_rows_and_types_that_a_tokenizer_needs(folder, make_toy_bert, tmp_path):
     for call in (load_tokenizer, describe_tokenizer):
         with pytest.raises(RequestError, match=f"37 entries .* {len(WORDS) + 2} rows"):
             call(small)
-    (folder / "tokenizer_config.json").unlink()
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        (folder / name).unlink()
     of_another_model(folder)
     assert describe_tokenizer(folder).pair_types == 1
     odd = word_pieces(None)

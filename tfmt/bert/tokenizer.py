@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,13 +17,19 @@ from typing import Any
 from tfmt.bert.configs import read_config, shape_of
 from tfmt.bert.digests import file_digest, json_digest, recall, remember
 from tfmt.errors import RequestError, RequestWarning
+from tfmt.files import parse_json
+from tfmt.words import counted
 
 _SETTINGS_FILE = "tokenizer_config.json"
 _BERT_CLASS = "BertTokenizer"
 # What transformers 5 calls the class that it and transformers 4 both read as the second name.
 _TODAY = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 # Raised whenever the facts below get another meaning.
-_FACTS_VERSION = 1
+_FACTS_VERSION = 2
+# What every text of a batch needs; a vocabulary that lacks one of them is another model's, or cut.
+_NEEDED = ("unk_token", "cls_token", "sep_token", "pad_token")
+# A text, and one of a character that no vocabulary holds (a noncharacter stays out of Unicode for ever).
+_TRIALS = ("a", "a \U0010fffd.", "")
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,15 @@ def describe_tokenizer(folder: Path) -> TokenizerFacts:
     Raises:
       RequestError: as `load_tokenizer`.
     """
-    files = [path for suffix in ("json", "txt", "model") for path in sorted(folder.glob(f"*.{suffix}"))]
+    kinds = ("json", "txt", "model", "jinja")
+    files = [path for kind in kinds for path in sorted(folder.glob(f"*.{kind}")) if path.is_file()]
     key = json_digest([_FACTS_VERSION, _versions(), {path.name: file_digest(path) for path in files}])
     try:
         facts = TokenizerFacts(**recall("tokenizers", key))
     except TypeError:
-        facts = _measure(_load(folder)[0])
+        tokenizer = _load(folder)[0]
+        with _refused(folder):
+            facts = _measure(tokenizer)
         remember("tokenizers", key, asdict(facts))
     return facts
 
@@ -137,21 +147,43 @@ def _load(folder: Path) -> tuple[Any, list[str]]:
     more: dict[str, Any] = {}
     if isinstance(settings.get("extra_special_tokens"), list):  # transformers 5's word for what 4 calls additional
         more = {"extra_special_tokens": {}, "additional_special_tokens": settings["extra_special_tokens"]}
-    with _warnings_of_transformers() as said:
-        try:
-            tokenizer = found.from_pretrained(str(folder), local_files_only=True, **more)
-        except Exception as error:  # The tokenizer libraries raise errors of many kinds for a broken file.
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RequestError(f"{folder}: the tokenizer's files cannot be read: {first}") from None
+    with _refused(folder), _warnings_of_transformers() as said:
+        tokenizer = found.from_pretrained(str(folder), local_files_only=True, **more)
+    source = folder / ("tokenizer.json" if (folder / "tokenizer.json").is_file() else "vocab.txt")
     rows = shape_of(read_config(folder), folder / "config.json").vocab_size
-    if _rows_needed(tokenizer) > rows:
+    with _refused(folder):
+        lacking = _lacking(tokenizer, folder)
+    fits = _rows_needed(tokenizer) <= rows
+    if wanted := [token for name, token in lacking.items() if name in _NEEDED or not fits]:
+        raise RequestError(
+            f"{source}: holds no {', '.join(wanted)}; take the vocabulary that belongs to this model, or name its own "
+            f"special tokens in {_SETTINGS_FILE}"
+        )
+    if not fits:
         raise RequestError(
             f"{folder}: the vocabulary has {len(tokenizer):,} entries with ids below {_rows_needed(tokenizer):,}, and "
             f"the embeddings have {rows:,} rows; take the vocabulary that belongs to this model"
         )
-    _check_types(tokenizer, folder)
+    repeated = _repeated(folder / "vocab.txt") if source.name == "vocab.txt" and source.is_file() else []
+    if twice := [word for word in repeated if word in tokenizer.all_special_tokens]:
+        raise RequestError(f"{source}: holds {twice[0]} more than once; take the vocabulary that belongs to this model")
+    with _refused(folder):
+        _check_types(tokenizer, folder)
+        ids = [
+            id for first in _TRIALS for call in (tokenizer(first), tokenizer(first, "a")) for id in call["input_ids"]
+        ]
+    if ids and max(ids) >= rows:
+        raise RequestError(
+            f"{source}: gives a text the id {max(ids):,}, and the embeddings have {rows:,} rows (vocab_size); take the "
+            f"tokenizer that belongs to this model"
+        )
     # That the other name of a class is not its name is no news.
     told = [line for line in said if not any(other in line for other in _TODAY)]
+    if repeated:
+        told.append(
+            f"vocab.txt holds {counted(len(repeated), 'entry', 'entries')} more than once ({repeated[0]!r}); the last "
+            f"place of each counts, as in transformers"
+        )
     if not tokenizer.num_special_tokens_to_add():
         told.append("the tokenizer adds no special tokens ([CLS], [SEP]), and a head reads a text's first token")
     return tokenizer, [*told, *_case_warning(tokenizer, settings)]
@@ -163,9 +195,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_bytes())
     except (ValueError, OSError) as error:
-        raise RequestError(f"{path}: not readable as JSON: {error}") from None
+        raise RequestError(f"{path}: not readable as JSON: {error}; fetch the model again") from None
     if not isinstance(settings, dict):
         raise RequestError(f"{path}: expected a JSON object")
     asked = settings.get("auto_map")
@@ -186,6 +218,47 @@ def _class_name(folder: Path, settings: dict[str, Any]) -> str:
     if not isinstance(name, str):
         raise RequestError(f"{folder}: tokenizer_class must be a name. Received: {name!r}")
     return _TODAY.get(name, name)
+
+
+@contextmanager
+def _refused(folder: Path) -> Iterator[None]:
+    """Turns whatever the tokenizer libraries raise for a broken file into one line."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except BaseException as error:  # a panic in their Rust code is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RequestError(
+            f"{folder}: the tokenizer's files cannot be read: {first}; fetch the tokenizer of this model again"
+        ) from None
+
+
+def _lacking(tokenizer: Any, folder: Path) -> dict[str, str]:
+    """{`cls_token`: `[CLS]`} of special tokens that no file gives an id; transformers makes one up for each."""
+    known = set(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False))
+    if not known:
+        raise RequestError(f"{folder}: its vocabulary is empty; fetch the tokenizer of this model again")
+    known |= set(_read_object(folder / "added_tokens.json"))
+    known |= {token["content"] for token in _read_object(folder / "tokenizer.json").get("added_tokens") or ()}
+    known |= {
+        token["content"] if isinstance(token, dict) else str(token)
+        for token in (_read_object(folder / _SETTINGS_FILE).get("added_tokens_decoder") or {}).values()
+    }
+    names = tokenizer.special_tokens_map
+    return {name: str(token) for name, token in names.items() if isinstance(token, str) and token not in known}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return dict(parse_json(path.read_bytes())) if path.is_file() else {}
+
+
+def _repeated(path: Path) -> list[str]:
+    """The lines of a vocabulary that come more than once, in the order in which they do."""
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return [word for word, count in Counter(lines).items() if count > 1]
 
 
 def _rows_needed(tokenizer: Any) -> int:
