@@ -16,7 +16,7 @@ from tfmt.tasks import Task
 
 # Outputs that differ by less than this (relative to their size, at least 1) are one constant: rounding that depends
 # on the padding of a batch must not pass for a correlation.
-_CONSTANT = 1e-6
+CONSTANT = 1e-6
 
 # Stands behind every number that a collapsed run is part of.
 COLLAPSED_MARK = "†"
@@ -125,7 +125,7 @@ def count_predicted(task: Task, predictions: np.ndarray) -> dict[str, int]:
 
 
 def _constant(values: np.ndarray) -> bool:
-    return float(np.ptp(values)) <= _CONSTANT * max(1.0, float(np.abs(values).max()))
+    return float(np.ptp(values)) <= CONSTANT * max(1.0, float(np.abs(values).max()))
 
 
 def _accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
