@@ -184,7 +184,13 @@ for name, content, words in [
             files={f"{place}/record.json": content})  # fmt: skip
 for name, content in [("deep", DEEP), ("a list", b"[]"), ("empty", b""), ("no UTF-8", b"\xff\xfe{}")]:
     row(f"spec.json: {name}", "train", USUAL, ["spec.json", "broken"], files={"runs/RUN_ID/spec.json": content})
-row("spec.json of another run", "train", USUAL, ["spec.json", "another run"], files={"runs/RUN_ID/spec.json": b"{}"})
+row(
+    "spec.json of another run",
+    "train",
+    USUAL,
+    ["spec.json", "another run"],
+    files={"runs/RUN_ID/spec.json": b'{"identity": {}}'},
+)
 row("weights that were not kept", "predict", PREDICT, ["tuned.safetensors", "missing"])
 row("export of no weights", "export", ("--run=run", "--output=out"), ["tuned.safetensors", "missing"])
 row("export from another base model", "export", ("--run=run", "--output=out"), "not the base model",
