@@ -10,7 +10,7 @@ import tfmt
 from tfmt import quiet
 
 # What one calls from Python: tfmt itself, and what the notebooks take from its rooms.
-MODULES = ["tfmt", "tfmt.figures", "tfmt.results.analyses", "tfmt.runs.records"]
+MODULES = ["tfmt", "tfmt.figures", "tfmt.results.analyses", "tfmt.results.intervals", "tfmt.runs.records"]
 
 
 def write(folder: Path) -> None:

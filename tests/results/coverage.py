@@ -204,6 +204,7 @@ THREE, TEN = Study(3, 1000, 4.0), Study(10, 400, 2.0)
 STUDIES = [
     *(Study(3, 1000, 4.0, metric) for metric in TASKS),
     *(Study(10, 400, 2.0, metric) for metric in TASKS),
+    Study(3, 400, 0.5),
     Study(2, 1000, 4.0),
     Study(5, 277, 2.0),
     Study(3, 1000, 4.0, paired=False),

@@ -57,10 +57,9 @@ def contributions(
       >>> import numpy as np
       >>> from tfmt.tasks import find_task
       >>> labels, predictions = np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0])
-      >>> contributions(find_task("mrpc"), labels, predictions, metric="accuracy")
-      array([1., 1., 0., 1.])
-      >>> contributions(find_task("mrpc"), labels, predictions).round(2)  # F1 is 0.8
-      array([ 1.2 ,  1.2 , -0.2 ,  1. ])
+      >>> of_f1 = contributions(find_task("mrpc"), labels, predictions)
+      >>> of_f1.round(2), f"{of_f1.mean():.2f}"
+      (array([1.15, 1.15, 0.15, 0.75]), '0.80')
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.shape != predictions.shape or labels.ndim != 1 or not labels.size:
