@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -216,6 +217,8 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=2000)
     repetitions = parser.parse_args(arguments).repetitions
+    # Seeds that happen to have equal scores.
+    warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
     print("| study | metric |" + "".join(f" {name} |" for name in METHODS))
     print("|---|---|" + "---|" * len(METHODS))
     for study in STUDIES:
