@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from tfmt import figures
 from tfmt.figures.style import look
-from tfmt.runs.records import RECORD_FILE, Record
+from tfmt.runs.records import RECORD_FILE, Record, unseal
 
 Add = Callable[..., Record]
 Check = Callable[[Figure], None]
@@ -295,7 +295,7 @@ def add_curve(add_run: Add, tmp_path: Path) -> Callable[..., Record]:
 
     def add(losses: list[float], scores: list[float | None], status: str = "completed", **keywords: Any) -> Record:
         record = add_run(scores[-1] if scores else None, **keywords)
-        told = json.loads(record.to_json())
+        told = unseal(json.loads(record.to_json()))
         told["status"] = status
         if status != "completed":
             told["result"] |= {"score_best": None, "score_last": None, "best_epoch": None, "collapsed": None}

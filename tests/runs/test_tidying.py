@@ -8,7 +8,7 @@ import tfmt
 from tfmt import sweep, train
 from tfmt.runs.folder import tidy_finished
 from tfmt.runs.lease import Lease
-from tfmt.runs.records import read_record
+from tfmt.runs.records import read_record, seal_json, unseal
 from tfmt.runs.runner import prepare, record_failure
 from tfmt.spec import RunSpec
 
@@ -26,7 +26,7 @@ def leave(settings, tmp_path):
         request = prepare(RunSpec.make(**settings), tmp_path)
         record_failure(request, "no number")
         path = request.folder / "record.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status}))
+        path.write_text(seal_json(unseal(json.loads(path.read_text())) | {"status": status}))
         with Lease(request.folder) as lease:
             owner = lease._owner | {"pid": pid}
         for name in ("state.safetensors", "kept.2.safetensors", "fisher.safetensors", ".state.safetensors.7.ab"):

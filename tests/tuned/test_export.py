@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from tfmt import export
 from tfmt.bert.base_weights import model_digest
+from tfmt.runs.records import seal_json, unseal
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
 from tfmt.tuned import export as writers
@@ -314,10 +315,10 @@ def test_two_exports_are_equal_byte_for_byte(telling, tmp_path, capsys, format):
 def change_record(run, place, **changes):
     """A copy of a run that says other things of itself: {part of the record: {field: value}}."""
     copy = Path(shutil.copytree(run, place / run.name))
-    record = json.loads((copy / "record.json").read_text())
+    record = unseal(json.loads((copy / "record.json").read_text()))
     for part, fields in changes.items():
         record[part] |= fields
-    (copy / "record.json").write_text(json.dumps(record))
+    (copy / "record.json").write_text(seal_json(record))
     return copy, record
 
 
