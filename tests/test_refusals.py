@@ -3,6 +3,7 @@
 The whole table runs once, in one fresh process.
 """
 
+import gzip
 import json
 import pickle
 import shutil
@@ -101,7 +102,7 @@ row("home in --output_dir", "train", (*USUAL, "--output_dir=~/runs"), ["--output
 
 for command, arguments, names in [
     ("train", USUAL, "output_dir model"), ("sweep", GRID, "output_dir model"),
-    ("report", ("--table=1",), "runs output"), ("analyze", ("--figure=rates",), "runs output data"),
+    ("report", ("--table=1",), "runs output pack"), ("analyze", ("--figure=rates",), "runs output data"),
     ("predict", PREDICT, "run output input"), ("export", ("--run=run", "--output=out"), "run output"),
 ]:  # fmt: skip
     for name in names.split():
@@ -157,6 +158,9 @@ row("a file for --output_dir", "train", (*USUAL, "--output_dir=file"), "--output
 row("a file for a sweep's --output_dir", "sweep", (*GRID, "--output_dir=file"), "--output_dir", files={"file": b""})
 row("report into no folder", "report", ("--runs=study", "--table=runs", "--output=none/out"), ["--output", "no folder"])
 row("report into a folder", "report", ("--runs=study", "--table=runs", "--output=glue"), ["--output", "folder"])
+row("pack into no folder", "report", ("--runs=study", "--pack=none/a.gz"), ["--pack", "no folder"])
+row("pack and table", "report", ("--runs=study", "--pack=a.gz", "--table=runs"), ["--table", "--pack"])
+row("pack as a table", "report", ("--runs=study", "--pack=a.gz", "--format=csv"), ["--format", "--pack"])
 row("report below a file", "report", ("--runs=study", "--table=runs", "--output=file/out"), ["--output=file/out"],
     files={"file": b""})  # fmt: skip
 row("figure into no folder", "analyze", ("--runs=study", "--figure=rates", "--output=none/a.png"), ["--output"])
@@ -164,6 +168,13 @@ row("figure of another kind", "analyze", ("--runs=study", "--figure=rates", "--o
 row("numbers into no folder", "analyze", ("--runs=study", "--figure=rates", "--data=none/a.csv"), ["--data"])
 for command, arguments in (("report", ("--table=runs",)), ("analyze", ("--figure=rates",))):
     row(f"{command}, no runs", command, (*arguments, "--runs=none"), ["none", "no such folder"])
+    row(f"{command}, none beside some", command, (*arguments, "--runs=run,none"), ["none", "no such folder"])
+    row(f"{command}, an empty name beside some", command, (*arguments, "--runs=run,"), "--runs is empty")
+    row(f"{command}, no pack", command, (*arguments, "--runs=texts.tsv"), ["texts.tsv: not a packed study"])
+    row(f"{command}, pack of nothing", command, (*arguments, "--runs=a.gz"), ["a.gz:1: the file is empty"],
+        files={"a.gz": gzip.compress(b"")})  # fmt: skip
+    row(f"{command}, pack of something else", command, (*arguments, "--runs=a.gz"), ["a.gz:1: no line of a packed"],
+        files={"a.gz": gzip.compress(b"[1]")})  # fmt: skip
     row(f"{command}, no records", command, (*arguments, "--runs=glue"), ["--runs=glue", "no record"])
 
 for name, content, words in [

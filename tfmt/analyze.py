@@ -11,7 +11,7 @@ from absl import flags
 from tfmt import streams
 from tfmt.errors import RequestError
 from tfmt.files import write_whole
-from tfmt.flags import Command, run_command
+from tfmt.flags import Command, define_runs, run_command
 
 _SUMMARY = "Draws a figure of the papers and, with --data, writes the numbers that it shows."
 FIGURES = ("weights", "change", "fisher", "outliers", "layers", "rates", "curves")
@@ -27,7 +27,7 @@ def _define(values: flags.FlagValues) -> None:
         "model", "", "For outliers, or weights without runs: `demo`, a hub name, a model's or a tuned run's folder.",
         flag_values=values,
     )  # fmt: skip
-    flags.DEFINE_string("runs", "runs", "Folder that holds the runs' folders.", flag_values=values)
+    define_runs(values)
     flags.DEFINE_list("task", [], "Tasks to show: short for --where=task=...; empty means all.", flag_values=values)
     flags.DEFINE_string("where", "", "Which runs: conditions like `task=mrpc,rte mode=layernorm`; empty means all.",
                         flag_values=values)  # fmt: skip
@@ -61,7 +61,7 @@ def _main(values: flags.FlagValues) -> None:
     _check(values)
     name, of_model = values.figure, bool(values.model)
     output, data = Path(values.output or f"{name}.png"), values.data
-    with streams.told_if_slow(f"tfmt-analyze: draws {name} from {values.model or values.runs}"):
+    with streams.told_if_slow(f"tfmt-analyze: draws {name} from {values.model or ','.join(values.runs)}"):
         from tfmt import figures
 
         draw = getattr(figures, f"plot_{name}")

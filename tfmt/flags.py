@@ -60,7 +60,7 @@ _HELP = {
     "split_seed": "Splits by a seeded shuffle instead of the fixed rule.",
 }
 # Flags that hold a path, or may.
-_PATHS = ("model", "data_dir", "fisher_from", "run", "runs", "input", "output", "output_dir", "data")
+_PATHS = ("model", "data_dir", "fisher_from", "run", "runs", "input", "output", "output_dir", "data", "pack")
 _LONGEST_NAME = 100  # of a flag
 # Those whose help says what empty means.
 _MAY_BE_EMPTY = ("model", "data_dir")
@@ -88,6 +88,14 @@ def define_require_gpu(values: flags.FlagValues) -> None:
     """Defines --require_gpu."""
     flags.DEFINE_bool(
         "require_gpu", False, "Stops where TensorFlow finds no GPU, or not all that CUDA_VISIBLE_DEVICES names.",
+        flag_values=values,
+    )  # fmt: skip
+
+
+def define_runs(values: flags.FlagValues) -> None:
+    """Defines --runs, of commands that read many."""
+    flags.DEFINE_list(
+        "runs", ["runs"], "Folders that hold the runs' folders, or studies packed by tfmt-report --pack; a comma list.",
         flag_values=values,
     )  # fmt: skip
 
@@ -181,7 +189,8 @@ def _check_paths(flag: flags.Flag) -> None:
     """Refuses an empty path, which would be the current folder, where empty has no meaning of its own."""
     told = flag.default == "" and flag.name in _MAY_BE_EMPTY
     if flag.present and not (told and flag.value == ""):
-        for value in flag.value if isinstance(flag.value, list) else [flag.value]:
+        given = flag.value if isinstance(flag.value, list) else [flag.value]
+        for value in given or [""] * bool(flag.default):
             check_path(value, f"--{flag.name}")
 
 

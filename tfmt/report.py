@@ -5,18 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from tfmt.errors import RequestError
 from tfmt.files import check_output, write_whole
-from tfmt.flags import Command, run_command
+from tfmt.flags import Command, define_runs, run_command
+from tfmt.words import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tfmt.runs.records import Record
 
 _SUMMARY = "Prints the papers' tables and checks their claims, from the records below a folder."
 
 
 def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("runs", "runs", "Folder that holds the runs' folders.", flag_values=values)
+    define_runs(values)
     flags.DEFINE_string("where", "", "Which runs: conditions like `task=mrpc,rte mode=layernorm`; empty means all.",
                         flag_values=values)  # fmt: skip
     flags.DEFINE_enum("table", None, ["1", "2", "3", "4", "fisher", "runs"],
@@ -27,41 +34,67 @@ def _define(values: flags.FlagValues) -> None:
                       "How the tables are written; markdown lines up in a terminal.", flag_values=values)  # fmt: skip
     flags.DEFINE_enum("epoch", "best", ["best", "last"],
                       "Whose score counts; P1 does not say, so records hold both.", flag_values=values)  # fmt: skip
+    flags.DEFINE_string("pack", "", "File to pack the runs into, like study.jsonl.gz: records, predictions and "
+                        "distributions, no weights; --runs takes it.", flag_values=values)  # fmt: skip
     flags.DEFINE_string("output", "", "File to write instead of the terminal.", flag_values=values)
 
 
+# What is asked for instead of tables, and the flags that mean something beside it.
+_ALONE = {"pack": ("runs", "where")}
+_OF_REPORT = ("where", "table", "claims", "epoch", "format", "output", *_ALONE)
+
+
 def _check(values: flags.FlagValues) -> None:
-    if values.table is None and not values.claims:
-        raise RequestError("give --table=1, 2, 3, 4, fisher or runs, or --claims")
-    if values.output:
-        check_output(Path(values.output))
+    asked = [name for name in ("table", "claims", *_ALONE) if values[name].value]
+    if not asked:
+        raise RequestError("give --table=1, 2, 3, 4, fisher or runs, or --claims, or --pack")
+    alone = next((name for name in asked if name in _ALONE), None)
+    idle = [name for name in _OF_REPORT if alone and name not in (alone, *_ALONE[alone]) and values[name].present]
+    if idle:
+        raise RequestError(f"--{idle[0]} means nothing beside --{alone}; leave one of them out")
+    for name, path in (("output", values.output), ("pack", values.pack)):
+        if path:
+            check_output(Path(path), f"--{name}")
 
 
 def _main(values: flags.FlagValues) -> int:
     _check(values)
+    from tfmt.results.where import narrow
+    from tfmt.runs.records import find_records, none_found, tabulate
+
+    records, broken = find_records(values.runs)
+    if not records:
+        raise none_found(values.runs, broken)
+    runs = narrow(tabulate(records, broken), values.where)
+    kept = set(runs["run_id"])
+    records = [record for record in records if record.run_id in kept]
+    if values.pack:
+        return _pack(values, records, broken)
+    for line in [*broken, *runs.attrs["left_out"]]:
+        print(f"tfmt-report: {line}", file=sys.stderr)
+    text = _make_tables(values, runs, records)
+    if values.output:
+        write_whole(Path(values.output), (text + "\n").encode())
+        print(f"wrote {values.output}", file=sys.stderr)
+    else:
+        print(text)
+    return 0
+
+
+def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Record]) -> str:
+    """The tables and claims that are asked for."""
     from tfmt.claims.claims import evaluate_claims, tabulate_claims
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
     from tfmt.results.formats import format_tables
     from tfmt.results.groups import tell_left_out
     from tfmt.results.tables import build_tables
-    from tfmt.results.where import narrow
-    from tfmt.runs.records import find_distributions, find_records, none_found, tabulate
+    from tfmt.runs.records import find_distributions
 
-    records, broken = find_records(values.runs)
-    distributions, unreadable = find_distributions(values.runs) if values.claims else ({}, [])
-    broken += unreadable
-    if not records:
-        raise none_found(values.runs, broken)
-    runs = tabulate(records, broken)
-    for line in broken:
-        print(f"tfmt-report: {line}", file=sys.stderr)
-    runs = narrow(runs, values.where)
-    kept = set(runs["run_id"])
-    records = [record for record in records if record.run_id in kept]
-    for line in runs.attrs["left_out"]:
-        print(f"tfmt-report: {line}", file=sys.stderr)
     tables = list(build_tables(runs, values.table, values.epoch)) if values.table else []
     if values.claims:
+        distributions, unreadable = find_distributions(values.runs)
+        for line in unreadable:
+            print(f"tfmt-report: {line}", file=sys.stderr)
         weights = tabulate_weights(runs, distributions, values.epoch)
         fisher = tabulate_fisher(runs, records)
         verdicts = evaluate_claims(
@@ -71,19 +104,27 @@ def _main(values: flags.FlagValues) -> int:
             weights=None if weights.empty else weights,
             fisher=None if fisher.empty else fisher,
         )
+        broken = [*runs.attrs["broken"], *unreadable]
         tables.append(tabulate_claims(verdicts, values.epoch, broken, tell_left_out(runs)))
-    text = format_tables(tables, values.format)
-    if values.output:
-        write_whole(Path(values.output), (text + "\n").encode())
-        print(f"wrote {values.output}", file=sys.stderr)
-    else:
-        print(text)
+    return format_tables(tables, values.format)
+
+
+def _pack(values: flags.FlagValues, records: list[Record], broken: list[str]) -> int:
+    """Writes the runs as one file."""
+    from tfmt.runs.records import pack_runs
+
+    if broken:
+        raise RequestError(f"--pack={values.pack}: not all can be read, so nothing is packed: {broken[0]}")
+    path = Path(values.pack)
+    pack_runs(values.runs, records, path)
+    print(f"wrote {path}  ({counted(len(records), 'run')}, {path.stat().st_size / 1000:,.0f} kB)", file=sys.stderr)
     return 0
 
 
 _EXAMPLES = (
     "tfmt-report --runs=runs --table=runs",
     "tfmt-report --table=1 --format=latex --output=table1.tex",
+    "tfmt-report --runs=runs --pack=study.jsonl.gz",
 )
 COMMAND = Command("tfmt-report", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
 

@@ -38,8 +38,12 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     return digest
 
 
+def digest_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> str:
+    """sha256 of names, types, shapes and bytes, and of what stands beside them: what `write_tensors` returns."""
+    return _digest({name: np.asarray(array, order="C") for name, array in tensors.items()}, json.dumps(metadata))
+
+
 def _digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
-    """sha256 of names, types, shapes and bytes, and of what stands beside them."""
     digest = hashlib.sha256(metadata.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"\0{name} {array.dtype} {array.shape}\0".encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,18 +13,19 @@ from tfmt.figures.components import draw_components
 from tfmt.figures.runs import read_table
 from tfmt.figures.style import styled
 from tfmt.results.analyses import full_runs, tabulate_change, tell_kept_epoch
+from tfmt.runs.records import Sources, name_sources
 
 
 @styled
 def plot_change(
-    runs: str | Path, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
+    runs: Sources, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
 ) -> tuple[Figure, pd.DataFrame]:
     """How far full fine-tuning moved each component: mean |fine-tuned - pre-trained|, overall and by block.
 
     Bars show the mean over a task's runs at its chosen rate, and from the lowest to the highest.
 
     Args:
-      runs: the folder of the runs' folders, with `full` runs.
+      runs: the folder of the runs' folders, a packed study, or several, with `full` runs.
       tasks: which tasks; none means all.
       where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores choose the learning rate. The change is that of the epoch that each run kept, whichever this
@@ -48,7 +48,7 @@ def plot_change(
             warned += warn_of_collapse(task, mine)
             shown.append(mine)
     if not parts:
-        raise RequestError(f"--runs={runs}: no full run with its change; {MAKE_FULL_RUNS}")
+        raise RequestError(f"--runs={name_sources(runs)}: no full run with its change; {MAKE_FULL_RUNS}")
     frame = pd.concat(parts, ignore_index=True)
     frame = frame[["task", "learning_rate", "seed", "run_id", "component", "block", "change"]]
     warned = tell_kept_epoch(pd.concat(shown), epoch) + warn_of_rates(frame) + warned

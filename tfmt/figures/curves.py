@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,6 +20,7 @@ from tfmt.figures.scores import fit_scores, score_label
 from tfmt.figures.style import finish_figure, look, make_panels, set_title, styled, tick_whole
 from tfmt.results.groups import column_title
 from tfmt.results.rows import Row
+from tfmt.runs.records import Sources, name_sources
 from tfmt.training.epoch import Epoch
 from tfmt.words import counted
 
@@ -33,7 +33,7 @@ _NOT_COMPLETED = ("diverged", "failed")
 
 @styled
 def plot_curves(
-    runs: str | Path, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
+    runs: Sources, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
 ) -> tuple[Figure, pd.DataFrame]:
     """Mean training loss and development score after each epoch, of each mode at its chosen learning rate.
 
@@ -42,7 +42,7 @@ def plot_curves(
     that completed, and an arrow tells that a loss lies beyond it.
 
     Args:
-      runs: the folder of the runs' folders.
+      runs: the folder of the runs' folders, a packed study, or several.
       tasks: which tasks; none means all.
       where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores choose the rate: each run's `best` epoch's or its `last` one's.
@@ -66,7 +66,7 @@ def plot_curves(
     frame, lost = _tabulate(shown, kept)
     columns = [column for column in group.columns if column in set(frame["task"])]
     if not columns:
-        raise RequestError(f"--runs={runs}: no run ended an epoch, so there is nothing to draw")
+        raise RequestError(f"--runs={name_sources(runs)}: no run ended an epoch, so there is nothing to draw")
     # A task's two panels lie side by side, and many tasks two by two.
     beside = 1 if len(columns) <= 3 else 2
     figure, panels = make_panels(math.ceil(len(columns) / beside), 2 * beside, *((3.6, 2.4), (2.7, 2.2))[beside - 1])

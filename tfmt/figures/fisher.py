@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,11 +12,12 @@ from tfmt.figures.components import draw_components
 from tfmt.figures.runs import read_table
 from tfmt.figures.style import styled
 from tfmt.results.analyses import check_columns, tabulate_fisher
+from tfmt.runs.records import Sources, name_sources
 
 
 @styled
 def plot_fisher(
-    runs: str | Path | pd.DataFrame, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
+    runs: Sources | pd.DataFrame, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
 ) -> tuple[Figure, pd.DataFrame]:
     """Fisher information of each component: its sum over the weights, its mean per weight, and the mean by block.
 
@@ -26,8 +26,8 @@ def plot_fisher(
     highest. The numbers are those that the `fisher` runs chose their masks by; see `tfmt.training.fisher`.
 
     Args:
-      runs: the folder of the runs' folders; or one's own DataFrame of `task`, `component`, `block`, `total`, `weights`,
-        as `component_fisher` gives them, optionally with `seed`.
+      runs: the folder of the runs' folders, a packed study, or several; or one's own DataFrame of `task`,
+        `component`, `block`, `total`, `weights`, as `component_fisher` gives them, optionally with `seed`.
       tasks: which tasks; none means all.
       where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: makes no difference here.
@@ -46,8 +46,9 @@ def plot_fisher(
         table, records, notes = read_table(runs, tasks, where)
         frame = tabulate_fisher(table, records.values())
     if frame.empty:
+        place = "the DataFrame" if isinstance(runs, pd.DataFrame) else f"--runs={name_sources(runs)}"
         raise RequestError(
-            f"--runs={runs}: no run of --mode=fisher with its Fisher information; make some:"
+            f"{place}: no run of --mode=fisher with its Fisher information; make some:"
             " tfmt-sweep --flagfile=fisher.flags --mode=fisher"
         )
     frame = frame.assign(mean=frame["total"] / frame["weights"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tfmt.figures.scores import fit_scores, score_label
 from tfmt.figures.style import COLOURS, finish_figure, look, make_task_panels, set_title, styled, tick_whole
 from tfmt.results.groups import Group, column_title
 from tfmt.results.rows import MODE_TITLES, Row
+from tfmt.runs.records import Sources
 
 # The modes of whole models that stand beside the blocks, each with its line. Frozen over cached blocks is Frozen, too.
 _REFERENCES = {"full": "-.", "layernorm": "--", "frozen": ":"}
@@ -33,7 +33,7 @@ def _is_reference(row: Row) -> bool:
 
 @styled
 def plot_layers(
-    runs: str | Path, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
+    runs: Sources, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
 ) -> tuple[Figure, pd.DataFrame]:
     """Score by the block whose LayerNorms alone are tuned, beside all LayerNorms, full fine-tuning and frozen.
 
@@ -41,7 +41,7 @@ def plot_layers(
     whole models are lines at their mean, each at its own chosen rate, where comparable runs of them are there.
 
     Args:
-      runs: the folder of the runs' folders.
+      runs: the folder of the runs' folders, a packed study, or several.
       tasks: which tasks; none means all.
       where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores: each run's `best` epoch's or its `last` one's.

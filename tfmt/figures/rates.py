@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,12 @@ from tfmt.figures.style import finish_figure, look, make_task_panels, set_title,
 from tfmt.results.groups import Group, column_title
 from tfmt.results.rows import Row
 from tfmt.results.tables import format_rate
+from tfmt.runs.records import Sources
 
 
 @styled
 def plot_rates(
-    runs: str | Path, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
+    runs: Sources, *, tasks: Sequence[str] = (), where: str = "", epoch: str = "best"
 ) -> tuple[Figure, pd.DataFrame]:
     """Score by learning rate and mode: what one looks at before trusting a table.
 
@@ -34,7 +34,7 @@ def plot_rates(
     collapsed.
 
     Args:
-      runs: the folder of the runs' folders.
+      runs: the folder of the runs' folders, a packed study, or several.
       tasks: which tasks; none means all.
       where: conditions on runs, as in `tfmt.results.where.narrow`.
       epoch: whose scores: each run's `best` epoch's or its `last` one's.

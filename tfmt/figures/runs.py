@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -12,7 +11,7 @@ from tfmt.errors import RequestError
 from tfmt.results.groups import Group, describe_settings, differing_settings, group_runs
 from tfmt.results.rows import Row, annotate, keep_runs
 from tfmt.results.where import narrow
-from tfmt.runs.records import Record, find_records, none_found, tabulate
+from tfmt.runs.records import Record, Sources, find_records, name_sources, none_found, tabulate
 from tfmt.spec import TASK_NAMES
 from tfmt.words import counted
 
@@ -33,12 +32,12 @@ class Shown:
 
 
 def read_table(
-    runs: str | Path, tasks: Sequence[str] = (), where: str = ""
+    runs: Sources, tasks: Sequence[str] = (), where: str = ""
 ) -> tuple[pd.DataFrame, dict[str, Record], list[str]]:
     """Some runs: as `read_runs` has them, their records, and what could not be read or was left out.
 
     Args:
-      runs: the folder of the runs' folders.
+      runs: the folder of the runs' folders, a packed study, or several.
       tasks: names of tasks; none for all.
       where: further conditions, as in `narrow`.
 
@@ -61,13 +60,13 @@ def read_table(
 
 
 def find_shown(
-    runs: str | Path, tasks: Sequence[str], where: str, epoch: str, wanted: Callable[[Row], bool],
+    runs: Sources, tasks: Sequence[str], where: str, epoch: str, wanted: Callable[[Row], bool],
     needed: Callable[[Row], bool], missing: str,
 ) -> Shown:  # fmt: skip
     """The largest group of comparable runs.
 
     Args:
-      runs: the folder of the runs' folders.
+      runs: the folder of the runs' folders, a packed study, or several.
       tasks: names; none for all.
       where: conditions, as in `narrow`.
       epoch: whose scores.
@@ -83,7 +82,7 @@ def find_shown(
     groups = group_runs(keep_runs(annotated, map(wanted, annotated["row"])))
     groups = [group for group in groups if any(map(needed, group.rows))]
     if not groups:
-        raise RequestError(f"--runs={runs}: {missing}")
+        raise RequestError(f"--runs={name_sources(runs)}: {missing}")
     differing = differing_settings(groups)
     for other in groups[1:]:
         notes.append(

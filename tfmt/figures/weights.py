@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from tfmt.figures.runs import read_table
 from tfmt.figures.style import COLOURS, PALE, finish_figure, make_panels, set_title, styled, wrap_title
 from tfmt.results.analyses import describe, full_runs, tell_kept_epoch
 from tfmt.results.groups import column_title
-from tfmt.runs.records import find_distributions
+from tfmt.runs.records import Sources, find_distributions, name_sources
 from tfmt.training.distribution import MAGNITUDE, Distribution, Distributions, bin_edges, join, measure_sublayers
 
 _TITLES = {
@@ -37,7 +36,7 @@ _DRAWN_BINS = 70
 
 @styled
 def plot_weights(
-    runs: str | Path | None = None,
+    runs: Sources | None = None,
     *,
     model: Any = None,
     tasks: Sequence[str] = (),
@@ -51,7 +50,7 @@ def plot_weights(
     `tfmt.results.bimodality`) and the share of those that are larger than 0.5, `distribution.MAGNITUDE`.
 
     Args:
-      runs: the folder of the runs' folders, with `full` runs.
+      runs: the folder of the runs' folders, a packed study, or several, with `full` runs.
       model: instead of runs, a model: a name or folder as for `--model`, a TFBert model from tfmt, or the folder of a
         run that kept its weights, which are shown beside those that it began with.
       tasks: which tasks; none means all.
@@ -102,7 +101,8 @@ def plot_weights(
         if not shown and broken:  # the file that cannot be read, and not that there is none
             raise RequestError(broken[0])
         if not shown:
-            raise RequestError(f"--runs={runs}: no full run with its distributions of weights; {MAKE_FULL_RUNS}")
+            asked = name_sources(runs)
+            raise RequestError(f"--runs={asked}: no full run with its distributions of weights; {MAKE_FULL_RUNS}")
         warned = tell_kept_epoch(pd.concat(kept), epoch) + warned
     rows = []
     for task, states in shown.items():

@@ -13,7 +13,8 @@ from tfmt.bert.base_weights import tell_difference
 from tfmt.errors import RequestError, RunError
 from tfmt.files import UnreadableError, UnwritableError, exists, parse_json, write_whole
 from tfmt.runs.lease import Lease, is_lease
-from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record, seal_json, unseal
+from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record
+from tfmt.runs.sealed import seal_json, unseal
 from tfmt.selection.stored import TUNED_FILE
 from tfmt.spec import RunSpec
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -11,11 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tfmt.bert.configs import public_name
 from tfmt.errors import RequestError
-from tfmt.files import check_path, parse_json
+from tfmt.files import UnreadableError, check_path, exists, parse_json
+from tfmt.runs.pack import PackedRun, read_pack, write_pack
+from tfmt.runs.sealed import seal_json, unseal
 from tfmt.selection.stored import FisherNotes
-from tfmt.spec import RunSpec, digest_json
+from tfmt.spec import RunSpec
 from tfmt.training.distribution import Distributions
 from tfmt.training.epoch import Count, Epoch, Score, Seconds
+from tfmt.training.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +29,8 @@ SCHEMA = 1
 RECORD_FILE = "record.json"
 SPEC_FILE = "spec.json"
 DISTRIBUTIONS_FILE = "distributions.json"
+# Where runs lie: the `--output_dir` of some, one run's own folder, a packed study, or several of these.
+Sources = str | Path | Sequence[str | Path]
 
 
 class _Part(BaseModel):
@@ -47,25 +54,6 @@ class _Sealed(_Part):
     @classmethod
     def _unseal(cls, content: Any) -> Any:
         return unseal(content)
-
-
-def seal_json(content: dict[str, Any]) -> str:
-    """A JSON object as text, with a digest of itself under `sha256`, which `unseal` checks."""
-    return json.dumps(content | {"sha256": digest_json(content)}, indent=1)
-
-
-def unseal(content: Any) -> Any:
-    """What `seal_json` was given; a value without a digest, as of earlier versions, is taken as it is.
-
-    Raises:
-      ValueError: it is not what it was when it was written.
-    """
-    if not isinstance(content, dict) or "sha256" not in content:
-        return content
-    rest = {key: value for key, value in content.items() if key != "sha256"}
-    if content["sha256"] != digest_json(rest):
-        raise ValueError("its content has changed since it was written (sha256)")
-    return rest
 
 
 class Parameters(_Part):
@@ -234,23 +222,6 @@ class WeightDistributions(_Sealed):
     after: Distributions
 
 
-def find_distributions(runs: str | Path) -> tuple[dict[str, WeightDistributions], list[str]]:
-    """The distributions of weights below a folder: {run id: distributions}, and a message for each unreadable file.
-
-    Args:
-      runs: the `--output_dir` of the runs, or one run's own folder.
-    """
-    found, broken = {}, []
-    root = Path(runs)
-    for path in sorted([*root.glob(DISTRIBUTIONS_FILE), *root.glob(f"*/{DISTRIBUTIONS_FILE}")]):
-        try:
-            read = WeightDistributions.model_validate_json(path.read_bytes())
-            found[read.run_id] = read
-        except (OSError, ValidationError):
-            broken.append(f"{path}: broken; delete the run's folder and run it again")
-    return found, broken
-
-
 _AGAIN = "delete the file to run this run again"
 
 
@@ -268,64 +239,217 @@ def read_record(folder: Path) -> Record:
     except OSError as error:
         raise RequestError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
-        schema = _schema_of(path)
-        if schema != SCHEMA:
-            raise RequestError(f"{path}: schema {schema!r}, this tfmt reads schema {SCHEMA}; {_AGAIN}") from None
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        what = first["msg"].removeprefix("Value error, ")
-        raise RequestError(f"{path}: broken record: {where}: {what}; {_AGAIN}") from None
+        raise _tell_broken(path, path.read_bytes(), error, _AGAIN) from None
 
 
-def _schema_of(path: Path) -> Any:
-    """The schema number that a file claims, or `SCHEMA` when it cannot even be read as JSON."""
+def _tell_broken(place: Path | str, content: bytes | str, error: ValidationError, remedy: str) -> RequestError:
+    """What is wrong with a record that cannot be read."""
+    schema = _schema_of(content)
+    if schema != SCHEMA:
+        return RequestError(f"{place}: schema {schema!r}, this tfmt reads schema {SCHEMA}; {remedy}")
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    what = first["msg"].removeprefix("Value error, ")
+    return RequestError(f"{place}: broken record: {where}: {what}; {remedy}")
+
+
+def _schema_of(content: bytes | str) -> Any:
+    """The schema number that a record claims, or `SCHEMA` when it cannot even be read as JSON."""
     try:
-        return parse_json(path.read_bytes()).get("schema")
+        return parse_json(content if isinstance(content, bytes) else content.encode()).get("schema")
     except (ValueError, AttributeError):
         return SCHEMA
 
 
-def find_records(runs: str | Path) -> tuple[list[Record], list[str]]:
-    """All records below a folder, in the order of their run ids.
+# ---- many runs ------------------------------------------------------------------------------------------------------
+
+
+def list_sources(runs: Sources) -> list[Path]:
+    """The folders and packed studies that hold runs.
+
+    Raises:
+      RequestError: one of them is no path, or is not there.
+    """
+    given: Sequence[Any] = [runs] if isinstance(runs, str | Path) or not isinstance(runs, Sequence) else runs
+    sources = [check_path(source, "runs") for source in given]
+    if not sources:
+        raise RequestError("runs is empty: give a folder of runs, or a packed study")
+    for source in sources:
+        if not exists(source):
+            raise RequestError(f"{source}: no such folder of runs, and no packed study")
+    return sources
+
+
+def name_sources(runs: Sources) -> str:
+    """The sources as `--runs` takes them."""
+    return str(runs) if isinstance(runs, str | Path) else ",".join(map(str, runs))
+
+
+def _find_files(folder: Path, name: str) -> list[Path]:
+    """The files of a name in a folder of runs, or in one run's own folder."""
+    return [folder / name] if (folder / name).exists() else sorted(folder.glob(f"*/{name}"))
+
+
+def find_records(runs: Sources) -> tuple[list[Record], list[str]]:
+    """All records of folders and packed studies, in the order of their run ids.
 
     Args:
-      runs: the `--output_dir` of the runs, or one run's own folder.
+      runs: the `--output_dir` of the runs, one run's own folder, a packed study, or several of these.
 
     Returns:
-      The records, and a message for each that cannot be read.
+      The records, and a message for each in a folder that cannot be read.
 
     Raises:
-      RequestError: there is no such folder.
+      RequestError: there is no such folder or file, a pack is damaged, or a run is there twice and not the same.
     """
-    root = Path(runs)
-    if not root.is_dir():
-        raise RequestError(f"{root}: no such folder of runs")
-    folders = [root] if (root / RECORD_FILE).exists() else sorted(path.parent for path in root.glob(f"*/{RECORD_FILE}"))
-    records, broken = [], []
-    for folder in folders:
-        try:
-            records.append(read_record(folder))
-        except RequestError as error:
-            broken.append(str(error))
-    return records, broken
+    found: list[Record] = []
+    elsewhere: dict[str, tuple[Record, str]] = {}
+    broken: list[str] = []
+    for source in list_sources(runs):
+        here: dict[str, tuple[Record, str]] = {}
+        for read, place in _read_records(source):
+            try:
+                record = read()
+            except RequestError as error:
+                if not source.is_dir():
+                    raise
+                broken.append(str(error))
+                continue
+            here[record.run_id] = record, place
+            if record.run_id not in elsewhere:
+                found.append(record)
+                continue
+            known, where = elsewhere[record.run_id]
+            if known != record:
+                raise RequestError(
+                    f"{record.run_id} is in {where} and in {place}, and the two differ: they are two executions of one "
+                    "run; leave one of them out"
+                )
+        elsewhere = here | elsewhere
+    return sorted(found, key=lambda record: record.run_id), broken
 
 
-def none_found(runs: str | Path, broken: Sequence[str]) -> RequestError:
-    """The error for a folder in which `find_records` found no record that can be read."""
-    if broken:
-        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        return RequestError(f"--runs={runs}: holds no record that can be read: {broken[0]}{more}")
-    return RequestError(f"--runs={runs}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
+def _read_records(source: Path) -> Iterator[tuple[Callable[[], Record], str]]:
+    """What reads each record of a source, and where it lies."""
+    if source.is_dir():
+        for path in _find_files(source, RECORD_FILE):
+            yield functools.partial(read_record, path.parent), str(path.parent)
+    else:
+        for run in read_pack(source):
+            yield functools.partial(_read_packed, run), run.place
 
 
-def read_runs(runs: str | Path) -> pd.DataFrame:
-    """The records below a folder as one DataFrame, one row a run; see `tabulate`.
+def _read_packed(run: PackedRun) -> Record:
+    content = json.dumps(run.record)
+    try:
+        return Record.model_validate_json(content)
+    except ValidationError as error:
+        raise _tell_broken(run.place, content, error, "pack the runs again with a tfmt that reads them") from None
+
+
+def find_distributions(runs: Sources) -> tuple[dict[str, WeightDistributions], list[str]]:
+    """The distributions of weights: {run id: distributions}, and a message for each file that cannot be read.
 
     Args:
-      runs: the `--output_dir` of the runs.
+      runs: as for `find_records`.
+    """
+    found, broken = {}, []
+    for source in list_sources(runs):
+        if source.is_dir():
+            for path in _find_files(source, DISTRIBUTIONS_FILE):
+                try:
+                    read = WeightDistributions.model_validate_json(path.read_bytes())
+                    found[read.run_id] = read
+                except (OSError, ValidationError):
+                    broken.append(f"{path}: broken; delete the run's folder and run it again")
+        else:
+            for run in read_pack(source):
+                if run.distributions is not None:
+                    try:
+                        read = WeightDistributions.model_validate_json(json.dumps(run.distributions))
+                    except ValidationError:
+                        raise RequestError(f"{run.place}: broken distributions; pack the runs again") from None
+                    found[read.run_id] = read
+    return found, broken
+
+
+def find_predictions(runs: Sources, records: Iterable[Record]) -> tuple[dict[str, Predictions], list[str]]:
+    """What runs predicted: {run id: predictions}, and a message for each file that is missing or cannot be read.
+
+    Args:
+      runs: as for `find_records`.
+      records: of the runs that are asked for; those that kept no predictions have none.
+
+    Example:
+      >>> from tfmt.runs.records import find_predictions, find_records
+      >>> records, _ = find_records("runs")
+      >>> predictions, _ = find_predictions("runs", records)
+      >>> predictions[records[0].run_id].by_epoch["validation"][1].shape
+      (20,)
+    """
+    wanted = {record.run_id: record.predictions_sha256 for record in records if record.predictions_sha256}
+    found: dict[str, Predictions] = {}
+    broken: list[str] = []
+    for source in list_sources(runs):
+        if source.is_dir():
+            for path in _find_files(source, RECORD_FILE):
+                with contextlib.suppress(RequestError):  # `find_records` tells of it
+                    run_id = read_record(path.parent).run_id
+                    try:
+                        if run_id in wanted and run_id not in found:
+                            found[run_id] = read_predictions(path.parent, sha256=wanted[run_id])
+                    except (RequestError, UnreadableError) as error:
+                        broken.append(str(error))
+        else:
+            found |= {run.predictions.run_id: run.predictions for run in read_pack(source) if run.predictions}
+    return {run_id: found[run_id] for run_id in wanted if run_id in found}, broken
+
+
+def none_found(runs: Sources, broken: Sequence[str]) -> RequestError:
+    """The error for a folder in which `find_records` found no record that can be read."""
+    given = name_sources(runs)
+    if broken:
+        return RequestError(f"--runs={given}: holds no record that can be read: {_first(broken)}")
+    return RequestError(f"--runs={given}: holds no record; give the --output_dir of tfmt-train or tfmt-sweep")
+
+
+def _first(messages: Sequence[str]) -> str:
+    more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
+    return messages[0] + more
+
+
+def pack_runs(runs: Sources, records: Sequence[Record], path: Path) -> None:
+    """Writes runs as one file, which everything reads that reads folders of runs; see `tfmt.runs.pack`.
+
+    Args:
+      runs: where they lie.
+      records: of the runs to pack.
+      path: the file.
 
     Raises:
-      RequestError: there is no such folder.
+      RequestError: what one of them predicted, or its distributions, are missing or broken.
+      UnwritableError: the disk is full, or the file cannot be written.
+    """
+    distributions, broken = find_distributions(runs)
+    predictions, more = find_predictions(runs, records)
+    if broken or more:
+        raise RequestError(f"--pack={path}: not all can be read, so nothing is packed: {_first([*more, *broken])}")
+    write_pack(
+        path,
+        {record.run_id: record.to_json() for record in records},
+        predictions,
+        {run_id: told.to_json() for run_id, told in distributions.items()},
+    )
+
+
+def read_runs(runs: Sources) -> pd.DataFrame:
+    """The records of runs as one DataFrame, one row a run; see `tabulate`.
+
+    Args:
+      runs: the `--output_dir` of the runs, a packed study (`tfmt-report --pack`), or a list of several of these.
+
+    Raises:
+      RequestError: there is no such folder or file, a pack is damaged, or a run is there twice and not the same.
 
     Example:
       >>> import tfmt
@@ -333,7 +457,7 @@ def read_runs(runs: str | Path) -> pd.DataFrame:
       >>> int(runs["frozen_changed"].sum())  # weights outside the selections that moved
       0
     """
-    return tabulate(*find_records(check_path(runs, "runs")))
+    return tabulate(*find_records(runs))
 
 
 _COMPUTING = ("tensorflow", "tf_keras", "transformers")  # what a table's caption tells the versions of

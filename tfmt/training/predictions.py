@@ -11,7 +11,7 @@ import numpy as np
 from tfmt.errors import RequestError
 from tfmt.metrics import Scores, score
 from tfmt.tasks import Task
-from tfmt.tensors import read_tensors, write_tensors
+from tfmt.tensors import digest_tensors, read_tensors, write_tensors
 
 PREDICTIONS_FILE = "predictions.safetensors"
 TEST_SPLIT = "test"  # scored once, with the weights that are kept
@@ -67,8 +67,17 @@ class Predictions:
         truth = self.truth[split]
         return score(task, truth.labels, self.by_epoch[split][epoch], truth.sentence_lengths)
 
+    @property
+    def sha256(self) -> str:
+        """The digest of the content, which `write` returns and the record has."""
+        return digest_tensors(*self._stored())
+
     def write(self, folder: Path) -> str:
         """Writes the file into the run's folder; the digest of its content."""
+        return write_tensors(folder / PREDICTIONS_FILE, *self._stored())
+
+    def _stored(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """The arrays of the file, and what stands beside them."""
         tensors = {}
         for split, truth in self.truth.items():
             tensors[f"{split}/labels"] = compact(truth.labels)
@@ -77,7 +86,7 @@ class Predictions:
                 tensors[f"{split}/sentence_lengths"] = truth.sentence_lengths
             for epoch, predictions in self.by_epoch.get(split, {}).items():
                 tensors[f"{split}/epoch.{epoch}"] = predictions
-        return write_tensors(folder / PREDICTIONS_FILE, tensors, {"run_id": self.run_id})
+        return tensors, {"run_id": self.run_id}
 
 
 def compact(values: np.ndarray) -> np.ndarray:
