@@ -36,6 +36,9 @@ def _define(values: flags.FlagValues) -> None:
                       "Whose score counts; P1 does not say, so records hold both.", flag_values=values)  # fmt: skip
     flags.DEFINE_string("pack", "", "File to pack the runs into, like study.jsonl.gz: records, predictions and "
                         "distributions, no weights; --runs takes it.", flag_values=values)  # fmt: skip
+    flags.DEFINE_enum("protocol", None, ["paper", "crossfit"],
+                      "How rate and epoch are chosen: paper on the split that is reported, crossfit on one half of it"
+                      " and scored on the other; both where records have halves.", flag_values=values)  # fmt: skip
     flags.DEFINE_string("output", "", "File to write instead of the terminal.", flag_values=values)
 
 
@@ -90,7 +93,8 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     from tfmt.results.tables import build_tables
     from tfmt.runs.records import find_distributions
 
-    tables = list(build_tables(runs, values.table, values.epoch)) if values.table else []
+    asked = {"protocol": values.protocol}
+    tables = list(build_tables(runs, values.table, values.epoch, **asked)) if values.table else []
     if values.claims:
         distributions, unreadable = find_distributions(values.runs)
         for line in unreadable:

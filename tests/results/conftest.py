@@ -33,10 +33,11 @@ def make_record(
     change: dict[str, dict[str, float]] | None = None,
     origin: dict[str, Any] | None = None,
     epochs_kept: int = 1,
+    halves: list[tuple[float | None, float | None]] | None = None,
     tuned: int = 36864,
     **spec: Any,
 ) -> Record:
-    """A record of a run; what is not said is ordinary."""
+    """A record of a run; what is not said is ordinary. `halves`: each epoch's score on both halves."""
     settings = {"model": "bert-base-uncased", "task": "mrpc", "mode": "full", "learning_rate": 1e-3}
     settings |= {"batching": "random", "keep": "scores"} | spec
     run = RunSpec.make(**settings)
@@ -44,6 +45,8 @@ def make_record(
     told |= origin or {}
     name = SCORE_NAMES.get(run.task, "accuracy")
     ended = status == "completed"
+    names = ("pearson", "spearman") if run.task == "stsb" else (name,)
+    split = "validation_matched" if run.task == "mnli" else "validation"
     epochs = [
         {
             "epoch": i + 1,
@@ -51,8 +54,9 @@ def make_record(
             "metrics": {"validation": {name: score}},
             "seconds": 1.0,
             "collapsed": collapsed_in[i] if collapsed_in else None,
+            "halves": {split: [dict.fromkeys(names, half) for half in halves[i]]} if halves else {},
         }
-        for i in range(len(collapsed_in) or epochs_kept)
+        for i in range(len(halves or ()) or len(collapsed_in) or epochs_kept)
     ]
     return Record.model_validate(
         {

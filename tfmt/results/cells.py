@@ -5,14 +5,39 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tfmt.metrics import COLLAPSED_MARK
+from tfmt.results.crossfit import Fold
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Which seeds choose the learning rate, and of which the scores at that rate are reported.
+
+    Attributes:
+      choose_on: the seeds that choose; None for all.
+      report_on: the seeds that are reported; None for all.
+    """
+
+    choose_on: tuple[int, ...] | None = None
+    report_on: tuple[int, ...] | None = None
+
+    def choose(self, seed: int) -> bool:
+        """Whether a seed's scores choose the rate."""
+        return self.choose_on is None or seed in self.choose_on
+
+    def report(self, seed: int) -> bool:
+        """Whether a seed's score is reported."""
+        return self.report_on is None or seed in self.report_on
+
+
+ALL_SEEDS = Seeds()
 
 
 @dataclass(frozen=True)
@@ -20,28 +45,39 @@ class Cell:
     """The runs of one row on one task.
 
     Attributes:
-      learning_rate: the rate chosen; where none is eligible, the one with the most scored seeds.
-      eligible: whether the rate may be reported: no seed of it diverged, failed or has an undefined score.
-      scores: seed to score (a fraction) at that rate.
-      collapsed: how many of these seeds predicted one class only, or a constant.
-      lost: `diverged`, `failed`, `undefined` to the number of that rate's seeds that ended so.
-      lost_anywhere: the same over all rates.
-      asked: how many seeds the table has.
+      rates: the learning rate chosen, cross-fitted the one that each half chose; where none is eligible, the one with
+        the most scored seeds.
+      eligible: whether it may be reported: no seed that chooses it or that is reported diverged, failed or has an
+        undefined score there.
+      scores: seed to score (a fraction) at that rate; cross-fitted the mean of what the two halves scored.
+      collapsed_seeds: those of `scores` that predicted one class only, or a constant.
+      ended: the other seeds that are reported, each to how it ended: `diverged`, `failed`, `undefined`.
+      lost_anywhere: how many runs ended so, over all rates.
+      asked: how many seeds are reported in the table.
+      tried: the learning rates that were tried.
+      chose: the seeds that tried more than one.
       epochs: how many epochs its runs train.
       runs: how many runs the cell was made from.
       tuned: the share of the encoder's weights tuned, in percent, lowest and highest; None where no run tells.
     """
 
-    learning_rate: float
+    rates: tuple[float, ...]
     eligible: bool
     scores: Mapping[int, float]
-    collapsed: int
-    lost: Mapping[str, int]
+    collapsed_seeds: frozenset[int]
+    ended: Mapping[int, str]
     lost_anywhere: Mapping[str, int]
     asked: int
+    tried: tuple[float, ...]
+    chose: tuple[int, ...]
     epochs: int
     runs: int
     tuned: tuple[float, float] | None
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate chosen; of a cross-fitted cell, which has two, the one that the first half chose."""
+        return self.rates[0]
 
     @property
     def mean(self) -> float | None:
@@ -49,9 +85,24 @@ class Cell:
         return statistics.fmean(self.scores.values()) if self.eligible else None
 
     @property
+    def median(self) -> float | None:
+        """Median over the seeds, None where no rate is eligible."""
+        return statistics.median(self.scores.values()) if self.eligible else None
+
+    @property
     def deviation(self) -> float | None:
         """Sample standard deviation over the seeds (n - 1 in the denominator), None for fewer than two."""
         return statistics.stdev(self.scores.values()) if self.eligible and len(self.scores) > 1 else None
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """`diverged`, `failed`, `undefined` to the number of the chosen rate's seeds that ended so."""
+        return dict(sorted(Counter(self.ended.values()).items()))
+
+    @property
+    def collapsed(self) -> int:
+        """How many of the scored seeds predicted one class only, or a constant."""
+        return len(self.collapsed_seeds)
 
     @property
     def shows_collapse(self) -> bool:
@@ -66,6 +117,14 @@ class Cell:
     @property
     def text(self) -> str:
         """`88.1 ± 0.4` in percent, with what the reader must know of its seeds behind it."""
+        return self.tell()
+
+    def tell(self, median: bool = False) -> str:
+        """The cell's text.
+
+        Args:
+          median: whether the median follows in brackets, where there are seeds enough for it to differ from the mean.
+        """
         notes = []
         if len(self.scores) < self.asked:
             notes.append(f"{len(self.scores)}/{self.asked}")
@@ -76,41 +135,100 @@ class Cell:
         if self.mean is None:
             return f"-{behind}"
         spread = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
-        return f"{100 * self.mean:.1f}{spread}{self.mark}{behind}"
+        middle = f" [{100 * self.median:.1f}]" if median and self.median is not None and len(self.scores) > 2 else ""
+        return f"{100 * self.mean:.1f}{spread}{middle}{self.mark}{behind}"
 
 
-def make_cell(runs: pd.DataFrame, asked: int) -> Cell:
+@dataclass(frozen=True)
+class _Try:
+    """One run: how it ended, and what each choice sees of it; nothing where it was lost."""
+
+    outcome: str
+    folds: tuple[Fold, ...] = ()
+
+
+def make_cell(runs: pd.DataFrame, asked: int, seeds: Seeds = ALL_SEEDS, protocol: str = "paper") -> Cell | None:
     """Chooses the learning rate of the runs of one row and column.
 
     A rate is eligible if none of its seeds was lost. Of the eligible ones those with the most seeds compete, so that
-    one lucky seed does not beat the mean of three; the best mean wins, then the lower rate.
+    one lucky seed does not beat the mean of three; the best mean wins, then the lower rate. Cross-fitted, each half
+    chooses so by its own scores, and nothing of the other half has a say in it.
+
+    Args:
+      runs: rows of what `annotate` returns.
+      asked: how many seeds are reported in the table.
+      seeds: which seeds choose, and which are reported.
+      protocol: `paper`, or `crossfit`, for which runs without scores on halves count as not there.
+
+    Returns:
+      The cell; None where no run is there.
     """
-    by_rate: dict[float, tuple[dict[int, float], Counter[str], int]] = {}
-    columns = ("learning_rate", "seed", "outcome", "score", "collapsed")
-    for rate, seed, outcome, score, collapsed in zip(*(runs[name] for name in columns), strict=True):
-        scores, lost, _ = entry = by_rate.setdefault(rate, ({}, Counter(), 0))
-        if outcome == "scored":
-            scores[int(seed)] = float(score)
-            by_rate[rate] = (scores, lost, entry[2] + (collapsed == 1))  # None or NaN where a record does not say
-        else:
-            lost[outcome] += 1
-
-    def standing(rate: float) -> tuple[bool, int, float, float]:
-        scores, lost, _ = by_rate[rate]
-        return not lost, len(scores), statistics.fmean(scores.values()) if scores else -math.inf, -rate
-
-    chosen = max(by_rate, key=standing)
-    scores, lost, collapsed = by_rate[chosen]
+    tries = _read(runs, protocol)
+    if not tries:
+        return None
+    chosen = [_choose(tries, fold, seeds.choose) for fold in range(1 if protocol == "paper" else 2)]
+    rates = tuple(rate for rate, _ in chosen)
+    scores, ended, collapsed = {}, {}, set()
+    for seed in sorted({seed for by_seed in tries.values() for seed in by_seed if seeds.report(seed)}):
+        found = [(fold, tries[rate][seed]) for fold, rate in enumerate(rates) if seed in tries[rate]]
+        lost = [each.outcome for _, each in found if not each.folds]
+        told = [each.folds[fold] for fold, each in found if each.folds]
+        values = [fold.reports for fold in told if fold.reports is not None]
+        if lost or len(values) < len(told):
+            ended[seed] = lost[0] if lost else "undefined"
+        elif len(values) == len(rates):
+            scores[seed] = statistics.fmean(values)
+            if any(fold.collapsed for fold in told):
+                collapsed.add(seed)
+    every = [each for by_seed in tries.values() for each in by_seed.values()]
+    tried = Counter(seed for by_seed in tries.values() for seed in by_seed if seeds.choose(seed))
     percents = [float(value) for value in runs["tuned_percent"].dropna()]
     return Cell(
-        learning_rate=float(chosen),
-        eligible=not lost,
-        scores=dict(sorted(scores.items())),
-        collapsed=collapsed,
-        lost=dict(sorted(lost.items())),
-        lost_anywhere=dict(sorted(sum((entry[1] for entry in by_rate.values()), Counter[str]()).items())),
+        rates=rates,
+        eligible=all(eligible for _, eligible in chosen) and bool(scores) and not ended,
+        scores=scores,
+        collapsed_seeds=frozenset(collapsed),
+        ended=ended,
+        lost_anywhere=dict(sorted(Counter(each.outcome for each in every if each.outcome != "scored").items())),
         asked=asked,
+        tried=tuple(sorted(tries)),
+        chose=tuple(sorted(seed for seed, number in tried.items() if number > 1)),
         epochs=int(runs["epochs"].iloc[0]),
-        runs=len(runs),
+        runs=len(every),
         tuned=(min(percents), max(percents)) if percents else None,
     )
+
+
+def _read(runs: pd.DataFrame, protocol: str) -> dict[float, dict[int, _Try]]:
+    """The runs by rate and seed."""
+    tries: dict[float, dict[int, _Try]] = {}
+    columns = ("learning_rate", "seed", "outcome", "score", "collapsed")
+    halves = runs["folds"] if protocol == "crossfit" else [None] * len(runs)
+    for (rate, seed, outcome, score, collapsed), both in zip(
+        zip(*(runs[name] for name in columns), strict=True), halves, strict=True
+    ):
+        folds: tuple[Fold, ...] | None
+        if outcome not in ("scored", "undefined"):
+            folds = ()
+        elif protocol == "crossfit":
+            folds = both
+            outcome = "undefined" if both and any(None in (each.chooses, each.reports) for each in both) else "scored"
+        else:
+            value = float(score) if outcome == "scored" else None
+            folds = (Fold(value, value, collapsed == 1),)  # None or NaN where a record does not say
+        if folds is not None:
+            tries.setdefault(float(rate), {})[int(seed)] = _Try(outcome, folds)
+    return tries
+
+
+def _choose(tries: Mapping[float, Mapping[int, _Try]], fold: int, choose: Callable[[int], bool]) -> tuple[float, bool]:
+    """The rate that a fold chooses, and whether it is eligible."""
+
+    def standing(rate: float) -> tuple[bool, int, float, float]:
+        mine = [each for seed, each in tries[rate].items() if choose(seed)]
+        values = [value for each in mine if each.folds and (value := each.folds[fold].chooses) is not None]
+        eligible = bool(values) and len(values) == len(mine)
+        return eligible, len(values), statistics.fmean(values) if values else -math.inf, -rate
+
+    chosen = max(tries, key=standing)
+    return chosen, standing(chosen)[0]

@@ -9,12 +9,12 @@ named here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tfmt.errors import RequestError
 from tfmt.protocol import paper_epochs
-from tfmt.results.cells import Cell, make_cell
+from tfmt.results.cells import ALL_SEEDS, Cell, Seeds, make_cell
 from tfmt.results.rows import ROW_FIELDS, TASK_TITLES, Row, none_if_missing
 from tfmt.spec import ARITHMETIC, CONDITIONAL_FIELDS, TASK_NAMES, RunSpec
 from tfmt.words import counted, without_folders
@@ -49,12 +49,18 @@ class Group:
       runs: the runs, as `annotate` leaves them, with `column`: the task, told apart from itself by its data if need be.
       cells: (row, column) to cell.
       seeds: the seeds of these runs.
+      roles: which of them choose the learning rate, and which are reported.
     """
 
     settings: Mapping[str, Any]
     runs: pd.DataFrame = field(repr=False)
     cells: Mapping[tuple[Row, str], Cell]
     seeds: tuple[int, ...]
+    roles: Seeds = ALL_SEEDS
+
+    def under(self, protocol: str) -> Group:
+        """The same runs with the cells of a protocol, `paper` or `crossfit`."""
+        return replace(self, cells=_make_cells(self.runs, self.seeds, self.roles, protocol))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -77,11 +83,12 @@ def column_title(column: str) -> str:
     return TASK_TITLES.get(task, task) + space + told
 
 
-def group_runs(runs: pd.DataFrame) -> list[Group]:
+def group_runs(runs: pd.DataFrame, roles: Seeds = ALL_SEEDS) -> list[Group]:
     """Parts runs into groups that may share a table.
 
     Args:
       runs: what `annotate` returns, or some rows of it.
+      roles: which seeds choose the learning rate, and which are reported.
 
     Returns:
       The groups, the largest first, of equal ones that of the later arithmetic. Epochs part them, too, but P1's own
@@ -95,7 +102,7 @@ def group_runs(runs: pd.DataFrame) -> list[Group]:
     for values, part in runs.groupby(list(SETTINGS), dropna=False, sort=False):
         settings = dict(zip(SETTINGS, values, strict=True))
         for epochs, members in _part_by_epochs(part):
-            groups.append(_make_group(settings | {"epochs": epochs}, members))
+            groups.append(_make_group(settings | {"epochs": epochs}, members, roles))
     return sorted(groups, key=lambda group: (-len(group.runs), -group.settings["arithmetic"], str(group.settings)))
 
 
@@ -114,15 +121,19 @@ def _part_by_epochs(runs: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     ]
 
 
-def _make_group(settings: dict[str, Any], runs: pd.DataFrame) -> Group:
+def _make_group(settings: dict[str, Any], runs: pd.DataFrame, roles: Seeds) -> Group:
     runs = runs.assign(column=_columns(runs))
     runs = _drop_repeats(runs)
     seeds = tuple(sorted({int(seed) for seed in runs["seed"]}))
+    return Group(settings, runs, _make_cells(runs, seeds, roles, "paper"), seeds, roles)
+
+
+def _make_cells(runs: pd.DataFrame, seeds: Iterable[int], roles: Seeds, protocol: str) -> dict[tuple[Row, str], Cell]:
+    asked = sum(map(roles.report, seeds))
     cells: Any = {
-        (row, column): make_cell(part, len(seeds))
-        for (row, column), part in runs.groupby(["row", "column"], sort=False)
+        place: make_cell(part, asked, roles, protocol) for place, part in runs.groupby(["row", "column"], sort=False)
     }
-    return Group(settings, runs, cells, seeds)
+    return {place: cell for place, cell in cells.items() if cell is not None}
 
 
 def _columns(runs: pd.DataFrame) -> list[str]:

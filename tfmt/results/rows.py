@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from tfmt.errors import RequestError
+from tfmt.results.crossfit import Fold, cross_fit
 from tfmt.spec import MODES, RunSpec, parse_layers
 
 if TYPE_CHECKING:
@@ -126,11 +127,13 @@ def annotate(runs: pd.DataFrame, epoch: str = "best") -> pd.DataFrame:
     Returns:
       The same with `row` (a `Row`), `score` (a fraction) and `outcome`: `scored`, `undefined` (it completed and its
       metric is not defined), `diverged` or `failed`; `collapsed` is of that epoch. A run that changed a weight outside
-      its selection counts as failed.
+      its selection counts as failed. `folds` is what `cross_fit` says of it, None where it has no scores on halves.
 
     Raises:
       RequestError: no such epoch.
     """
+    import pandas as pd
+
     if epoch not in SCORE_COLUMNS:
         raise RequestError(f"--epoch must be one of {', '.join(SCORE_COLUMNS)}. Received: {epoch!r}")
     # Iterating over pandas' Arrow-backed texts is many times slower than over plain ones.
@@ -142,7 +145,17 @@ def annotate(runs: pd.DataFrame, epoch: str = "best") -> pd.DataFrame:
     rows: Any = _rows(runs)
     # What a table shows of an epoch is of that epoch; frames made by hand may lack the second column.
     collapsed = runs["collapsed_last" if epoch == "last" and "collapsed_last" in runs else "collapsed"]
-    return runs.assign(row=rows, score=score.where(outcome == "scored"), outcome=outcome, collapsed=collapsed)
+    annotated = runs.assign(row=rows, score=score.where(outcome == "scored"), outcome=outcome, collapsed=collapsed)
+    annotated["folds"] = pd.Series(_folds(runs, epoch), index=runs.index, dtype=object)
+    return annotated
+
+
+def _folds(runs: pd.DataFrame, epoch: str) -> list[tuple[Fold, Fold] | None]:
+    """Each run cross-fitted; frames made by hand may lack what it takes."""
+    if "half_scores" not in runs or "collapsed_epochs" not in runs:
+        return [None] * len(runs)
+    measured = zip(map(none_if_missing, runs["half_scores"]), runs["collapsed_epochs"], strict=True)
+    return [None if scores is None else cross_fit(scores, collapsed, epoch) for scores, collapsed in measured]
 
 
 def _rows(runs: pd.DataFrame) -> list[Row]:

@@ -18,6 +18,7 @@ from tfmt import protocol
 from tfmt.errors import RequestError
 from tfmt.metrics import COLLAPSED_MARK
 from tfmt.results.cells import Cell
+from tfmt.results.crossfit import PROTOCOLS, has_halves
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import (
     Group,
@@ -142,23 +143,32 @@ LAYOUTS: dict[str, Layout] = {
 TABLE_NAMES = (*LAYOUTS, "runs")
 
 
-def build_tables(runs: pd.DataFrame, name: str, epoch: str = "best") -> tuple[Table, ...]:
+def build_tables(
+    runs: pd.DataFrame,
+    name: str,
+    epoch: str = "best",
+    *,
+    protocol: str | None = None,
+) -> tuple[Table, ...]:
     """One of the papers' tables, or the list of runs.
 
     Args:
       runs: what `read_runs` returns.
       name: `1`, `2`, `3`, `4`, `fisher` or `runs`.
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
+      protocol: `paper`: rate and epoch are chosen on the split that is reported; `crossfit`: on one half of it, and
+        scored on the other; None for both, where records have scores on halves.
 
     Returns:
       One table for each group of runs that may be compared (see `groups`), the largest group first. Without runs
       for it, one table without rows, whose caption says what makes them.
 
     Raises:
-      RequestError: no such table or epoch, or runs that no table can tell apart.
+      RequestError: no such table, epoch or protocol, or runs that no table can tell apart.
     """
     if name not in TABLE_NAMES:
         raise RequestError(f"--table must be one of {', '.join(TABLE_NAMES)}. Received: {name!r}")
+    check_protocol(protocol)
     unread = (without_folders(f"Not read: {message}", 2) for message in runs.attrs.get("broken", ()))
     broken = (*tell_left_out(runs), *unread)
     annotated = annotate(runs, epoch)
@@ -179,38 +189,61 @@ def build_tables(runs: pd.DataFrame, name: str, epoch: str = "best") -> tuple[Ta
         title = layout.title
         if len(groups) > 1:
             title += f" ({part} of {len(groups)}: {describe_settings(group, differing)})"
-        tables.append(_fill(name, layout, title, group, epoch, broken))
+        tables.append(_fill(name, layout, title, group, epoch, protocol, broken))
     return tuple(tables)
 
 
-def _fill(name: str, layout: Layout, title: str, group: Group, epoch: str, broken: tuple[str, ...]) -> Table:
+def check_protocol(protocol: str | None) -> None:
+    """Refuses a protocol that there is not."""
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise RequestError(f"--protocol must be one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
+
+
+def _fill(
+    name: str, layout: Layout, title: str, group: Group, epoch: str, protocol: str | None, broken: tuple[str, ...]
+) -> Table:
     """The table of one group."""
     own = [row for row in group.rows if layout.belongs(row)]
     own.sort(key=lambda row: (row.mask_size or 0, row.mask_fraction or 0.0, row.order))
     rows = [row for row in group.rows if not layout.belongs(row)] + own
     columns = [column for column in group.columns if any((row, column) in group.cells for row in own)]
     titles = tuple(map(column_title, columns))
-    scores, rates = [], []
-    for row in rows:
-        cells = [group.cells.get((row, column)) for column in columns]
-        line = [row.title, _percent_tuned(cells), *(cell.text if cell else "-" for cell in cells)]
-        if layout.average and len(columns) > 1:
-            line.append(_average(cells))
-        scores.append(tuple(line))
-        rates.append((row.title, *(_rate(cell) for cell in cells)))
+    shown = group.runs[group.runs["column"].isin(columns)]
+    views = [protocol] if protocol else list(PROTOCOLS) if has_halves(shown) else ["paper"]
     average = ("average",) if layout.average and len(columns) > 1 else ()
+    scores, rates = [], []
+    numbers: list[dict[str, Any]] = []
+    told: list[Cell] = []
+    for view in views:
+        cells = group.cells if view == "paper" else group.under(view).cells
+        texts, chosen = [], []
+        for row in rows:
+            line = [cells.get((row, column)) for column in columns]
+            told += [cell for cell in line if cell]
+            # What is tuned does not hang on which runs have scores on halves.
+            percent = _percent_tuned(group.cells.get((row, column)) for column in columns)
+            mean = (_average(line),) if average else ()
+            texts.append((row.title, percent, *(cell.text if cell else "-" for cell in line), *mean))
+            chosen.append((row.title, *(_rate(cell) for cell in line)))
+            places = [(cell, column) for cell, column in zip(line, columns, strict=True) if cell]
+            numbers += [_numbers(group, cell, row, column, epoch, view) for cell, column in places]
+        heading = _HEADINGS[view] if len(views) > 1 or view != "paper" else ""
+        scores.append(Block(heading, ("", "tuned %", *titles, *average), tuple(texts)))
+        rates.append(Block(_RATES[view], ("", *titles), tuple(chosen)))
     return Table(
         name=name,
         title=title,
-        caption=_caption(layout, group, rows, columns, epoch) + broken,
-        blocks=(
-            Block("", ("", "tuned %", *titles, *average), tuple(scores)),
-            Block("Learning rate chosen", ("", *titles), tuple(rates)),
-        ),
-        numbers=tuple(
-            _numbers(group, row, column, epoch) for row in rows for column in columns if (row, column) in group.cells
-        ),
+        caption=_caption(layout, group, rows, columns, epoch, views, told) + broken,
+        blocks=(*scores, *rates),
+        numbers=tuple(numbers),
     )
+
+
+_HEADINGS = {
+    "paper": "The papers' protocol: chosen on the split that is reported",
+    "crossfit": "Cross-fitted: chosen on one half of the split, scored on the other",
+}
+_RATES = {"paper": "Learning rate chosen", "crossfit": "Learning rate chosen, cross-fitted"}
 
 
 def _average(cells: Iterable[Cell | None]) -> str:
@@ -222,7 +255,9 @@ def _average(cells: Iterable[Cell | None]) -> str:
 
 
 def _rate(cell: Cell | None) -> str:
-    return format_rate(cell.learning_rate) + cell.mark if cell and cell.eligible else "-"
+    if cell is None or not cell.eligible:
+        return "-"
+    return ", ".join(map(format_rate, dict.fromkeys(cell.rates))) + cell.mark
 
 
 def format_rate(rate: float) -> str:
@@ -248,13 +283,21 @@ def _percent_tuned(cells: Iterable[Cell | None]) -> str:
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
-def _numbers(group: Group, row: Row, column: str, epoch: str) -> dict[str, Any]:
+def _numbers(group: Group, cell: Cell, row: Row, column: str, epoch: str, protocol: str) -> dict[str, Any]:
     """One cell as numbers, with all that it hangs on."""
-    cell = group.cells[row, column]
-    numbers: dict[str, Any] = {"row": row.title, **asdict(row), "column": column, "task": column.partition(" ")[0]}
+    numbers: dict[str, Any] = {
+        "protocol": protocol,
+        "row": row.title,
+        **asdict(row),
+        "column": column,
+        "task": column.partition(" ")[0],
+    }
     numbers |= {"score_name": "/".join(_score_names(group, column)), "epoch": epoch}
-    numbers |= {"mean": cell.mean, "deviation": cell.deviation, "seeds": len(cell.scores), "seeds_asked": cell.asked}
-    numbers |= {"learning_rate": cell.learning_rate if cell.eligible else None, "eligible": cell.eligible}
+    numbers |= {"mean": cell.mean, "median": cell.median, "deviation": cell.deviation}
+    numbers |= {"seeds": len(cell.scores), "seeds_asked": cell.asked}
+    rates = cell.rates if cell.eligible else ()
+    numbers |= {"learning_rate": rates[0] if len(set(rates)) == 1 else None, "learning_rates": rates}
+    numbers |= {"eligible": cell.eligible}
     numbers |= {"collapsed": cell.collapsed if cell.eligible else 0, "scores": dict(cell.scores)}
     numbers |= {name: cell.lost_anywhere.get(name, 0) for name in ("diverged", "failed", "undefined")}
     numbers |= {"tuned_percent_min": cell.tuned[0] if cell.tuned else None}
@@ -272,29 +315,38 @@ def _score_names(group: Group, column: str) -> list[str]:
     return sorted(set(group.runs.loc[group.runs["column"] == column, "score_name"].dropna()))
 
 
-def _caption(layout: Layout, group: Group, rows: list[Row], columns: list[str], epoch: str) -> tuple[str, ...]:
+def _caption(
+    layout: Layout,
+    group: Group,
+    rows: list[Row],
+    columns: list[str],
+    epoch: str,
+    views: list[str],
+    cells: list[Cell],
+) -> tuple[str, ...]:
     """What the numbers are, line by line."""
     shown = group.runs[group.runs["column"].isin(columns)]
     statistic = (
         f"Percent on the development split, {epoch} epoch of each run: mean ± sample standard deviation (n - 1)"
         f" over seeds {', '.join(map(str, group.seeds))}, at the learning rate with the best mean."
     )
-    selection = (
-        "The rate (and the best epoch) is chosen on the split that is reported, as in the paper. A rate with a seed"
-        " that diverged, failed or has an undefined score is not eligible while another is; of the eligible, those with"
-        " the most seeds compete."
+    selection = [tell_paper_choice(epoch)] if "paper" in views else []
+    eligible = (
+        "A rate with a seed that diverged, failed or has an undefined score is not eligible while another is; of the"
+        " eligible, those with the most seeds compete."
     )
     marks = (
         "A dash: no runs, or no eligible rate. (2/3): fewer seeds than the table has. Lost and collapsed runs are"
         " counted behind the score."
     )
-    cells = [group.cells[row, column] for row in rows for column in columns if (row, column) in group.cells]
     if any(cell.mark for cell in cells):
         marks += (
             f" {COLLAPSED_MARK}: with runs that collapsed, which predict one class only, or a constant: such a number"
             " is what the split gives for learning nothing, and decides no claim."
         )
-    lines = [statistic, selection, marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
+    lines = [statistic, " ".join([*selection, eligible])]
+    lines += tell_crossfit(shown, epoch) if "crossfit" in views else []
+    lines += [marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
     lines[-1] = lines[-1][0].upper() + lines[-1][1:]
     versions = zip(shown["tfmt"], map(none_if_missing, shown["packages"]), strict=True)
     made_with = sorted({f"tfmt {own}" + (f", {packages}" if packages else "") for own, packages in versions})
@@ -314,6 +366,57 @@ def _caption(layout: Layout, group: Group, rows: list[Row], columns: list[str], 
     if missing:
         lines.append(f"In the paper's table and not run here: {', '.join(missing)}.")
     return tuple(lines)
+
+
+def tell_paper_choice(epoch: str) -> str:
+    """The caption line on what the papers' protocol chooses by."""
+    what = "The rate (and the best epoch)" if epoch == "best" else "The rate"
+    return f"{what} is chosen on the split that is reported, as in the paper."
+
+
+def tell_crossfit(runs: pd.DataFrame, epoch: str) -> list[str]:
+    """Caption lines on cross-fitted scores: how they are made, of which runs they cannot be, and what leaks into them.
+
+    Args:
+      runs: those that the table shows, with the columns of `annotate`.
+      epoch: whose scores.
+    """
+    what = "the rate, and the best epoch of each run, are" if epoch == "best" else "the rate is"
+    line = (
+        f"Cross-fitted: {what} chosen on one half of the split and scored on the other, both ways, averaged. Which half"
+        " an example is in hangs on its text alone. Where the halves chose different rates, both are listed."
+    )
+    if others := sorted(set(runs["score_name"].dropna()) - {"accuracy"}):
+        line += (
+            f" No means over examples, so computed on each half and averaged: {', '.join(others)}. A half on which a"
+            " score is not defined gives none, and its cell has none."
+        )
+    lines = [line]
+    ended = runs["outcome"].isin(("scored", "undefined"))
+    if count := int(sum(folds is None for folds in runs.loc[ended, "folds"])):
+        lines.append(
+            f"Not cross-fitted: {counted(count, 'run')} without scores on halves, from before they were recorded."
+        )
+    return lines + tell_searched(runs)
+
+
+def tell_searched(runs: pd.DataFrame) -> list[str]:
+    """The caption line for runs that a search chose to train: it looked at the whole split, whose halves then leak.
+
+    Args:
+      runs: with the columns of `annotate`, and `search` where records say how they were searched; `all` is no search.
+    """
+    if "search" not in runs:
+        return []
+    places: dict[str, list[str]] = {}
+    for search, row, column in zip(runs["search"], runs["row"], runs["column"], strict=True):
+        if none_if_missing(search) not in (None, "", "all"):
+            places.setdefault(str(search), []).append(f"{row.title} on {column_title(column)}")
+    return [
+        f"Searched ({search}): {', '.join(dict.fromkeys(told))}. The search looked at the whole split, so what it chose"
+        " leaks into both halves."
+        for search, told in places.items()
+    ]
 
 
 def _tell_scores(runs: pd.DataFrame, columns: list[str]) -> str:
@@ -377,7 +480,8 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
     if shared := [f"{name} {rows[0][name]}" for name in alike if name != "model" and rows[0][name]]:
         caption.append(f"All of them: {', '.join(shared)}.")
     heads = [name for name in rows[0] if name not in alike] if rows else []
-    names = [name for name in runs.columns if name not in ("row", "score", "model_name")]
+    unlisted = ("row", "score", "model_name", "half_scores", "collapsed_epochs", "folds")
+    names = [name for name in runs.columns if name not in unlisted]
     numbers = tuple(
         {str(name): none_if_missing(value) for name, value in _without_places(row).items() if name in names}
         for row in runs.to_dict("records")

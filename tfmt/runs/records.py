@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tfmt.bert.configs import public_name
 from tfmt.errors import RequestError
 from tfmt.files import UnreadableError, check_path, exists, parse_json
+from tfmt.metrics import headline
 from tfmt.runs.pack import PackedRun, read_pack, write_pack
 from tfmt.runs.sealed import seal_json, unseal
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
+from tfmt.tasks import Task, custom_task, find_task
 from tfmt.training.distribution import Distributions
 from tfmt.training.epoch import Count, Epoch, Score, Seconds
 from tfmt.training.predictions import Predictions, read_predictions
@@ -205,6 +207,27 @@ class Record(_Sealed):
         if self.spec.keep_epoch == "last":
             return len(self.result.epochs)
         return self.result.best_epoch or 1  # the first, where no epoch has a defined score
+
+    @property
+    def half_scores(self) -> tuple[tuple[float | None, float | None], ...] | None:
+        """The score on each half of the (first) development split, epoch by epoch; None where it is not defined.
+
+        None for the run if an epoch was not measured on halves, as in records of earlier versions.
+        """
+        if self.result is None or not self.result.epochs or not all(epoch.halves for epoch in self.result.epochs):
+            return None
+        task = self._task()
+        measured = [
+            [headline(task, {split: told[half] for split, told in epoch.halves.items()}) for half in (0, 1)]
+            for epoch in self.result.epochs
+        ]
+        return tuple((first, second) for first, second in measured)
+
+    def _task(self) -> Task:
+        if self.spec.task != "custom" or not self.spec.task_type:
+            return find_task(self.spec.task)
+        classes = next(iter(self.result.predicted.values()), {}) if self.result else {}
+        return custom_task(self.spec.task_type, self.spec.text_columns, tuple(classes))
 
 
 class WeightDistributions(_Sealed):
@@ -473,8 +496,8 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
     Returns:
       A DataFrame: `run_id`, `status`, `error`, every field of the spec, `tuned`, `tuned_percent`, `score_name`,
       `score_best`, `score_last`, `score_test` (fractions), `best_epoch`, `collapsed` (in the best epoch),
-      `collapsed_last`, `examples` ({split: N of
-      its score}), `seconds`,
+      `collapsed_last`, `half_scores` (of each epoch, see `Record.half_scores`), `collapsed_epochs` (in each),
+      `examples` ({split: N of its score}), `seconds`,
       `frozen_changed`, `tfmt` (version), `arithmetic`, `packages` (versions of Python and of what computes),
       `model_name` (what tables call the base model), `model_sha256`, `data_sha256`.
     """
@@ -492,6 +515,8 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
             row["examples"] = record.result.scored
             row["collapsed"] = record.result.collapsed_in(record.result.best_epoch)
             row["collapsed_last"] = record.result.collapsed_in(len(record.result.epochs))
+            row["half_scores"] = record.half_scores
+            row["collapsed_epochs"] = tuple(epoch.collapsed for epoch in record.result.epochs)
         if record.cost:
             row["seconds"] = record.cost.setup_seconds + record.cost.train_seconds + record.cost.eval_seconds
         if record.proof:
@@ -504,17 +529,9 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
         row |= {"model_sha256": origin.model_sha256, "data_sha256": origin.data_sha256}
         rows.append(row)
     columns = ["run_id", "status", "error", *RunSpec.model_fields, "tuned", "tuned_percent", "score_name", "score_best"]
-    columns += [
-        "score_last",
-        "score_test",
-        "best_epoch",
-        "collapsed",
-        "collapsed_last",
-        "examples",
-        "seconds",
-        "frozen_changed",
-    ]
-    columns += ["tfmt", "arithmetic", "packages", "model_name", "model_sha256", "data_sha256"]
+    columns += ["score_last", "score_test", "best_epoch", "collapsed", "collapsed_last", "half_scores"]
+    columns += ["collapsed_epochs", "examples", "seconds", "frozen_changed", "tfmt", "arithmetic", "packages"]
+    columns += ["model_name", "model_sha256", "data_sha256"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["broken"] = list(broken)
     return frame

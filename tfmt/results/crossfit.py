@@ -1,0 +1,62 @@
+"""Scores by examples that have not chosen anything: one half of the split chooses rate and epoch, the other scores.
+
+The papers choose the learning rate and the epoch on the split that they report. What is then reported is the largest of
+many numbers, whose luck is in it: the more tries, the more of it. Cross-fitting chooses by one half's examples and
+scores by the other's, once each way round, and averages the two, so that every example is scored and none has chosen
+what it is scored by. Which half an example is in hangs on its text alone (`Examples.halves`), so it is the same one in
+all runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROTOCOLS = ("paper", "crossfit")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A run as one choice sees it.
+
+    Attributes:
+      chooses: the score by which its learning rate competes; None where it is not defined.
+      reports: the score that counts if that rate is chosen; None where it is not defined.
+      collapsed: whether the epoch that it is of predicted one class only, or a constant.
+    """
+
+    chooses: float | None
+    reports: float | None
+    collapsed: bool
+
+
+def cross_fit(
+    half_scores: Sequence[tuple[float | None, float | None]], collapsed: Sequence[bool | None], epoch: str
+) -> tuple[Fold, Fold]:
+    """A run's two folds: the first half chooses and the second reports, and the other way round.
+
+    Args:
+      half_scores: the score on each half, epoch by epoch.
+      collapsed: of each epoch, whether it collapsed.
+      epoch: `best`: each fold takes the best epoch on its half that chooses, the earliest of equal ones; `last`: the
+        last.
+    """
+    folds = []
+    for half in (0, 1):
+        known = [(pair[half], -at) for at, pair in enumerate(half_scores) if pair[half] is not None]
+        if epoch == "last" or not known:
+            at = len(half_scores) - 1
+        else:
+            at = -max(known)[1]
+        chooses, reports = half_scores[at][half], half_scores[at][1 - half]
+        folds.append(Fold(chooses, reports, collapsed[at] is True))
+    return folds[0], folds[1]
+
+
+def has_halves(runs: pd.DataFrame) -> bool:
+    """Whether any of these runs, as `annotate` leaves them, has scores on halves."""
+    return any(folds is not None for folds in runs["folds"])
