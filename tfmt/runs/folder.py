@@ -13,6 +13,7 @@ from tfmt.bert.base_weights import tell_difference
 from tfmt.errors import RequestError, RunError
 from tfmt.files import UnreadableError, UnwritableError, exists, parse_json, write_whole
 from tfmt.runs.lease import Lease, is_lease
+from tfmt.runs.paused import PAUSED_FILE
 from tfmt.runs.records import RECORD_FILE, SPEC_FILE, Record, read_record
 from tfmt.runs.sealed import seal_json, unseal
 from tfmt.selection.stored import TUNED_FILE
@@ -144,19 +145,34 @@ def tidy_finished(folder: Path, record: Record) -> None:
     """
     ended = record.status != "failed"
     with contextlib.suppress(RunError, OSError):  # somebody is at it, or it is a folder to look at only
-        if any(_is_left(name) or (ended and name == CHECKPOINT) for name in os.listdir(folder)):
+        if any(_is_left(name) or (ended and name in (CHECKPOINT, PAUSED_FILE)) for name in os.listdir(folder)):
             with Lease(folder):  # who ends with a record there takes all leases along
                 clear_leftovers(folder)
                 if ended:
-                    clear_checkpoint(folder)
+                    clear_ended(folder)
 
 
 def _is_left(name: str) -> bool:
     return is_lease(name) or any(fnmatch.fnmatchcase(name, pattern) for pattern in _HALF_WRITTEN)
 
 
+def clear_ended(folder: Path) -> None:
+    """Removes what a run that has ended was to go on from; only who holds the folder's lease may do so."""
+    (folder / PAUSED_FILE).unlink(missing_ok=True)
+    clear_checkpoint(folder)
+
+
+def drop_paused(folder: Path) -> None:
+    """Removes the checkpoint of a run that waits and is not gone on with, unless a living process has the folder."""
+    with contextlib.suppress(RunError, OSError):
+        if (folder / PAUSED_FILE).exists() and (folder / CHECKPOINT).exists():
+            with Lease(folder):
+                clear_leftovers(folder)
+                clear_checkpoint(folder)
+
+
 def clear_checkpoint(folder: Path) -> None:
-    """Removes the checkpoint of a run that has ended; only who holds the folder's lease may do so."""
+    """Removes a run's checkpoint; only who holds the folder's lease may do so."""
     for path in (folder / CHECKPOINT).glob("*.safetensors"):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there is none, or it holds something of somebody else's

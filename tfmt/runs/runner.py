@@ -7,7 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,9 @@ from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
 from tfmt.files import UnreadableError, UnwritableError, disk_error, write_whole
 from tfmt.runs import origin
-from tfmt.runs.folder import clear_checkpoint, clear_leftovers, finished, note_spec, open_folder
+from tfmt.runs.folder import clear_ended, clear_leftovers, finished, note_spec, open_folder
 from tfmt.runs.lease import Lease
+from tfmt.runs.paused import PAUSED_FILE, Paused
 from tfmt.runs.records import (
     DISTRIBUTIONS_FILE,
     RECORD_FILE,
@@ -361,12 +362,34 @@ def execute(request: Request, bench: Workbench, *, started: float, quiet: bool =
       RunError: the run failed; where it is the run's own fault a record says so.
       Stop: a signal asked for it; what is kept is said, and the next call goes on.
     """
+    record = execute_until(
+        request, bench, request.spec.epochs, started=started, quiet=quiet, before_write=before_write, tell=tell
+    )
+    assert isinstance(record, Record)
+    return record
+
+
+def execute_until(request: Request, bench: Workbench, epoch: int, *, started: float, quiet: bool = False,
+                  before_write: Callable[[], None] = lambda: None,
+                  tell: Callable[[Standing], None] | None = None) -> Record | Paused:  # fmt: skip
+    """Trains a run until an epoch has ended, and lets it wait there: the next call goes on, as after an interruption.
+
+    Args:
+      epoch: how many epochs of the run; from its last one on this is `execute`.
+
+    Returns:
+      What `paused.json` says beside the run's checkpoint; or the record of a run that ended before, whoever ended it.
+
+    Raises:
+      As `execute`.
+    """
     with _surroundings_told(request):
-        return _hold_and_execute(request, bench, started, quiet, before_write, tell)
+        return _hold_and_execute(request, bench, epoch, started, quiet, before_write, tell)
 
 
-def _hold_and_execute(request: Request, bench: Workbench, started: float, quiet: bool,
-                      before_write: Callable[[], None], tell: Callable[[Standing], None] | None) -> Record:  # fmt: skip
+def _hold_and_execute(request: Request, bench: Workbench, epoch: int, started: float, quiet: bool,
+                      before_write: Callable[[], None],
+                      tell: Callable[[Standing], None] | None) -> Record | Paused:  # fmt: skip
     open_folder(request)
     with streams.tolerated(), Lease(request.folder) as lease:
         note_spec(request)
@@ -378,25 +401,28 @@ def _hold_and_execute(request: Request, bench: Workbench, started: float, quiet:
             before_write()
 
         with signals.held():
-            record = finished(request)
-            if record is None:
-                record = _execute(request, bench, started, quiet, check, tell)
+            ended: Record | Paused | None = finished(request)
+            if ended is None:
+                ended = _execute(request, bench, epoch, started, quiet, check, tell)
             else:  # by a process that may have been killed just behind its record
-                clear_checkpoint(request.folder)
-    signals.check("the run has ended, and its record is written")
-    return record
+                clear_ended(request.folder)
+    signals.check(f"the run has ended, and its {'record' if isinstance(ended, Record) else PAUSED_FILE} is written")
+    return ended
 
 
-def _execute(request: Request, bench: Workbench, started: float, quiet: bool,
-             before_write: Callable[[], None], tell: Callable[[Standing], None] | None) -> Record:  # fmt: skip
+def _execute(request: Request, bench: Workbench, epoch: int, started: float, quiet: bool,
+             before_write: Callable[[], None], tell: Callable[[Standing], None] | None) -> Record | Paused:  # fmt: skip
     from tfmt.training.fine_tune import FineTuning
 
     begun = origin.now()
     run = FineTuning(bench, request.spec, request.folder, quiet=quiet, before_write=before_write,
-                     union=request.union, model_sha256=request.digests["model"], tell=tell)  # fmt: skip
+                     union=request.union, model_sha256=request.digests["model"], tell=tell,
+                     until_epoch=epoch)  # fmt: skip
     try:
         outcome = run.run()
         _check_model(request)
+        if outcome.status == "paused":
+            return _pause(request, bench, outcome, epoch, before_write)
         record = _record(request, outcome, bench, outcome.status, outcome.error, begun, run.ready - started)
         if request.spec.keep == "tuned" and record.status == "completed":
             digest = _store_tuned(request, bench, run.kept_values(), before_write)
@@ -488,7 +514,25 @@ def _finish(request: Request, record: Record, before_write: Callable[[], None]) 
     before_write()
     write_whole(request.folder / RECORD_FILE, record.to_json().encode())
     if record.status != "failed":
+        with suppress(OSError):  # it says nothing any more
+            (request.folder / PAUSED_FILE).unlink(missing_ok=True)
         shutil.rmtree(request.folder / "checkpoint", ignore_errors=True)
+
+
+def _pause(
+    request: Request, bench: Workbench, outcome: Outcome, epoch: int, before_write: Callable[[], None]
+) -> Paused:
+    """Notes how far a run has come whose checkpoint is written."""
+    paused = Paused(
+        schema_=1, run_id=request.run_id, spec=request.spec, rung=epoch, score_name=request.task.headline_name,
+        epochs=outcome.state.epochs, examples={name: len(split) for name, split in bench.splits.items()},
+        model=_model_facts(request), arithmetic=ARITHMETIC, data_sha256=request.digests["data"],
+    )  # fmt: skip
+    before_write()
+    write_whole(request.folder / PAUSED_FILE, paused.to_json().encode())
+    # Of a run that failed and is tried again: it has not ended, as it will tell where it ends another time.
+    (request.folder / RECORD_FILE).unlink(missing_ok=True)
+    return paused
 
 
 def _record(request: Request, outcome: Outcome | None, bench: Workbench, status: str, error: str | None,

@@ -68,7 +68,7 @@ class RunState(BaseModel):
 
 
 class Outcome(BaseModel):
-    """How a run ended."""
+    """How a run ended, or where it was to stop (`paused`)."""
 
     status: str
     error: str | None
@@ -102,16 +102,19 @@ class FineTuning:
       union: for `fisher_from`, the selected indices by path.
       model_sha256: digest of the base model, noted beside the Fisher information.
       tell: is told now and then where the run stands.
+      until_epoch: stop after so many epochs of the run, its checkpoint written; None for the run's end. What comes
+        after that goes on as after an interruption.
     """
 
     def __init__(
         self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None,
         union: Mapping[str, np.ndarray] | None = None, model_sha256: str = "",
-        tell: Callable[[Standing], None] | None = None,
+        tell: Callable[[Standing], None] | None = None, until_epoch: int | None = None,
     ) -> None:  # fmt: skip
         self.bench, self.spec, self.folder, self.quiet = bench, spec, folder, quiet
         self.before_write = before_write or (lambda: None)
         self.union, self.model_sha256, self.tell = union, model_sha256, tell
+        self.until_epoch = spec.epochs if until_epoch is None else min(until_epoch, spec.epochs)
         self.fisher_notes: FisherNotes | None = None
         self.checkpoint = folder / "checkpoint"
         self.train = bench.splits["train"]
@@ -124,7 +127,7 @@ class FineTuning:
         self._checkpoints: list[tuple[Path, Path]] = []  # the last two: state, and the kept weights that it names
 
     def run(self) -> Outcome:
-        """Trains to the end.
+        """Trains to the end, or to the epoch after which it shall stop.
 
         Raises:
           RunError: the disk is full, or a weight outside the selection moved.
@@ -144,13 +147,16 @@ class FineTuning:
                 total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet, tell=self.tell
             ) as progress:
                 self.events.catch_up(self.state)
-                while self.state.epoch < spec.epochs and error is None:
+                while self.state.epoch < self.until_epoch and error is None:
                     signals.check(self._tell_kept())
                     error = self._train_epoch(progress) or self._find_lost_weight()
                     if error is None:
                         self._end_epoch(progress)
             outcome = self._prove(error)
-            self.events.end(self.state, completed=outcome.status == "completed")
+            if outcome.status == "paused":
+                self.events.flush()
+            else:
+                self.events.end(self.state, completed=outcome.status == "completed")
         return outcome
 
     def _start(self) -> None:
@@ -497,7 +503,8 @@ class FineTuning:
         found = examine(
             bench.selection.weights, bench.selected(), bench.base_value, self._frozen, bench.copies()
         )  # fmt: skip
-        ended = "completed" if error is None else "diverged"
+        whole = self.state.epoch == self.spec.epochs
+        ended = "diverged" if error is not None else "completed" if whole else "paused"
         if found.frozen_changed:
             bench.spoiled = f"{counted(found.frozen_changed, 'weight')} outside the selection changed"
         elif found.disagreeing:

@@ -1,0 +1,112 @@
+"""`paused.json`: how far a run came that a search stopped after an epoch, and what it scored until there.
+
+It lies beside the checkpoint of a run that waits for what other runs show, and stays where the run is not gone on with;
+then its checkpoint is gone. It goes when the run has a record, which says more. A run that was killed on its way on
+still has it, so that what a search decided by it is decided the same way again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tfmt.errors import RequestError
+from tfmt.files import UnreadableError, exists
+from tfmt.runs.records import RECORD_FILE, ModelFacts, seal_json, unseal
+from tfmt.spec import RunSpec
+from tfmt.training.epoch import Count, Epoch
+
+PAUSED_FILE = "paused.json"
+
+
+class Paused(BaseModel):
+    """A run that was stopped after an epoch, to go on later or never.
+
+    Attributes:
+      run_id: the run.
+      spec: the whole run, whose schedule it follows: what it did is the beginning of that.
+      rung: the epoch after which it was to stop; a run that had come further already stopped there.
+      score_name: of the score that tables show.
+      epochs: what a record would say of the epochs that ended.
+      examples: N of each split.
+      model: the base model.
+      arithmetic: the number of tfmt's arithmetic.
+      data_sha256: digest of the data.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", allow_inf_nan=False, protected_namespaces=(),
+        alias_generator=lambda name: name.rstrip("_"), populate_by_name=True,
+    )  # fmt: skip
+
+    schema_: Literal[1]
+    run_id: str
+    spec: RunSpec
+    rung: Annotated[int, Field(ge=1)]
+    score_name: str
+    epochs: Annotated[list[Epoch], Field(min_length=1)]
+    examples: dict[str, Count]
+    model: ModelFacts
+    arithmetic: int
+    data_sha256: str
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have ended."""
+        return len(self.epochs)
+
+    def to_json(self) -> str:
+        """The content as it is stored, with a digest of itself."""
+        return seal_json(json.loads(self.model_dump_json(by_alias=True)))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unseal(cls, content: Any) -> Any:
+        return unseal(content)
+
+
+def read_paused(folder: str | Path) -> Paused | None:
+    """How far a run came that a search stopped; None where there is no such file.
+
+    Args:
+      folder: the run's.
+
+    Raises:
+      RequestError: the file is damaged.
+      UnreadableError: it is there and cannot be read now.
+    """
+    path = Path(folder) / PAUSED_FILE
+    try:
+        return Paused.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnreadableError.of(path, error) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        what = first["msg"].removeprefix("Value error, ")
+        raise RequestError(f"{path}: broken: {where}: {what}; delete it, and the next sweep makes it anew") from None
+
+
+def find_paused(runs: str | Path) -> tuple[list[Paused], list[str]]:
+    """The runs below a folder that a search stopped and that have no record.
+
+    Args:
+      runs: the `--output_dir` of the runs, or one run's own folder.
+
+    Returns:
+      What each left, and a message for each that cannot be read.
+    """
+    root = Path(runs)
+    found, broken = [], []
+    for path in sorted([*root.glob(PAUSED_FILE), *root.glob(f"*/{PAUSED_FILE}")]):
+        try:
+            if not exists(path.parent / RECORD_FILE) and (paused := read_paused(path.parent)) is not None:
+                found.append(paused)
+        except (RequestError, UnreadableError) as error:
+            broken.append(str(error))
+    return found, broken
