@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from tfmt import figures
 from tfmt.figures.style import look
-from tfmt.runs.records import RECORD_FILE, Record, unseal
+from tfmt.runs.records import RECORD_FILE, Record
+from tfmt.runs.sealed import unseal
 
 Add = Callable[..., Record]
 Check = Callable[[Figure], None]

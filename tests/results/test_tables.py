@@ -21,7 +21,8 @@ from tfmt.results.formats import FORMATS, Table, format_tables
 from tfmt.results.groups import tell_left_out
 from tfmt.results.tables import TABLE_NAMES, build_tables, format_percent, format_rate
 from tfmt.results.where import narrow
-from tfmt.runs.records import RECORD_FILE, read_runs, seal_json
+from tfmt.runs.records import RECORD_FILE, read_runs
+from tfmt.runs.sealed import seal_json
 from tfmt.spec import ARITHMETIC
 
 AddRun = Callable[..., Any]

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from tfmt.errors import RequestError
-from tfmt.runs.records import Record, find_records, read_record, seal_json
+from tfmt.runs.records import Record, find_records, read_record
+from tfmt.runs.sealed import seal_json
 from tfmt.spec import RunSpec
 
 RECORD = {

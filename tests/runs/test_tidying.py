@@ -8,8 +8,9 @@ import tfmt
 from tfmt import sweep, train
 from tfmt.runs.folder import tidy_finished
 from tfmt.runs.lease import Lease
-from tfmt.runs.records import read_record, seal_json, unseal
+from tfmt.runs.records import read_record
 from tfmt.runs.runner import prepare, record_failure
+from tfmt.runs.sealed import seal_json, unseal
 from tfmt.spec import RunSpec
 
 

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from tfmt import export
 from tfmt.bert.base_weights import model_digest
-from tfmt.runs.records import seal_json, unseal
 from tfmt.runs.runner import execute, make_bench, prepare
+from tfmt.runs.sealed import seal_json, unseal
 from tfmt.spec import RunSpec
 from tfmt.tuned import export as writers
 from tfmt.tuned.load import load_tuned

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tfmt.errors import RequestError
 from tfmt.files import UnreadableError, exists
-from tfmt.runs.records import RECORD_FILE, ModelFacts, seal_json, unseal
+from tfmt.runs.records import RECORD_FILE, ModelFacts
+from tfmt.runs.sealed import seal_json, unseal
 from tfmt.spec import RunSpec
 from tfmt.training.epoch import Count, Epoch
 
