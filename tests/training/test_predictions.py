@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from tfmt.data.examples import Examples
+from tfmt.data.sources import read_dataset
 from tfmt.runs.records import read_record
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
@@ -31,7 +32,9 @@ def test_metrics_of_every_epoch_and_half_are_made_again_from_the_file(bench, set
     stored = read_predictions(request.folder, sha256=record.predictions_sha256)
     assert stored.run_id == record.run_id
     texts = request.dataset.splits["validation"].texts
-    halves = np.array([hashlib.sha256("\0".join(pair).encode()).digest()[0] % 2 for pair in zip(*texts, strict=True)])
+    halves = np.array(
+        [hashlib.sha256("\0".join(("half", *pair)).encode()).digest()[0] % 2 for pair in zip(*texts, strict=True)]
+    )
     assert set(halves) == {0, 1}
     truth = stored.truth["validation"]
     np.testing.assert_array_equal(truth.labels, request.dataset.splits["validation"].labels)
@@ -100,6 +103,12 @@ def test_sentences_of_tokens_stay_whole_in_their_half(toy_bert, tmp_path):
     told = record.result.epochs[0].halves["validation"]
     for half in (0, 1):
         assert told[half]["accuracy"] == (pytest.approx(right[half] / words[half]) if words[half] else None)
+
+
+def test_halves_of_the_packaged_text_are_halves():
+    """Its validation split was itself made by a hash of the text."""
+    halves = read_dataset("rotten_tomatoes").splits["validation"].halves
+    assert abs(halves.mean() - 0.5) < 3 * 0.5 / len(halves) ** 0.5
 
 
 def test_half_depends_on_the_texts_alone():

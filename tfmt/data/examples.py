@@ -64,7 +64,8 @@ class Examples:
     def halves(self) -> np.ndarray:
         """Which half each example is in for cross-fitted scores: 0 or 1 by a hash of its texts, uint8 `(examples,)`.
 
-        It depends on nothing else: it is the same in all runs, whatever is limited, and equal texts are together.
+        It depends on nothing else: it is the same in all runs, whatever is limited, and equal texts are together. The
+        hash is one of its own, since splits may have been made by a hash of the same texts.
         """
         if self.sentence_lengths is None:
             rows: Iterable[tuple[str, ...]] = zip(*self.texts, strict=True)
@@ -74,7 +75,7 @@ class Examples:
                 tuple(self.texts[0][end - length : end])
                 for end, length in zip(ends.tolist(), self.sentence_lengths.tolist(), strict=True)
             )
-        texts = ("\0".join(row).encode("utf-8", "surrogatepass") for row in rows)
+        texts = ("\0".join(("half", *row)).encode("utf-8", "surrogatepass") for row in rows)
         return np.array([hashlib.sha256(text).digest()[0] & 1 for text in texts], np.uint8)
 
     @functools.cached_property
