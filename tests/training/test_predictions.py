@@ -108,13 +108,15 @@ def test_sentences_of_tokens_stay_whole_in_their_half(toy_bert, tmp_path):
 def test_halves_of_the_packaged_text_are_halves():
     """Its validation split was itself made by a hash of the text."""
     halves = read_dataset("rotten_tomatoes").splits["validation"].halves
-    assert abs(halves.mean() - 0.5) < 3 * 0.5 / len(halves) ** 0.5
+    assert np.bincount(halves).tolist() == [508, 509]
 
 
-def test_half_depends_on_the_texts_alone():
-    whole = Examples((["one", "two", "three", "one"], ["a", "b", "c", "a"]), np.array([0, 1, 0, 1], np.int32))
-    assert whole.halves[0] == whole.halves[3]
-    part = whole.take(np.array([2, 3]))
-    np.testing.assert_array_equal(part.halves, whole.halves[[2, 3]])
-    words = Examples((["one", "a", "two"],), None, np.array([2, 1]))
-    assert words.halves[0] == whole.halves[0]
+def test_half_depends_on_the_texts_alone_and_equal_ones_are_together():
+    texts = [f"text {number // 2}" for number in range(40)]
+    whole = Examples((texts,), np.arange(40) % 2)
+    np.testing.assert_array_equal(whole.halves[::2], whole.halves[1::2])
+    assert np.bincount(whole.halves).tolist() == [20, 20]
+    order = np.random.default_rng(0).permutation(40)
+    np.testing.assert_array_equal(whole.take(order).halves, whole.halves[order])
+    words = Examples((" ".join(texts).split(),), None, np.full(40, 2))
+    assert np.bincount(words.halves).tolist() == [20, 20]

@@ -62,10 +62,11 @@ class Examples:
 
     @functools.cached_property
     def halves(self) -> np.ndarray:
-        """Which half each example is in for cross-fitted scores: 0 or 1 by a hash of its texts, uint8 `(examples,)`.
+        """Which half each example is in for cross-fitted scores: 0 or 1, uint8 `(examples,)`.
 
-        It depends on nothing else: it is the same in all runs, whatever is limited, and equal texts are together. The
-        hash is one of its own, since splits may have been made by a hash of the same texts.
+        The examples whose hash is below the median are the first half. That depends on the texts alone, so it is the
+        same in all runs, and equal texts are together. The hash is one of its own, since splits may have been made by
+        a hash of the same texts.
         """
         if self.sentence_lengths is None:
             rows: Iterable[tuple[str, ...]] = zip(*self.texts, strict=True)
@@ -76,7 +77,10 @@ class Examples:
                 for end, length in zip(ends.tolist(), self.sentence_lengths.tolist(), strict=True)
             )
         texts = ("\0".join(("half", *row)).encode("utf-8", "surrogatepass") for row in rows)
-        return np.array([hashlib.sha256(text).digest()[0] & 1 for text in texts], np.uint8)
+        hashes = np.array([int.from_bytes(hashlib.sha256(text).digest()[:8], "big") for text in texts], np.uint64)
+        return (
+            (hashes >= np.sort(hashes)[len(hashes) // 2]).astype(np.uint8) if len(hashes) else hashes.astype(np.uint8)
+        )
 
     @functools.cached_property
     def text_digest(self) -> str:
