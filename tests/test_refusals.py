@@ -161,6 +161,13 @@ row("report into a folder", "report", ("--runs=study", "--table=runs", "--output
 row("pack into no folder", "report", ("--runs=study", "--pack=none/a.gz"), ["--pack", "no folder"])
 row("pack and table", "report", ("--runs=study", "--pack=a.gz", "--table=runs"), ["--table", "--pack"])
 row("pack as a table", "report", ("--runs=study", "--pack=a.gz", "--format=csv"), ["--format", "--pack"])
+row("command and table", "report", ("--runs=study", "--command=one", "--table=runs"), ["--table", "--command"])
+row("command of no run", "report", ("--runs=run", "--command=two"), ["--command=two", "no run", "one"])
+row("command of an empty name", "report", ("--runs=run", "--command="), "--command")
+row("difference of one run", "report", ("--runs=run", "--diff=one"), ["--diff=one", "two runs"])
+row("difference of three runs", "report", ("--runs=run", "--diff=one,one,one"), ["--diff", "two runs"])
+row("difference of no run", "report", ("--runs=run", "--diff=one,two"), ["--diff=two", "no run"])
+row("difference by an epoch", "report", ("--runs=run", "--diff=one,one", "--epoch=last"), ["--epoch", "--diff"])
 row("report below a file", "report", ("--runs=study", "--table=runs", "--output=file/out"), ["--output=file/out"],
     files={"file": b""})  # fmt: skip
 row("figure into no folder", "analyze", ("--runs=study", "--figure=rates", "--output=none/a.png"), ["--output"])

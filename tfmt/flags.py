@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
 import re
 import sys
@@ -140,6 +142,31 @@ def read_spec(values: flags.FlagValues) -> RunSpec:
             "no whole block lies below what trains; leave it out"
         )
     return spec
+
+
+_NAMING = ("model", "task", "mode", "learning_rate", "seed")
+
+
+def write_flags(spec: RunSpec) -> list[str]:
+    """The flags of tfmt-train that ask for a spec: those that name a run, and those that are off their defaults.
+
+    Example:
+      >>> write_flags(RunSpec.make(model="demo", task="mrpc", mode="frozen", learning_rate=1e-3, epochs=2))
+      ['--model=demo', '--task=mrpc', '--mode=frozen', '--learning_rate=0.001', '--epochs=2', '--seed=0']
+    """
+    given = []
+    for name, field in RunSpec.model_fields.items():
+        value = getattr(spec, name)
+        if name in _NAMING or value != field.default:
+            given.append(f"--{name}={_write_list(value) if isinstance(value, tuple) else value}")
+    return given
+
+
+def _write_list(entries: tuple[str, ...]) -> str:
+    """A comma list as absl reads it, whose entries may hold commas and quotes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(entries)
+    return text.getvalue()
 
 
 def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from absl import flags
 
 from tfmt.errors import RequestError
 from tfmt.files import check_output, write_whole
-from tfmt.flags import Command, define_runs, run_command
+from tfmt.flags import Command, define_runs, run_command, write_flags
 from tfmt.words import counted
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from tfmt.runs.records import Record
 
-_SUMMARY = "Prints the papers' tables and checks their claims, from the records below a folder."
+_SUMMARY = "Prints the papers' tables and checks their claims, from the records of runs; packs runs into one file."
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -36,6 +37,10 @@ def _define(values: flags.FlagValues) -> None:
                       "Whose score counts; P1 does not say, so records hold both.", flag_values=values)  # fmt: skip
     flags.DEFINE_string("pack", "", "File to pack the runs into, like study.jsonl.gz: records, predictions and "
                         "distributions, no weights; --runs takes it.", flag_values=values)  # fmt: skip
+    flags.DEFINE_string("command", "", "A run, by its folder, id or a part of that: prints the tfmt-train line that "
+                        "makes it again.", flag_values=values)  # fmt: skip
+    flags.DEFINE_list("diff", [], "Two runs, named as for --command: shows what differs, settings, versions, "
+                      "machine and scores epoch by epoch.", flag_values=values)  # fmt: skip
     flags.DEFINE_enum("protocol", None, ["paper", "crossfit"],
                       "How rate and epoch are chosen: paper on the split that is reported, crossfit on one half of it"
                       " and scored on the other; both where records have halves.", flag_values=values)  # fmt: skip
@@ -43,18 +48,20 @@ def _define(values: flags.FlagValues) -> None:
 
 
 # What is asked for instead of tables, and the flags that mean something beside it.
-_ALONE = {"pack": ("runs", "where")}
-_OF_REPORT = ("where", "table", "claims", "epoch", "format", "output", *_ALONE)
+_ALONE = {"pack": ("where",), "command": ("output",), "diff": ("format", "output")}
+_OF_REPORT = ("where", "table", "claims", "epoch", "protocol", "format", "output", *_ALONE)
 
 
 def _check(values: flags.FlagValues) -> None:
     asked = [name for name in ("table", "claims", *_ALONE) if values[name].value]
     if not asked:
-        raise RequestError("give --table=1, 2, 3, 4, fisher or runs, or --claims, or --pack")
+        raise RequestError("give --table=1, 2, 3, 4, fisher or runs, --claims, --pack, --command or --diff")
     alone = next((name for name in asked if name in _ALONE), None)
     idle = [name for name in _OF_REPORT if alone and name not in (alone, *_ALONE[alone]) and values[name].present]
     if idle:
         raise RequestError(f"--{idle[0]} means nothing beside --{alone}; leave one of them out")
+    if values.diff and len(values.diff) != 2:
+        raise RequestError(f"--diff={','.join(values.diff)}: give two runs, --diff=A,B")
     for name, path in (("output", values.output), ("pack", values.pack)):
         if path:
             check_output(Path(path), f"--{name}")
@@ -62,6 +69,10 @@ def _check(values: flags.FlagValues) -> None:
 
 def _main(values: flags.FlagValues) -> int:
     _check(values)
+    if values.command:
+        return _write(values, _tell_command(values))
+    if values.diff:
+        return _write(values, _tell_difference(values))
     from tfmt.results.where import narrow
     from tfmt.runs.records import find_records, none_found, tabulate
 
@@ -75,7 +86,10 @@ def _main(values: flags.FlagValues) -> int:
         return _pack(values, records, broken)
     for line in [*broken, *runs.attrs["left_out"]]:
         print(f"tfmt-report: {line}", file=sys.stderr)
-    text = _make_tables(values, runs, records)
+    return _write(values, _make_tables(values, runs, records))
+
+
+def _write(values: flags.FlagValues, text: str) -> int:
     if values.output:
         write_whole(Path(values.output), (text + "\n").encode())
         print(f"wrote {values.output}", file=sys.stderr)
@@ -113,6 +127,34 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     return format_tables(tables, values.format)
 
 
+def _tell_command(values: flags.FlagValues) -> str:
+    """The command line that makes a run again."""
+    from tfmt.runs.records import find_run
+
+    record, _ = find_run(values.runs, values.command, "--command")
+    commit = record.model.commit if record.model else None
+    if commit and record.spec.revision != commit:
+        print(f"tfmt-report: it ran on commit {commit} of the hub: --revision={commit}", file=sys.stderr)
+    return shlex.join(["tfmt-train", *write_flags(record.spec)])
+
+
+def _tell_difference(values: flags.FlagValues) -> str:
+    """What differs between two runs."""
+    from tfmt.results.difference import tabulate_difference
+    from tfmt.results.formats import format_tables
+    from tfmt.runs.records import find_predictions, find_run
+
+    found = [find_run(values.runs, name, "--diff") for name in values.diff]
+    predictions = []
+    for record, place in found:
+        known, broken = find_predictions(place, [record])
+        for line in broken:
+            print(f"tfmt-report: {line}", file=sys.stderr)
+        predictions.append(known.get(record.run_id))
+    (one, _), (other, _) = found
+    return format_tables([tabulate_difference(one, other, (predictions[0], predictions[1]))], values.format)
+
+
 def _pack(values: flags.FlagValues, records: list[Record], broken: list[str]) -> int:
     """Writes the runs as one file."""
     from tfmt.runs.records import pack_runs
@@ -129,6 +171,7 @@ _EXAMPLES = (
     "tfmt-report --runs=runs --table=runs",
     "tfmt-report --table=1 --format=latex --output=table1.tex",
     "tfmt-report --runs=runs --pack=study.jsonl.gz",
+    "tfmt-report --diff=mrpc-full-lr5e-05-s0,mrpc-full-lr5e-05-s1",
 )
 COMMAND = Command("tfmt-report", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
 

@@ -1,10 +1,11 @@
-"""What made a record: versions of the packages and of tfmt's own code."""
+"""What made a record: versions of the packages and of tfmt's own code, and the machine."""
 
 from __future__ import annotations
 
 import datetime
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -51,6 +52,34 @@ def _git(folder: Path, *arguments: str) -> str:
 def python_version() -> str:
     """The interpreter's version."""
     return platform.python_version()
+
+
+# Which of them a processor has decides which kernels compute, and so the last bits.
+_INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve", "bf16")
+
+
+@functools.cache
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The processor's name, and which wide instructions it has; None where the system tells neither.
+
+    Args:
+      cpuinfo: where Linux tells of it.
+    """
+    try:
+        told = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or None
+    lines = (line.partition(":") for line in told.splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in reversed(list(lines))}
+    name = facts.get("model name") or platform.machine()
+    present = (facts.get("flags") or facts.get("Features") or "").split()
+    wide = ", ".join(instruction for instruction in _INSTRUCTIONS if instruction in present)
+    return f"{name} ({wide})" if wide else name or None
+
+
+def onednn() -> bool | None:
+    """Whether TensorFlow was told to compute with oneDNN; None where nobody told it anything."""
+    return {"0": False, "1": True}.get(os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""))
 
 
 def now() -> str:

@@ -108,7 +108,8 @@ class Cost(_Part):
     largest that TensorFlow held on one GPU.
 
     `replicas`, `threads` and `devices` are those of the end. A run that was resumed elsewhere, so that its last bits
-    may differ, has where it computed in `computed_on`, first to last.
+    may differ, has where it computed in `computed_on`, first to last. `processor` (with its wide instructions) and
+    `onednn` (whether TensorFlow was told to use it) decide last bits as well; records of earlier versions have neither.
     """
 
     setup_seconds: Seconds
@@ -126,6 +127,8 @@ class Cost(_Part):
     jit_compile: bool
     resumed: int
     computed_on: list[str] = []
+    processor: str | None = None
+    onednn: bool | None = None
 
 
 class Proof(_Part):
@@ -284,6 +287,9 @@ def _schema_of(content: bytes | str) -> Any:
         return SCHEMA
 
 
+_MOST_LISTED = 12
+
+
 # ---- many runs ------------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +374,35 @@ def _read_packed(run: PackedRun) -> Record:
         return Record.model_validate_json(content)
     except ValidationError as error:
         raise _tell_broken(run.place, content, error, "pack the runs again with a tfmt that reads them") from None
+
+
+def find_run(runs: Sources, name: str, flag: str) -> tuple[Record, Sources]:
+    """One run, by its folder, its id, or a part of its id that no other has.
+
+    Args:
+      runs: as for `find_records`.
+      name: how it was asked for.
+      flag: by which flag.
+
+    Returns:
+      Its record, and where it lies, for `find_predictions`.
+
+    Raises:
+      RequestError: there is none, or several; the message lists them.
+    """
+    if (Path(name) / RECORD_FILE).is_file():
+        return read_record(Path(name)), name
+    records, broken = find_records(runs)
+    if not records:
+        raise none_found(runs, broken)
+    found = [record for record in records if record.run_id == name]
+    found = found or [record for record in records if name in record.run_id]
+    if len({record.run_id for record in found}) == 1:
+        return found[0], runs
+    ids = [record.run_id for record in found or records]
+    more = f" and {len(ids) - _MOST_LISTED} more" if len(ids) > _MOST_LISTED else ""
+    which = "several runs have it in their ids" if found else "no run has it in its id; there is"
+    raise RequestError(f"{flag}={name}: {which}: {', '.join(ids[:_MOST_LISTED])}{more}".replace("is:", "is"))
 
 
 def find_distributions(runs: Sources) -> tuple[dict[str, WeightDistributions], list[str]]:

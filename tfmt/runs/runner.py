@@ -583,6 +583,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             optimizer_bytes=outcome.optimizer_bytes, replicas=bench.devices.replicas, threads=threads_in_use(),
             devices=bench.devices.names, jit_compile=bench.jit, resumed=state.resumed,
             computed_on=state.devices if len(set(state.devices)) > 1 else [],
+            processor=origin.processor(), onednn=origin.onednn(),
         )  # fmt: skip
         proof = Proof(
             selected_changed=outcome.selected_changed, frozen_changed=outcome.frozen_changed,
