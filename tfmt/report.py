@@ -102,8 +102,10 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     """The tables and claims that are asked for."""
     from tfmt.claims.claims import evaluate_claims, tabulate_claims
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
+    from tfmt.results.crossfit import tell_uncertain_halves
     from tfmt.results.formats import format_tables
     from tfmt.results.groups import tell_left_out
+    from tfmt.results.rows import annotate
     from tfmt.results.tables import build_tables
     from tfmt.runs.records import find_distributions
 
@@ -121,9 +123,13 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
             change=tabulate_change(records),
             weights=None if weights.empty else weights,
             fisher=None if fisher.empty else fisher,
+            **asked,
         )
         broken = [*runs.attrs["broken"], *unreadable]
-        tables.append(tabulate_claims(verdicts, values.epoch, broken, tell_left_out(runs)))
+        notes = [*tell_left_out(runs)]
+        if any(verdict.crossfit or verdict.protocol == "crossfit" for verdict in verdicts):
+            notes += tell_uncertain_halves(annotate(runs, values.epoch))
+        tables.append(tabulate_claims(verdicts, values.epoch, broken, notes))
     return format_tables(tables, values.format)
 
 

@@ -616,3 +616,75 @@ def test_numbers_of_weights_tell_the_rate_and_what_collapsed(add_run: Add, runs:
     assert change == {record.run_id: record.spec.learning_rate for record in records}
     measured = tabulate_weights(runs(), distributions)
     assert measured[["learning_rate", "seed", "collapsed"]].values.tolist() == [[1e-4, 1, False], [1e-4, 2, True]]
+
+
+def add_halves(add_run: Add, scores: dict[str, tuple[float, float]], **spec: Any) -> None:
+    """Writes for each mode a first epoch that is lucky on the first half, and a second that is lucky on the other.
+
+    `scores`: what each half has without luck, and how much luck adds.
+    """
+    for mode, (score, luck) in scores.items():
+        for seed, noise in enumerate(NOISE):
+            halves = [(score + noise + luck, score + noise), (score + noise, score + noise + luck)]
+            add_run(score + noise + luck / 2, seed=seed, mode=mode, halves=halves, **spec)
+
+
+def test_each_protocol_has_its_verdict(add_run: Add, runs: Runs) -> None:
+    # By the papers' protocol LayerNorms are 1 point below, cross-fitted 3: of two lucky epochs one half chooses one,
+    # and the other half knows nothing of its luck.
+    add_halves(add_run, {"full": (0.80, 0.0), "layernorm": (0.77, 0.04), "random": (0.70, 0.0)})
+    c2, c4 = (verdict_on(claim, runs()) for claim in ("C2", "C4"))
+    assert (c2.protocol, c2.outcome, [each.value for each in c2.comparisons]) == ("paper", "holds", [pytest.approx(-1)])
+    assert c2.differs
+    assert not c4.differs
+    beside = c2.crossfit
+    assert beside is not None
+    assert (beside.protocol, beside.outcome) == ("crossfit", "fails")
+    assert [each.value for each in beside.comparisons] == [pytest.approx(-3)]
+    table = tabulate_claims(evaluate_claims(runs()))
+    assert table.blocks[0].columns[:4] == ("claim", "verdict", "cross-fitted", "for it")
+    told = {row[0]: row[1:4] for row in table.blocks[0].rows}
+    assert told["C2"] == ("holds", "fails, 0 of 1 (differs)", "1 of 1")
+    assert told["C4"] == ("holds", "holds, 1 of 1", "1 of 1")
+    assert told["F3"] == ("not enough runs", "-", "-")
+    titles = [block.title for block in table.blocks]
+    assert titles[1:3] == ["The numbers", "The numbers, cross-fitted"]
+    assert any("The protocols differ on C2 (holds; cross-fitted fails)." in line for line in table.caption)
+    numbers = [(row["claim"], row["protocol"], row["verdict"]) for row in table.numbers if row.get("task")]
+    assert numbers == [("C2", "paper", "holds"), ("C2", "crossfit", "fails"),
+                       ("C4", "paper", "holds"), ("C4", "crossfit", "holds")]  # fmt: skip
+    for form in FORMATS:
+        assert format_tables([table], form)
+
+
+@pytest.mark.parametrize(("protocol", "outcome"), [("paper", "holds"), ("crossfit", "fails")])
+def test_one_protocol_alone(add_run: Add, runs: Runs, protocol: str, outcome: str) -> None:
+    add_halves(add_run, {"full": (0.80, 0.0), "layernorm": (0.77, 0.04)})
+    verdicts = evaluate_claims(runs(), protocol=protocol)
+    (c2,) = (verdict for verdict in verdicts if verdict.rule.name == "C2")
+    assert (c2.outcome, c2.protocol, c2.crossfit) == (outcome, protocol, None)
+    table = tabulate_claims(verdicts)
+    assert "cross-fitted" not in table.blocks[0].columns
+    assert any("ross-fitted" in line for line in table.caption) == (protocol == "crossfit")
+
+
+def test_runs_without_halves_have_the_papers_verdict_alone(add_score: Add, runs: Runs) -> None:
+    for mode in ("full", "layernorm"):
+        add_score(0.8, mode=mode)
+    assert verdict_on("C2", runs()).crossfit is None
+    c2 = next(each for each in evaluate_claims(runs(), protocol="crossfit") if each.rule.name == "C2")
+    assert (c2.outcome, c2.command) == ("not enough runs", "")  # no sweep makes again what is there
+    with pytest.raises(RequestError, match="--protocol must be one of paper, crossfit"):
+        evaluate_claims(runs(), protocol="both")
+
+
+def test_weights_have_one_verdict_whatever_the_scores(add_run: Add, runs: Runs) -> None:
+    change = []
+    for seed in range(3):
+        record = add_run(0.8, seed=seed, halves=[(0.8, 0.8)])
+        change += [(record.run_id, name, "0", value) for name, value in
+                   (("output.LayerNorm.gamma", 2.0), ("attention.self.query.kernel", 1.0))]  # fmt: skip
+    frame = pd.DataFrame(change, columns=["run_id", "component", "block", "change"])
+    for protocol in (None, "crossfit"):
+        (f1,) = (each for each in evaluate_claims(runs(), change=frame, protocol=protocol) if each.rule.name == "F1")
+        assert (f1.outcome, f1.protocol, f1.crossfit) == ("holds", "", None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tfmt.claims.comparisons import LEAST_SEEDS, Comparison, Gap
 from tfmt.claims.rules import RULES, Rule
 from tfmt.results import analyses
+from tfmt.results.crossfit import check_protocol, describe_crossfit, has_halves
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import (
     PAPER_EPOCHS,
@@ -46,6 +47,9 @@ class Verdict:
       runs: which runs, where several groups of comparable runs were judged apart; otherwise empty.
       command: what makes the missing runs; empty if there were comparisons.
       kept: of a claim about weights what its caption must say where they are of another epoch than the scores.
+      protocol: the scores that decided: the papers' (`paper`) or cross-fitted ones (`crossfit`); empty for a claim
+        about weights.
+      crossfit: the verdict on the same runs by cross-fitted scores, where there is one beside the papers'.
     """
 
     rule: Rule
@@ -56,6 +60,13 @@ class Verdict:
     runs: str
     command: str
     kept: str = ""
+    protocol: str = ""
+    crossfit: Verdict | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two protocols say different things."""
+        return self.crossfit is not None and self.crossfit.outcome != self.outcome
 
 
 def evaluate_claims(
@@ -65,6 +76,7 @@ def evaluate_claims(
     change: pd.DataFrame | None = None,
     weights: pd.DataFrame | None = None,
     fisher: pd.DataFrame | None = None,
+    protocol: str | None = None,
 ) -> tuple[Verdict, ...]:
     """Judges every claim.
 
@@ -74,6 +86,8 @@ def evaluate_claims(
       change: what `analyses.tabulate_change` returns, for F1.
       weights: what `analyses.tabulate_weights` returns, for C8.
       fisher: what `analyses.tabulate_fisher` returns, for F3 and F5.
+      protocol: the scores that decide: `paper`'s, `crossfit`ted ones, or None: the papers', and where runs have scores
+        on halves each verdict's `crossfit` says what those would decide.
 
     Returns:
       The verdicts in the order of `RULES`; more than one for a claim that runs decide which may not be compared with
@@ -82,6 +96,7 @@ def evaluate_claims(
     Raises:
       RequestError: supplied numbers without a column that is needed, or runs that no table can tell apart.
     """
+    check_protocol(protocol)
     supplied = {"change": change, "weights": weights, "fisher": fisher}
     for name, frame in supplied.items():
         if frame is not None:
@@ -102,13 +117,22 @@ def evaluate_claims(
             continue
         groups = group_runs(keep_runs(annotated, _looked_at(rule, annotated)))
         extra = () if frame is None else (frame,)
-        judged = [(group, tuple(rule.measure(group, *extra))) for group in groups]
+        # What weights do is no score.
+        first = "" if extra else protocol or "paper"
+        judged = [(group, tuple(rule.measure(_seen(group, first), *extra))) for group in groups]
         decided = [(group, found) for group, found in judged if any(isinstance(each, Comparison) for each in found)]
         differing = differing_settings(group for group, _ in decided)
         for group, found in decided or judged[:1]:
             told = describe_settings(group, differing) if differing else ""
-            command = "" if decided else _command(rule, group)
-            verdicts.append(_judge(rule, found, command, describe_settings(group, settings_to_tell(group)), told))
+            # Runs without scores on halves are there all the same: no sweep makes them again.
+            there = first == "crossfit" and any(isinstance(each, Comparison) for each in rule.measure(group))
+            command = "" if decided or there else _command(rule, group)
+            told_of = (describe_settings(group, settings_to_tell(group)), told)
+            verdict = dataclasses.replace(_judge(rule, found, command, *told_of), protocol=first)
+            if first == "paper" and protocol is None and has_halves(group.runs):
+                beside = _judge(rule, tuple(rule.measure(group.under("crossfit"))), "", *told_of)
+                verdict = dataclasses.replace(verdict, crossfit=dataclasses.replace(beside, protocol="crossfit"))
+            verdicts.append(verdict)
         if not judged:
             verdicts.append(_judge(rule, (Gap("all", f"no runs of {', '.join(rule.modes)}"),), rule.make))
     return tuple(
@@ -117,6 +141,10 @@ def evaluate_claims(
         else verdict
         for verdict in verdicts
     )
+
+
+def _seen(group: Group, protocol: str) -> Group:
+    return group.under(protocol) if protocol == "crossfit" else group
 
 
 def _part(numbers: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -200,49 +228,54 @@ def tabulate_claims(
       broken: what `read_runs` could not read (`attrs["broken"]`).
       notes: further lines for the caption, from `tell_left_out`.
     """
-    summary, numbers, missing = [], [], []
+    both = any(verdict.crossfit for verdict in verdicts)
+    summary, missing = [], []
+    numbers: dict[str, list[tuple[str, ...]]] = {"": [], "crossfit": []}
     records: list[dict[str, Any]] = []
     for verdict in verdicts:
         name = verdict.rule.name
-        count = len(verdict.comparisons)
-        decisive = [each for each in verdict.comparisons if not each.collapsed]
-        told = [
-            f"{sum(number)} of {len(decisive)}" if decisive else "-"
-            for number in ([each.holds is True for each in decisive], [each.clear for each in decisive])
-        ]
-        told.append(f"{count - len(decisive)} of {count}" if count > len(decisive) else "-")
-        summary.append((name, verdict.outcome, *told, verdict.rule.text, verdict.runs))
-        record = {"claim": name, "text": verdict.rule.text, "rule": verdict.rule.decided_by, "verdict": verdict.outcome}
-        record |= {
-            "runs": verdict.runs,
-            "settings": verdict.settings,
-            "epoch": epoch,
-            "command": verdict.command,
-            "kept": verdict.kept,
-        }
-        for each in verdict.comparisons:
-            numbers.append((name, each.task, each.compared, *_texts(each), verdict.runs))
-            records.append(record | {column: getattr(each, column) for column in _RECORDED})
-        if not count:
-            records.append(record)
-        if verdict.gaps:
-            missing.append((name, _tell_gaps(verdict), verdict.command or "-"))
-        if lost := _tell_collapsed(verdict):
-            missing.append((name, lost, "-"))
+        beside = [_tell_beside(verdict)] if both else []
+        summary.append((name, verdict.outcome, *beside, *_counts(verdict), verdict.rule.text, verdict.runs))
+        for each in (verdict, verdict.crossfit):
+            if each is None:
+                continue
+            records += _record(each, epoch)
+            block = numbers["crossfit" if each is verdict.crossfit else ""]
+            block += [(name, one.task, one.compared, *_texts(one), each.runs) for one in each.comparisons]
+        told = _tell_missing(verdict)
+        missing += [(name, *line) for line in told]
+        if verdict.crossfit:
+            missing += [
+                (f"{name}, cross-fitted", *line) for line in _tell_missing(verdict.crossfit) if line not in told
+            ]
     rules = tuple(
         (rule.name, rule.decided_by, _share(rule.holds_from), f"below {_share(rule.fails_below)}") for rule in RULES
     )
-    heads = ("claim", "verdict", "for it", "clearly", "collapsed", "what it says", "runs")
+    heads = (
+        "claim",
+        "verdict",
+        *(["cross-fitted"] if both else []),
+        "for it",
+        "clearly",
+        "collapsed",
+        "what it says",
+        "runs",
+    )
     compared = ("claim", "task", "compared", "value", "95 % interval", "bound", "seeds", "for it", "runs")
     blocks = [
         _block("", heads, summary),
-        _block("The numbers", compared, numbers),
+        _block("The numbers", compared, numbers[""]),
+        _block("The numbers, cross-fitted", compared, numbers["crossfit"]),
         Block("Missing, or collapsed", ("claim", "what", "the command that makes it"), tuple(missing)),
         Block("The rules, fixed before any run", ("claim", "decided by", "holds from", "fails"), rules),
     ]
+    alone = any(verdict.protocol == "crossfit" for verdict in verdicts)
+    chosen = "cross-fitted" if alone else "on the development split that chose it"
     caption = (
-        f"Scores are each run's {epoch} epoch's, at the learning rate with the best mean over seeds, on the development"
-        " split that chose it. Margins are tfmt's; the papers name none.",
+        f"Scores are each run's {epoch} epoch's, at the learning rate with the best mean over seeds, {chosen}. Margins"
+        " are tfmt's; the papers name none.",
+        *([describe_crossfit(epoch, _METRICS)] if both or alone else []),
+        *([_tell_differing(verdicts)] if both else []),
         "For it: comparisons whose mean reaches its bound. Clearly: those, for or against, whose whole interval lies on"
         " that side of the bound.",
         *_tell_kept(verdicts),
@@ -258,6 +291,53 @@ def tabulate_claims(
     )
 
 
+def _tell_beside(verdict: Verdict) -> str:
+    """What cross-fitted scores decide, beside the papers' verdict."""
+    if verdict.crossfit is None:
+        return "-"
+    share = _counts(verdict.crossfit)[0]
+    told = verdict.crossfit.outcome + (f", {share}" if share != "-" else "")
+    return told + (" (differs)" if verdict.differs else "")
+
+
+def _counts(verdict: Verdict) -> tuple[str, str, str]:
+    """How many comparisons are for the claim, how many clear, how many collapsed."""
+    count = len(verdict.comparisons)
+    decisive = [each for each in verdict.comparisons if not each.collapsed]
+    holding, clear = (sum(each.holds is True for each in decisive), sum(each.clear for each in decisive))
+    told = (f"{holding} of {len(decisive)}", f"{clear} of {len(decisive)}") if decisive else ("-", "-")
+    return *told, f"{count - len(decisive)} of {count}" if count > len(decisive) else "-"
+
+
+def _record(verdict: Verdict, epoch: str) -> list[dict[str, Any]]:
+    """A verdict's numbers, a mapping a comparison; without comparisons one all the same."""
+    record = {"claim": verdict.rule.name, "text": verdict.rule.text, "rule": verdict.rule.decided_by}
+    record |= {"protocol": verdict.protocol, "verdict": verdict.outcome, "runs": verdict.runs}
+    record |= {"settings": verdict.settings, "epoch": epoch, "command": verdict.command, "kept": verdict.kept}
+    return [record | {column: getattr(each, column) for column in _RECORDED} for each in verdict.comparisons] or [
+        record
+    ]
+
+
+def _tell_missing(verdict: Verdict) -> list[tuple[str, str]]:
+    """What is missing or collapsed, and the command that makes it."""
+    told = [(_tell_gaps(verdict), verdict.command or "-")] if verdict.gaps else []
+    return told + [(lost, "-") for lost in [_tell_collapsed(verdict)] if lost]
+
+
+def _tell_differing(verdicts: Iterable[Verdict]) -> str:
+    """Where the protocols say different things."""
+    differing = [
+        f"{each.rule.name} ({each.outcome}; cross-fitted {each.crossfit.outcome}"
+        + (f"; {each.runs})" if each.runs else ")")
+        for each in verdicts
+        if each.crossfit and each.differs
+    ]
+    where = f"The protocols differ on {', '.join(differing)}." if differing else "The protocols differ on no claim."
+    return f"{where} Cross-fitted: a dash where weights decide, which are no scores, or runs have no scores on halves."
+
+
+_METRICS = ("correlations", "F1")  # what claims' scores may be that are no means over examples
 _RECORDED = ("task", "compared", "unit", "value", "low", "high", "bound", "seeds", "holds", "clear", "collapsed")
 _COLLAPSED = (
     "Collapsed: a run that the comparison reads predicts one class only, or a constant. Two models that learned nothing"

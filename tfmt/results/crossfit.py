@@ -9,9 +9,12 @@ all runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from tfmt.errors import RequestError
+from tfmt.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,3 +63,62 @@ def cross_fit(
 def has_halves(runs: pd.DataFrame) -> bool:
     """Whether any of these runs, as `annotate` leaves them, has scores on halves."""
     return any(folds is not None for folds in runs["folds"])
+
+
+def check_protocol(protocol: str | None) -> None:
+    """Refuses a protocol that there is not."""
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise RequestError(f"--protocol must be one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
+
+
+def describe_paper_choice(epoch: str) -> str:
+    """The caption line on what the papers' protocol chooses by."""
+    what = "The rate (and the best epoch)" if epoch == "best" else "The rate"
+    return f"{what} is chosen on the split that is reported, as in the paper."
+
+
+def describe_crossfit(epoch: str, score_names: Iterable[str]) -> str:
+    """The caption line on how cross-fitted scores are made.
+
+    Args:
+      epoch: whose scores.
+      score_names: the scores that are shown.
+    """
+    what = "the rate, and the best epoch of each run, are" if epoch == "best" else "the rate is"
+    line = (
+        f"Cross-fitted: {what} chosen on one half of the split and scored on the other, both ways, averaged. Which half"
+        " an example is in hangs on its text alone."
+    )
+    if others := sorted(set(score_names) - {"accuracy"}):
+        line += (
+            f" No means over examples, so computed on each half and averaged: {', '.join(others)}. A half on which one"
+            " is not defined gives no score."
+        )
+    return line
+
+
+def tell_uncertain_halves(runs: pd.DataFrame) -> list[str]:
+    """Caption lines on the runs that have no scores on halves, and on those of which both halves know.
+
+    A search that chose which runs to train looked at the whole split.
+
+    Args:
+      runs: with the columns of `annotate`, and `search` where records say how they were searched; `all` is no search.
+    """
+    lines = []
+    ended = runs["outcome"].isin(("scored", "undefined"))
+    if count := int(sum(folds is None for folds in runs.loc[ended, "folds"])):
+        lines.append(
+            f"Not cross-fitted: {counted(count, 'run')} without scores on halves, from before they were recorded."
+        )
+    places: dict[str, list[str]] = {}
+    searches = runs.get("search", [None] * len(runs))
+    for search, row, task in zip(searches, runs["row"], runs["task"], strict=True):
+        if isinstance(search, str) and search not in ("", "all"):
+            places.setdefault(search, []).append(f"{row.title} on {task}")
+    lines += [
+        f"Searched ({search}): {', '.join(dict.fromkeys(told))}. The search looked at the whole split, so what it chose"
+        " leaks into both halves."
+        for search, told in places.items()
+    ]
+    return lines

@@ -18,7 +18,14 @@ from tfmt import protocol
 from tfmt.errors import RequestError
 from tfmt.metrics import COLLAPSED_MARK
 from tfmt.results.cells import Cell
-from tfmt.results.crossfit import PROTOCOLS, has_halves
+from tfmt.results.crossfit import (
+    PROTOCOLS,
+    check_protocol,
+    describe_crossfit,
+    describe_paper_choice,
+    has_halves,
+    tell_uncertain_halves,
+)
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import (
     Group,
@@ -193,12 +200,6 @@ def build_tables(
     return tuple(tables)
 
 
-def check_protocol(protocol: str | None) -> None:
-    """Refuses a protocol that there is not."""
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise RequestError(f"--protocol must be one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
-
-
 def _fill(
     name: str, layout: Layout, title: str, group: Group, epoch: str, protocol: str | None, broken: tuple[str, ...]
 ) -> Table:
@@ -330,7 +331,7 @@ def _caption(
         f"Percent on the development split, {epoch} epoch of each run: mean ± sample standard deviation (n - 1)"
         f" over seeds {', '.join(map(str, group.seeds))}, at the learning rate with the best mean."
     )
-    selection = [tell_paper_choice(epoch)] if "paper" in views else []
+    selection = [describe_paper_choice(epoch)] if "paper" in views else []
     eligible = (
         "A rate with a seed that diverged, failed or has an undefined score is not eligible while another is; of the"
         " eligible, those with the most seeds compete."
@@ -345,7 +346,9 @@ def _caption(
             " is what the split gives for learning nothing, and decides no claim."
         )
     lines = [statistic, " ".join([*selection, eligible])]
-    lines += tell_crossfit(shown, epoch) if "crossfit" in views else []
+    if "crossfit" in views:
+        listed = " Where the halves chose different rates, both are listed."
+        lines += [describe_crossfit(epoch, shown["score_name"].dropna()) + listed, *tell_uncertain_halves(shown)]
     lines += [marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
     lines[-1] = lines[-1][0].upper() + lines[-1][1:]
     versions = zip(shown["tfmt"], map(none_if_missing, shown["packages"]), strict=True)
@@ -366,57 +369,6 @@ def _caption(
     if missing:
         lines.append(f"In the paper's table and not run here: {', '.join(missing)}.")
     return tuple(lines)
-
-
-def tell_paper_choice(epoch: str) -> str:
-    """The caption line on what the papers' protocol chooses by."""
-    what = "The rate (and the best epoch)" if epoch == "best" else "The rate"
-    return f"{what} is chosen on the split that is reported, as in the paper."
-
-
-def tell_crossfit(runs: pd.DataFrame, epoch: str) -> list[str]:
-    """Caption lines on cross-fitted scores: how they are made, of which runs they cannot be, and what leaks into them.
-
-    Args:
-      runs: those that the table shows, with the columns of `annotate`.
-      epoch: whose scores.
-    """
-    what = "the rate, and the best epoch of each run, are" if epoch == "best" else "the rate is"
-    line = (
-        f"Cross-fitted: {what} chosen on one half of the split and scored on the other, both ways, averaged. Which half"
-        " an example is in hangs on its text alone. Where the halves chose different rates, both are listed."
-    )
-    if others := sorted(set(runs["score_name"].dropna()) - {"accuracy"}):
-        line += (
-            f" No means over examples, so computed on each half and averaged: {', '.join(others)}. A half on which a"
-            " score is not defined gives none, and its cell has none."
-        )
-    lines = [line]
-    ended = runs["outcome"].isin(("scored", "undefined"))
-    if count := int(sum(folds is None for folds in runs.loc[ended, "folds"])):
-        lines.append(
-            f"Not cross-fitted: {counted(count, 'run')} without scores on halves, from before they were recorded."
-        )
-    return lines + tell_searched(runs)
-
-
-def tell_searched(runs: pd.DataFrame) -> list[str]:
-    """The caption line for runs that a search chose to train: it looked at the whole split, whose halves then leak.
-
-    Args:
-      runs: with the columns of `annotate`, and `search` where records say how they were searched; `all` is no search.
-    """
-    if "search" not in runs:
-        return []
-    places: dict[str, list[str]] = {}
-    for search, row, column in zip(runs["search"], runs["row"], runs["column"], strict=True):
-        if none_if_missing(search) not in (None, "", "all"):
-            places.setdefault(str(search), []).append(f"{row.title} on {column_title(column)}")
-    return [
-        f"Searched ({search}): {', '.join(dict.fromkeys(told))}. The search looked at the whole split, so what it chose"
-        " leaks into both halves."
-        for search, told in places.items()
-    ]
 
 
 def _tell_scores(runs: pd.DataFrame, columns: list[str]) -> str:
