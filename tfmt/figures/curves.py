@@ -21,7 +21,7 @@ from tfmt.figures.style import finish_figure, look, make_panels, set_title, styl
 from tfmt.results.groups import column_title
 from tfmt.results.rows import Row
 from tfmt.runs.records import Sources, name_sources
-from tfmt.training.epoch import Epoch
+from tfmt.training.epoch import headline_of
 from tfmt.words import counted
 
 # A loss this many times the typical run's largest one is not on the axis: it would flatten all others.
@@ -191,12 +191,3 @@ def _tell_beyond(column: str, beyond: pd.DataFrame) -> list[str]:
         f"{column_title(column)}: {row}, seed {seed}: the loss of epoch {epoch}, {loss:.3g}, lies beyond the axis"
         for row, seed, epoch, loss in named
     ]
-
-
-def headline_of(epoch: Epoch, score_name: str) -> float | None:
-    """The headline score of an epoch: a metric of the first split, or the mean of the two that its name joins."""
-    metrics = next(iter(epoch.metrics.values()), {})
-    names = [score_name] if score_name in metrics else [name for name in metrics if name in score_name.split("_")]
-    values = [metrics[name] for name in names]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

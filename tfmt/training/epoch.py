@@ -27,3 +27,12 @@ class Epoch(BaseModel):
     seconds: Seconds
     collapsed: bool | None = None
     halves: dict[str, list[dict[str, Score | None]]] = {}
+
+
+def headline_of(epoch: Epoch, score_name: str) -> float | None:
+    """The headline score of an epoch: a metric of the first split, or the mean of the two that its name joins."""
+    metrics = next(iter(epoch.metrics.values()), {})
+    names = [score_name] if score_name in metrics else [name for name in metrics if name in score_name.split("_")]
+    values = [metrics[name] for name in names]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
