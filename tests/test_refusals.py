@@ -213,6 +213,18 @@ row("weights that were not kept", "predict", PREDICT, ["tuned.safetensors", "mis
 row("export of no weights", "export", ("--run=run", "--output=out"), ["tuned.safetensors", "missing"])
 row("export from another base model", "export", ("--run=run", "--output=out"), "not the base model",
     files={"run/tuned.safetensors": b"none"})  # fmt: skip
+row(
+    "one setting to compare", "report", ("--runs=study", "--compare=layernorm"), ["--compare=layernorm", "two settings"]
+)
+row("nothing to compare", "report", ("--runs=study", "--compare="), ["--compare=", "two settings"])
+row("setting compared with itself", "report", ("--runs=study", "--compare=full,full"), ["two different settings"])
+for name, words in [
+    ("lora", "'lora' is no mode"),
+    ("outliers:16", "outliers:field=value"),
+    ("full", "there is layernorm"),
+]:
+    row(f"compare {name}", "report", ("--runs=study", f"--compare=layernorm,{name}"), words,
+        files={"study/one/record.json": lambda record: None})  # fmt: skip
 row("predict for nothing", "predict", ("--run=run", "--output=out.tsv"), "--split")
 
 

@@ -13,6 +13,7 @@ from absl import flags
 from tfmt.errors import RequestError
 from tfmt.files import check_output, write_whole
 from tfmt.flags import Command, define_runs, run_command, write_flags
+from tfmt.results.row_names import split_names
 from tfmt.words import counted
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def _define(values: flags.FlagValues) -> None:
                       "Table to print: P1's 1, 2, 3 and 4, P2's (fisher), or a list of all runs.",
                       flag_values=values)  # fmt: skip
     flags.DEFINE_bool("claims", False, "Checks the papers' claims on these runs.", flag_values=values)
+    flags.DEFINE_string("compare", "", "Two settings, whose difference is printed with its interval over seeds and"
+                        " examples: layernorm,full, or outliers:mask_size=16,outliers_control:mask_size=16.",
+                        flag_values=values)  # fmt: skip
     flags.DEFINE_enum("format", "markdown", ["markdown", "csv", "latex", "html", "json"],
                       "How the tables are written; markdown lines up in a terminal.", flag_values=values)  # fmt: skip
     flags.DEFINE_enum("epoch", "best", ["best", "last"],
@@ -49,19 +53,23 @@ def _define(values: flags.FlagValues) -> None:
 
 # What is asked for instead of tables, and the flags that mean something beside it.
 _ALONE = {"pack": ("where",), "command": ("output",), "diff": ("format", "output")}
-_OF_REPORT = ("where", "table", "claims", "epoch", "protocol", "format", "output", *_ALONE)
+_OF_REPORT = ("where", "table", "compare", "claims", "epoch", "protocol", "format", "output", *_ALONE)
 
 
 def _check(values: flags.FlagValues) -> None:
-    asked = [name for name in ("table", "claims", *_ALONE) if values[name].value]
+    asked = [name for name in ("table", "claims", "compare", *_ALONE) if values[name].value]
     if not asked:
-        raise RequestError("give --table=1, 2, 3, 4, fisher or runs, --claims, --pack, --command or --diff")
+        raise RequestError(
+            "give --table=1, 2, 3, 4, fisher or runs, --compare=LEFT,RIGHT, --claims, --pack, --command or --diff"
+        )
     alone = next((name for name in asked if name in _ALONE), None)
     idle = [name for name in _OF_REPORT if alone and name not in (alone, *_ALONE[alone]) and values[name].present]
     if idle:
         raise RequestError(f"--{idle[0]} means nothing beside --{alone}; leave one of them out")
     if values.diff and len(values.diff) != 2:
         raise RequestError(f"--diff={','.join(values.diff)}: give two runs, --diff=A,B")
+    if values["compare"].present:
+        split_names(values.compare)
     for name, path in (("output", values.output), ("pack", values.pack)):
         if path:
             check_output(Path(path), f"--{name}")
@@ -102,15 +110,20 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     """The tables and claims that are asked for."""
     from tfmt.claims.claims import evaluate_claims, tabulate_claims
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
+    from tfmt.results.comparing import compare_settings
     from tfmt.results.crossfit import tell_uncertain_halves
     from tfmt.results.formats import format_tables
     from tfmt.results.groups import tell_left_out
+    from tfmt.results.predicted import Predicted, read_below
     from tfmt.results.rows import annotate
     from tfmt.results.tables import build_tables
     from tfmt.runs.records import find_distributions
 
     asked = {"protocol": values.protocol}
     tables = list(build_tables(runs, values.table, values.epoch, **asked)) if values.table else []
+    if values.compare:
+        predicted = Predicted(records, read_below(values.runs, records), values.epoch)
+        tables += compare_settings(runs, values.compare, epoch=values.epoch, predicted=predicted)
     if values.claims:
         distributions, unreadable = find_distributions(values.runs)
         for line in unreadable:
@@ -176,6 +189,7 @@ def _pack(values: flags.FlagValues, records: list[Record], broken: list[str]) ->
 _EXAMPLES = (
     "tfmt-report --runs=runs --table=runs",
     "tfmt-report --table=1 --format=latex --output=table1.tex",
+    "tfmt-report --runs=runs --compare=layernorm,full",
     "tfmt-report --runs=runs --pack=study.jsonl.gz",
     "tfmt-report --diff=mrpc-full-lr5e-05-s0,mrpc-full-lr5e-05-s1",
 )

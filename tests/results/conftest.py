@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 
 from tfmt.runs.records import RECORD_FILE, Record, read_runs
 from tfmt.spec import ARITHMETIC, RunSpec
+from tfmt.training.predictions import Predictions, SplitTruth
 
 SCORE_NAMES = {"cola": "matthews_correlation", "mrpc": "f1", "stsb": "pearson_spearman", "conll2003_ner": "f1"}
 TUNED_PERCENT = {"full": 100.0, "frozen": 0.0, "layernorm": 0.0336713, "random": 0.0336713, "bitfit": 0.094}
@@ -128,6 +129,28 @@ def add_run(tmp_path: Path) -> Callable[..., Record]:
         record = make_record(score, **keywords)
         folder = tmp_path / "runs" / record.run_id
         folder.mkdir(parents=True)
+        (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+        return record
+
+    return add
+
+
+@pytest.fixture
+def add_predicted(tmp_path: Path) -> Callable[..., Record]:
+    """Writes a run's record and what it predicted for `labels`; `predictions` are those of each epoch."""
+
+    def add(
+        score: float, labels: Any, *predictions: Any, halves: Any = None, lengths: Any = None, **spec: Any
+    ) -> Record:
+        record = make_record(score, epochs_kept=len(predictions), **spec)
+        folder = tmp_path / "runs" / record.run_id
+        folder.mkdir(parents=True)
+        lengths = None if lengths is None else np.asarray(lengths)
+        halves = np.arange(len(labels if lengths is None else lengths)) % 2 if halves is None else np.asarray(halves)
+        truth = SplitTruth(np.asarray(labels), halves.astype(np.uint8), lengths)
+        by_epoch = {epoch: np.asarray(each) for epoch, each in enumerate(predictions, 1) if each is not None}
+        digest = Predictions(record.run_id, {"validation": truth}, {"validation": by_epoch}).write(folder)
+        record = record.model_copy(update={"predictions_sha256": digest})
         (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
         return record
 

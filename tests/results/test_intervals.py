@@ -166,7 +166,7 @@ def test_one_example_says_nothing_of_examples():
 
 def test_one_run_on_one_example_has_no_interval():
     interval = mean_interval(np.array([[0.25]]))
-    assert interval == intervals.Interval(0.25, None, None, None, None, None, intervals.NONE_ONE_NUMBER)
+    assert interval == intervals.Interval(0.25, None, None, None, None, None, None, intervals.NONE_ONE_NUMBER)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1])
@@ -311,3 +311,31 @@ def test_the_usual_intervals_hold_it_less_often():
     assert cover(TEN, 300, ("seeds",))["seeds"][0] < 0.85
     assert cover(THREE, 150, ("bootstrap",))["bootstrap"][0] < 0.91
     assert cover(THREE, 1000, ("components",))["components"][0] < 0.94
+
+
+def test_the_mean_over_tasks_is_welchs_where_seeds_alone_vary():
+    generator = np.random.default_rng(4)
+    one, other = generator.normal(1.0, 1.0, 4), generator.normal(0.2, 3.0, 6)
+    parts = [intervals.mean_interval(values[:, None]) for values in (one, -other)]
+    mean = intervals.mean_over_tasks(parts)
+    expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
+    assert (2 * mean.low, 2 * mean.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert mean.method == intervals.SEEDS_ON_ONE_EXAMPLE
+    assert mean.seed_variance == pytest.approx(sum(part.seed_variance for part in parts) / 4)
+    assert mean.example_variance is None
+
+
+def test_the_mean_over_tasks_of_one_is_its_own():
+    interval = intervals.mean_interval(crossed(3, 50))
+    mean = intervals.mean_over_tasks([interval])
+    assert ends(mean) == pytest.approx(ends(interval))
+    assert mean.df == pytest.approx(interval.df)
+
+
+def test_a_task_without_interval_leaves_the_mean_without():
+    known, unknown = intervals.mean_interval(crossed(3, 50)), intervals.mean_interval(np.full((3, 50), 0.5))
+    mean = intervals.mean_over_tasks([known, unknown])
+    assert (mean.low, mean.high, mean.method) == (None, None, intervals.NONE_OF_A_TASK)
+    assert mean.mean == pytest.approx((known.mean + 0.5) / 2)
+    with pytest.raises(ValueError, match="none"):
+        intervals.mean_over_tasks([])

@@ -38,7 +38,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,7 @@ EXAMPLES = "t over examples"
 EXAMPLES_OF_ONE_RUN = "t over examples of one run a setting; says nothing of other seeds"
 SEEDS_ON_ONE_EXAMPLE = "t over seeds on one example; says nothing of other examples"
 NONE_ONE_NUMBER = "none: one run on one example"
+NONE_OF_A_TASK = "none: a task has none"
 NONE_NOTHING_VARIES = "none: the means of all seeds are equal, and so are those of all examples"
 
 # Spread below which contributions are one number, relative to their size: rounding of the jackknife.
@@ -71,6 +72,7 @@ class Interval:
       low: lower end; None where there is no interval, of which `method` says why.
       high: upper end.
       df: degrees of freedom of the t that made it.
+      variance: the variance of the mean that made it, to which `df` belongs.
       seed_variance: the part of the mean's variance that more seeds would lessen; at least 0, None where there are no
         two seeds a side.
       example_variance: the part that more examples would lessen; at least 0, None for a single example. That of a
@@ -83,6 +85,7 @@ class Interval:
     low: float | None
     high: float | None
     df: float | None
+    variance: float | None
     seed_variance: float | None
     example_variance: float | None
     method: str
@@ -204,6 +207,46 @@ def compare(
     return difference_interval(read(left, seeds[left]), read(right, seeds[right]), confidence)
 
 
+def mean_over_tasks(intervals: Sequence[Interval], confidence: float = CONFIDENCE) -> Interval:
+    """The interval of the mean of independent means, as of one difference on several tasks.
+
+    The tasks are those that were chosen, not a sample of tasks: what varies is what seeds and examples do on each. So
+    the variance of the mean is the sum of the tasks' variances over the square of their number, and its degrees of
+    freedom are Satterthwaite's, `(sum of variances)^2 / sum of (variance^2 / df)`. Each task's variance is the one
+    that made its interval, the widest.
+
+    Args:
+      intervals: one a task, all of this confidence.
+      confidence: as in `mean_interval`.
+
+    Returns:
+      The interval; `method` has the tasks' methods. There is none where a task has none.
+
+    Raises:
+      ValueError: no interval.
+    """
+    if not intervals:
+        raise ValueError("expected an interval at least. Received: none")
+    terms = [_Term(each.variance, each.df) for each in intervals if each.variance is not None and each.df is not None]
+    mean = sum(each.mean for each in intervals) / len(intervals)
+    by_seed = _variance_of_mean(each.seed_variance for each in intervals)
+    by_example = _variance_of_mean(each.example_variance for each in intervals)
+    if len(terms) < len(intervals):
+        return Interval(mean, None, None, None, None, by_seed, by_example, NONE_OF_A_TASK)
+    total = _join(terms, [])
+    term = _Term(total.variance / len(terms) ** 2, total.df)
+    reach = _reach(term, confidence)
+    methods = "; ".join(dict.fromkeys(each.method for each in intervals))
+    return Interval(mean, mean - reach, mean + reach, term.df, term.variance, by_seed, by_example, methods)
+
+
+def _variance_of_mean(variances: Iterable[float | None]) -> float | None:
+    """The variance of the mean of independent numbers; None where one of them is not known."""
+    variances = list(variances)
+    known = [variance for variance in variances if variance is not None]
+    return sum(known) / len(known) ** 2 if len(known) == len(variances) else None
+
+
 def _matrix(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
@@ -228,7 +271,7 @@ def _interval(sides: Sequence[np.ndarray], confidence: float) -> Interval:
     example_variance = _less(by_example, rest, least) if by_example else None
     if all(term.variance <= least for term in (*by_seed, *by_example)):
         method = NONE_NOTHING_VARIES if by_seed or by_example else NONE_ONE_NUMBER
-        return Interval(mean, None, None, None, seed_variance, example_variance, method)
+        return Interval(mean, None, None, None, None, seed_variance, example_variance, method)
     candidates = []
     if by_example:
         candidates.append((EXAMPLES if several else EXAMPLES_OF_ONE_RUN, _join(by_example, [])))
@@ -236,8 +279,9 @@ def _interval(sides: Sequence[np.ndarray], confidence: float) -> Interval:
         candidates.append((SEEDS if examples > 1 else SEEDS_ON_ONE_EXAMPLE, _join(by_seed, [])))
     if seed_variance and example_variance:
         candidates.append((BOTH, _join([*by_seed, *by_example], rest)))
-    reach, df, method = max((_reach(term, confidence), term.df, method) for method, term in candidates)
-    return Interval(mean, mean - reach, mean + reach, df, seed_variance, example_variance, method)
+    method, term = max(candidates, key=lambda each: (_reach(each[1], confidence), each[1].df, each[0]))
+    reach = _reach(term, confidence)
+    return Interval(mean, mean - reach, mean + reach, term.df, term.variance, seed_variance, example_variance, method)
 
 
 def _less(terms: Sequence[_Term], rest: Sequence[_Term], least: float) -> float:

@@ -57,8 +57,8 @@ def narrow(runs: pd.DataFrame, where: str, *, given: str = "") -> pd.DataFrame:
         if name not in RunSpec.model_fields and name not in _MORE_FIELDS:
             fields = ", ".join((*RunSpec.model_fields, *_MORE_FIELDS))
             raise RequestError(f"{given}: {name!r} is no field of a run; expected one of {fields}")
-        known = [_meaning(name, value) for value in kept[name]]
-        wanted = [_meaning(name, value, written=True) for value in values.split(",")]
+        known = [read_meaning(name, value) for value in kept[name]]
+        wanted = [read_meaning(name, value, written=True) for value in values.split(",")]
         for meaning, value in zip(wanted, values.split(","), strict=True):
             if meaning not in known:
                 raise RequestError(f"{given}: no run has {name}={value}; there is {_list(known)}")
@@ -69,7 +69,7 @@ def narrow(runs: pd.DataFrame, where: str, *, given: str = "") -> pd.DataFrame:
     return kept
 
 
-def _meaning(name: str, value: Any, *, written: bool = False) -> Any:
+def read_meaning(name: str, value: Any, *, written: bool = False) -> Any:
     """What a value of a DataFrame, or one that was written in a condition, says of a field."""
     value = none_if_missing(value)
     if value is None or value in ("", ()) or (written and value == "none"):

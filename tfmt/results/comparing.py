@@ -1,0 +1,288 @@
+"""Two settings against each other: their paired difference on each task and over tasks, with its interval.
+
+Each setting is taken at its own chosen learning rate, as tables take it. The difference is paired over the seeds that
+both have, and over examples where the runs kept what they predicted (`tfmt.results.intervals`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfmt.results import intervals
+from tfmt.results.cells import Cell
+from tfmt.results.formats import Block, Table
+from tfmt.results.groups import (
+    Group,
+    column_title,
+    describe_settings,
+    differing_settings,
+    group_runs,
+    tell_left_out,
+)
+from tfmt.results.intervals import CONFIDENCE, Interval, difference_interval, mean_interval, mean_over_tasks
+from tfmt.results.predicted import NotPredictedError, Predicted
+from tfmt.results.row_names import find_row, split_names
+from tfmt.results.rows import Row, annotate, keep_runs
+from tfmt.results.tables import format_rate
+from tfmt.words import without_folders
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What a difference rests on whose runs kept no predictions: the words of `Interval.method`.
+SEEDS_ALONE = "t over seeds alone: no predictions"
+NONE_ONE_SEED = "none: one run a setting, and no predictions"
+NONE_SEEDS_EQUAL = "none: the seeds are equal, and no predictions"
+_WITHOUT_PREDICTIONS = {
+    intervals.SEEDS_ON_ONE_EXAMPLE: SEEDS_ALONE,
+    intervals.NONE_ONE_NUMBER: NONE_ONE_SEED,
+    intervals.NONE_NOTHING_VARIES: NONE_SEEDS_EQUAL,
+}
+_HEADS = ("difference", "low", "high", "interval", "rates", "lost and collapsed")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The left setting less the right one on one task.
+
+    Attributes:
+      column: the task, as `Group.columns` names it.
+      cells: the two settings' cells.
+      seeds: of each side those that are compared, in pairs where both sides have them.
+      scores: each side's mean score over these seeds, as a fraction.
+      interval: of the difference, as fractions.
+      examples: how many examples it is over; None where the runs' predictions are not at hand.
+      reason: why they are not; empty where they are.
+    """
+
+    column: str
+    cells: tuple[Cell, Cell]
+    seeds: tuple[tuple[int, ...], tuple[int, ...]]
+    scores: tuple[float, float]
+    interval: Interval
+    examples: int | None
+    reason: str
+
+    @property
+    def paired(self) -> bool:
+        """Whether it is of runs with the same seeds."""
+        return self.seeds[0] == self.seeds[1]
+
+
+def compare_settings(
+    runs: pd.DataFrame, settings: str, *, epoch: str = "best", predicted: Predicted | None = None
+) -> tuple[Table, ...]:
+    """Two settings' difference on every task that both have, and its mean over these tasks.
+
+    Args:
+      runs: what `read_runs` returns.
+      settings: `LEFT,RIGHT`, as `find_row` reads them: `layernorm,full`.
+      epoch: whose scores: each run's `best` epoch's or its `last` one's.
+      predicted: what the runs predicted, of that epoch; None compares over seeds alone.
+
+    Returns:
+      One table for each group of runs that may be compared and has both settings on a task, the largest first; one
+      without rows where there is none.
+
+    Raises:
+      RequestError: what is compared is not two settings that runs have.
+    """
+    annotated = annotate(runs, epoch)
+    left, right = (find_row(name, annotated["row"]) for name in split_names(settings))
+    groups = group_runs(keep_runs(annotated, (row in (left, right) for row in annotated["row"])))
+    title = f"{left.title} against {right.title}"
+    notes = tell_left_out(runs)
+    notes += tuple(without_folders(f"Not read: {message}", 2) for message in runs.attrs.get("broken", ()))
+    compared = [(group, _compare_columns(group, left, right, predicted)) for group in groups]
+    found = [(group, told) for group, told in compared if _has_any(told)]
+    if apart := [(group, told) for group, told in compared if not _has_any(told)]:
+        differing = differing_settings(groups)
+        notes = (f"Not compared: {'; '.join(_tell_apart(group, told, differing) for group, told in apart)}.", *notes)
+    if not found:
+        return (Table("compare", title, ("No task has runs of both that may be compared.", *notes), (), ()),)
+    differing = differing_settings(group for group, _ in found)
+    tables = []
+    for part, (group, by_column) in enumerate(found, 1):
+        behind = f" ({part} of {len(found)}: {describe_settings(group, differing)})" if len(found) > 1 else ""
+        tables.append(_tabulate(title + behind, group, (left, right), by_column, epoch, notes))
+    return tuple(tables)
+
+
+def _has_any(by_column: Mapping[str, Difference | str]) -> bool:
+    return any(isinstance(each, Difference) for each in by_column.values())
+
+
+def _tell_apart(group: Group, by_column: Mapping[str, Difference | str], differing: list[str]) -> str:
+    """Why nothing of a group can be compared."""
+    told = ", ".join(f"{column_title(column)} ({reason})" for column, reason in by_column.items())
+    return told + (f" with {describe_settings(group, differing)}" if differing else "")
+
+
+def _compare_columns(group: Group, left: Row, right: Row, predicted: Predicted | None) -> dict[str, Difference | str]:
+    """The difference on each task, or why there is none."""
+    return {column: _compare(group, column, left, right, predicted) for column in group.columns}
+
+
+def _compare(group: Group, column: str, left: Row, right: Row, predicted: Predicted | None) -> Difference | str:
+    """The difference on one task, or why there is none."""
+    ours, theirs = group.cells.get((left, column)), group.cells.get((right, column))
+    lacking = [_tell_lacking(row, cell) for row, cell in ((left, ours), (right, theirs)) if not _is_there(cell)]
+    if lacking or ours is None or theirs is None:
+        return ", ".join(lacking)
+    shared = tuple(seed for seed in ours.scores if seed in theirs.scores)
+    seeds = (shared, shared) if shared else (tuple(ours.scores), tuple(theirs.scores))
+    mine, others = ([cell.scores[seed] for seed in chosen] for cell, chosen in zip((ours, theirs), seeds, strict=True))
+    reason = "no predictions were read"
+    matrices: Mapping[Row, np.ndarray] | None = None
+    if predicted is not None:
+        try:
+            matrices = predicted.of_cells(group, column, {left: seeds[0], right: seeds[1]})
+            reason = ""
+        except NotPredictedError as error:
+            reason = str(error)
+    values = (matrices[left], matrices[right]) if matrices else (np.array([mine]).T, np.array([others]).T)
+    interval = mean_interval(values[0] - values[1]) if shared else difference_interval(*values)
+    if matrices is None:
+        interval = dataclasses.replace(interval, method=_WITHOUT_PREDICTIONS[interval.method])
+    examples = values[0].shape[1] if matrices else None
+    scores = (statistics.fmean(mine), statistics.fmean(others))
+    return Difference(column, (ours, theirs), seeds, scores, interval, examples, reason)
+
+
+def _is_there(cell: Cell | None) -> bool:
+    return cell is not None and cell.eligible
+
+
+def _tell_lacking(row: Row, cell: Cell | None) -> str:
+    if cell is None:
+        return f"no {row.title} runs"
+    lost = ", ".join(f"{number} {outcome}" for outcome, number in cell.lost.items())
+    return f"no rate of {row.title} is eligible ({lost})"
+
+
+def _tabulate(
+    title: str,
+    group: Group,
+    rows: tuple[Row, Row],
+    by_column: Mapping[str, Difference | str],
+    epoch: str,
+    notes: tuple[str, ...],
+) -> Table:
+    found = [each for each in by_column.values() if isinstance(each, Difference)]
+    left_out = {column: each for column, each in by_column.items() if isinstance(each, str)}
+    lines = [
+        (
+            column_title(each.column),
+            _score_name(group, each.column),
+            "-" if each.examples is None else f"{each.examples:,}",
+            _tell_seeds(each),
+            *(f"{100 * score:.1f}{cell.mark}" for score, cell in zip(each.scores, each.cells, strict=True)),
+            *_tell_interval(each.interval),
+            " / ".join(format_rate(cell.learning_rate) for cell in each.cells),
+            _tell_lost(rows, each.cells),
+        )
+        for each in found
+    ]
+    numbers = [_numbers(group, rows, each, epoch) for each in found]
+    if len(found) > 1:
+        mean = mean_over_tasks([each.interval for each in found])
+        scores = [statistics.fmean(each.scores[side] for each in found) for side in (0, 1)]
+        marks = [max(each.cells[side].mark for each in found) for side in (0, 1)]
+        told = [f"{100 * score:.1f}{mark}" for score, mark in zip(scores, marks, strict=True)]
+        lines.append((f"mean of {len(found)} tasks", "-", "-", "-", *told, *_tell_interval(mean), "-", "-"))
+        numbers.append(
+            {"left": rows[0].title, "right": rows[1].title, "column": "mean of tasks", "epoch": epoch,
+             "tasks": [each.column for each in found], "left_score": scores[0], "right_score": scores[1],
+             **_interval_numbers(mean)}
+        )  # fmt: skip
+    heads = ("task", "score", "N", "seeds", rows[0].title, rows[1].title, *_HEADS)
+    return Table(
+        name="compare",
+        title=title,
+        caption=_caption(group, rows, found, left_out, epoch) + notes,
+        blocks=(Block("", heads, tuple(lines)),),
+        numbers=tuple(numbers),
+    )
+
+
+def _score_name(group: Group, column: str) -> str:
+    return "/".join(sorted(set(group.runs.loc[group.runs["column"] == column, "score_name"].dropna())))
+
+
+def _tell_seeds(each: Difference) -> str:
+    """How many seeds, and of how many each side has, where these are not all."""
+    ours, theirs = (len(cell.scores) for cell in each.cells)
+    if not each.paired:
+        return f"{ours} and {theirs}, none shared"
+    count = len(each.seeds[0])
+    return str(count) if count == ours == theirs else f"{count} shared of {ours} and {theirs}"
+
+
+def _tell_interval(interval: Interval) -> tuple[str, str, str, str]:
+    """Difference, low and high in points, and what the interval is over."""
+    ends = ("-" if end is None else f"{100 * end:+.2f}" for end in (interval.low, interval.high))
+    return (f"{100 * interval.mean:+.2f}", *ends, interval.method)  # type: ignore[return-value]
+
+
+def _tell_lost(rows: tuple[Row, Row], cells: tuple[Cell, Cell]) -> str:
+    """What collapsed at the chosen rate, and what was lost at any."""
+    told = []
+    for row, cell in zip(rows, cells, strict=True):
+        counts = [f"{cell.collapsed} of {len(cell.scores)} collapsed"] if cell.shows_collapse else []
+        counts += [f"{number} {outcome} at other rates" for outcome, number in cell.lost_anywhere.items()]
+        told += [f"{row.title}: {', '.join(counts)}"] if counts else []
+    return "; ".join(told) or "-"
+
+
+def _numbers(group: Group, rows: tuple[Row, Row], each: Difference, epoch: str) -> dict[str, Any]:
+    """A difference as numbers, with all that it hangs on."""
+    numbers: dict[str, Any] = {"left": rows[0].title, "right": rows[1].title, "column": each.column}
+    numbers |= {"task": each.column.partition(" ")[0], "score_name": _score_name(group, each.column), "epoch": epoch}
+    numbers |= {"examples": each.examples, "paired": each.paired}
+    for side, cell, seeds, score in zip(("left", "right"), each.cells, each.seeds, each.scores, strict=True):
+        numbers |= {f"{side}_score": score, f"{side}_seeds": seeds, f"{side}_scores": dict(cell.scores)}
+        numbers |= {f"{side}_learning_rate": cell.learning_rate, f"{side}_collapsed": cell.collapsed}
+        numbers |= {f"{side}_lost": dict(cell.lost_anywhere)}
+    return numbers | _interval_numbers(each.interval) | {"not_predicted": each.reason}
+
+
+def _interval_numbers(interval: Interval) -> dict[str, Any]:
+    told = dataclasses.asdict(interval)
+    return {"difference": told.pop("mean"), "confidence": CONFIDENCE} | told
+
+
+def _caption(
+    group: Group, rows: tuple[Row, Row], found: list[Difference], left_out: Mapping[str, str], epoch: str
+) -> tuple[str, ...]:
+    """What the numbers are, line by line."""
+    left, right = (row.title for row in rows)
+    lines = [
+        f"Points (percent of the score) on the development split, {epoch} epoch of each run: {left} less {right}, each"
+        " at its own learning rate with the best mean, over the seeds that both have, run against run.",
+        f"Low, high: a {100 * CONFIDENCE:.0f} % interval for other seeds and other examples. It knows nothing of the"
+        f" choice of the rate{' and the epoch' if epoch == 'best' else ''}, made on this split.",
+    ]
+    if any(cell.mark for each in found for cell in each.cells):
+        lines.append(
+            f"{max(cell.mark for each in found for cell in each.cells)}: with runs that collapsed, which predict one"
+            " class only, or a constant; a difference from such a number says little of the settings."
+        )
+    if len(found) > 1:
+        lines.append(
+            f"The mean is over these {len(found)} tasks, each counting alike. They were chosen and not drawn: its"
+            " interval is for other seeds and examples on the same tasks."
+        )
+    if any(each.reason for each in found):
+        told = "; ".join(f"{column_title(each.column)} ({each.reason})" for each in found if each.reason)
+        lines.append(f"Over seeds alone, as what the runs predicted is not at hand: {told}.")
+    if left_out:
+        told = "; ".join(f"{column_title(column)} ({reason})" for column, reason in left_out.items())
+        lines.append(f"Left out: {told}.")
+    told = describe_settings(group)
+    return (*lines, f"{told[0].upper()}{told[1:]}.")
