@@ -57,7 +57,8 @@ _OF_REPORT = ("where", "table", "compare", "claims", "epoch", "protocol", "forma
 
 
 def _check(values: flags.FlagValues) -> None:
-    asked = [name for name in ("table", "claims", "compare", *_ALONE) if values[name].value]
+    asked = [name for name in ("table", "claims", *_ALONE) if values[name].value]
+    asked += ["compare"] if values["compare"].present else []
     if not asked:
         raise RequestError(
             "give --table=1, 2, 3, 4, fisher or runs, --compare=LEFT,RIGHT, --claims, --pack, --command or --diff"
