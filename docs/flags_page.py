@@ -6,7 +6,7 @@ from pathlib import Path
 from tfmt.help import format_common, format_page
 
 PAGE = Path(__file__).with_name("flags.md")
-COMMANDS = ("train", "sweep", "report", "analyze", "predict", "export")
+COMMANDS = ("train", "sweep", "report", "analyze", "audit", "predict", "export")
 INTRODUCTION = """# Flags
 
 Made from the definitions of the flags by `make flags-page`; `--help` says the same in a terminal. A flag is written

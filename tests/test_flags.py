@@ -16,7 +16,8 @@ from tfmt.help import GROUPS, describe_flag, flag_groups
 from tfmt.version import __version__
 
 COMMANDS = {
-    name: import_module(f"tfmt.{name}") for name in ("train", "sweep", "report", "analyze", "predict", "export")
+    name: import_module(f"tfmt.{name}")
+    for name in ("train", "sweep", "report", "analyze", "audit", "predict", "export")
 }
 every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 RIGHT = ["--model=demo", "--task=rotten_tomatoes", "--mode=layernorm"]
@@ -159,6 +160,7 @@ def test_choices_stand_once():
         ("sweep", [*RIGHT, "--seed=0,1", "--layers=each"], [*RIGHT, "--layers=6"]),
         ("report", ["--table=1"], ["--table=5"]), ("report", ["--claims"], []),
         ("analyze", ["--figure=rates"], ["--figure=rates", "--output=rates.doc"]),
+        ("audit", ["--run=r"], ["--threads=2"]),
         ("predict", ["--run=r", "--output=o", "--split=test"], ["--run=r", "--output=o"]),
         ("export", ["--run=r", "--output=o"], ["--run=r"]),
     ],
@@ -172,8 +174,8 @@ def test_only_check_args_checks_and_does_nothing(name, right, wrong, tmp_path, c
 
 
 def test_help_imports_nothing_slow():
-    code = "import sys; from tfmt import train, sweep, report, analyze, predict, export\n"
-    code += "for command in (train, sweep, report, analyze, predict, export): command.main(['--help'])\n"
+    code = "import sys; from tfmt import train, sweep, report, analyze, audit, predict, export\n"
+    code += "for command in (train, sweep, report, analyze, audit, predict, export): command.main(['--help'])\n"
     code += "print({'tensorflow', 'transformers', 'pandas', 'matplotlib', 'scipy', 'requests'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"

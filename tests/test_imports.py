@@ -15,7 +15,7 @@ ORDER = ["version", "words", "errors", "files", "tensors", "streams", "signals",
 # What tables, claims and figures are made of are runs, not the study that made them; nor does a tuned model know it.
 APART = {("tuned", "study"), ("results", "study"), ("results", "tuned"), ("claims", "study"), ("claims", "tuned"),
          ("figures", "study"), ("figures", "claims")}  # fmt: skip
-COMMANDS = {"train", "sweep", "report", "analyze", "predict", "export"}
+COMMANDS = {"train", "sweep", "report", "analyze", "audit", "predict", "export"}
 
 
 def imported_rooms(path):
@@ -70,7 +70,7 @@ def test_light_modules_import_no_tensorflow():
              "tfmt.bert.base_weights", "tfmt.selection.modes", "tfmt.runs.records", "tfmt.runs.runner",
              "tfmt.study.dry_run", "tfmt.tuned.load", "tfmt.tuned.predict", "tfmt.tuned.export", "tfmt.flags",
              "tfmt.train", "tfmt.predict", "tfmt.export", "tfmt.training.distribution", "tfmt.results.analyses",
-             "tfmt.figures", "tfmt.analyze", "tfmt.report"]  # fmt: skip
+             "tfmt.figures", "tfmt.analyze", "tfmt.report", "tfmt.audit", "tfmt.runs.audit"]  # fmt: skip
     code = f"import sys, os; import {', '.join(light)}; assert os.environ['TF_USE_LEGACY_KERAS'] == '1'; "
     code += "print([m for m in ('tensorflow', 'transformers', 'tf_keras', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -184,6 +184,15 @@ for command, arguments in (("report", ("--table=runs",)), ("analyze", ("--figure
         files={"a.gz": gzip.compress(b"[1]")})  # fmt: skip
     row(f"{command}, no records", command, (*arguments, "--runs=glue"), ["--runs=glue", "no record"])
 
+row("audit of no run", "audit", ("--runs=run", "--run=two"), ["--run=two", "no run"])
+row("audit of another arithmetic", "audit", ("--runs=old", "--run=one"), ["arithmetic 4", "5"],
+    files={"old/record.json": lambda record: record["origin"].update(arithmetic=4)})  # fmt: skip
+row("audit of a failed run", "audit", ("--runs=old", "--run=one"), ["one", "failed"],
+    files={"old/record.json": lambda record: record.update(status="failed")})  # fmt: skip
+row("audit with another model", "audit", ("--runs=run", "--run=one", "--data_dir=glue"), ["--model", "not the base"])
+row("audit of no folder", "audit", ("--runs=none",), ["none", "no such folder"])
+row("threads for a list", "audit", ("--runs=run", "--threads=2"), ["--threads", "--run"])
+row("negative threads", "audit", ("--runs=run", "--run=one", "--threads=-1"), ["threads"])
 for name, content, words in [
     ("deep", DEEP, []), ("a list", b"[]", []), ("empty", b"", []), ("cut off", b'{"schema": 1, "run', []),
     ("schema 9", b'{"schema": 9}', ["schema 9"]), ("no UTF-8", b"\xff\xfe{}", []),
@@ -284,4 +293,4 @@ def test_refused_in_one_line(results, name, command, words):
 
 
 def test_every_command_is_asked():
-    assert {command for _, command, *_ in ROWS} == {"train", "sweep", "predict", "export", "report", "analyze"}
+    assert {command for _, command, *_ in ROWS} == {"train", "sweep", "predict", "export", "report", "analyze", "audit"}

@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "learning_rate", "epochs", "batch_size", "max_length", "batching", "warmup_ratio", "schedule", "adam_epsilon",
         "seed", "frozen_prefix", "cache_limit_gb",
     ),
-    "Devices": ("replicas", "workers", "precision", "jit_compile", "require_gpu"),
+    "Devices": ("replicas", "threads", "workers", "precision", "jit_compile", "require_gpu"),
     "Which runs": ("runs", "where"),
     "What is shown": ("figure", "table", "compare", "claims", "command", "diff", "epoch", "protocol"),
     "Output": ("output_dir", "keep", "keep_epoch", "retry_failed", "dry_run", "output", "format", "data", "pack"),
