@@ -28,8 +28,9 @@ def _define(values: flags.FlagValues) -> None:
     define_runs(values)
     flags.DEFINE_string("where", "", "Which runs: conditions like `task=mrpc,rte mode=layernorm`; empty means all.",
                         flag_values=values)  # fmt: skip
-    flags.DEFINE_enum("table", None, ["1", "2", "3", "4", "fisher", "runs"],
-                      "Table to print: P1's 1, 2, 3 and 4, P2's (fisher), or a list of all runs.",
+    flags.DEFINE_enum("table", None, ["1", "2", "3", "4", "fisher", "optimism", "runs"],
+                      "Table to print: P1's 1, 2, 3 and 4, P2's (fisher), what choosing on the reported split gains"
+                      " (optimism), or a list of all runs.",
                       flag_values=values)  # fmt: skip
     flags.DEFINE_bool("claims", False, "Checks the papers' claims on these runs.", flag_values=values)
     flags.DEFINE_string("compare", "", "Two settings, whose difference is printed with its interval over seeds and"
@@ -61,7 +62,7 @@ def _check(values: flags.FlagValues) -> None:
     asked += ["compare"] if values["compare"].present else []
     if not asked:
         raise RequestError(
-            "give --table=1, 2, 3, 4, fisher or runs, --compare=LEFT,RIGHT, --claims, --pack, --command or --diff"
+            "give --table=1, 2, 3, 4, fisher, optimism or runs, --compare=LEFT,RIGHT, --claims, --pack, --command or --diff"
         )
     alone = next((name for name in asked if name in _ALONE), None)
     idle = [name for name in _OF_REPORT if alone and name not in (alone, *_ALONE[alone]) and values[name].present]
@@ -113,15 +114,20 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
     from tfmt.results.comparing import compare_settings
     from tfmt.results.crossfit import tell_uncertain_halves
-    from tfmt.results.formats import format_tables
+    from tfmt.results.formats import Table, format_tables
     from tfmt.results.groups import tell_left_out
+    from tfmt.results.optimism import build_optimism
     from tfmt.results.predicted import Predicted, read_below
     from tfmt.results.rows import annotate
     from tfmt.results.tables import build_tables
     from tfmt.runs.records import find_distributions
 
     asked = {"protocol": values.protocol}
-    tables = list(build_tables(runs, values.table, values.epoch, **asked)) if values.table else []
+    tables: list[Table] = []
+    if values.table == "optimism":
+        tables += build_optimism(runs, values.epoch, **asked)
+    elif values.table:
+        tables += build_tables(runs, values.table, values.epoch, **asked)
     if values.compare:
         predicted = Predicted(records, read_below(values.runs, records), values.epoch)
         tables += compare_settings(runs, values.compare, epoch=values.epoch, predicted=predicted)

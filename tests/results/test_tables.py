@@ -69,6 +69,8 @@ def test_table_1_in_markdown(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> 
         "- The rate (and the best epoch) is chosen on the split that is reported, as in the paper. A rate with a seed"
         " that diverged, failed or has an undefined score is not eligible while another is; of the eligible, those with"
         " the most seeds compete.\n"
+        "- Best of different numbers of epochs: Full-FT of 5; Frozen, Random of 20. Of more epochs the best is higher"
+        " by luck alone.\n"
         "- A dash: no runs, or no eligible rate. (2/3): fewer seeds than the table has. Lost and collapsed runs are"
         " counted behind the score. †: with runs that collapsed, which predict one class only, or a constant: such a"
         " number is what the split gives for learning nothing, and decides no claim.\n"

@@ -247,12 +247,18 @@ _HEADINGS = {
 _RATES = {"paper": "Learning rate chosen", "crossfit": "Learning rate chosen, cross-fitted"}
 
 
+def average(values: Iterable[float | None]) -> float | None:
+    """The mean over the tasks, where every task has a value."""
+    values = list(values)
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
 def _average(cells: Iterable[Cell | None]) -> str:
-    """The mean over the tasks, where every task has one."""
+    """The mean over the tasks as text, where every task has one."""
     cells = list(cells)
-    means = [cell.mean for cell in cells if cell and cell.mean is not None]
-    marks = {cell.mark for cell in cells if cell}
-    return f"{100 * statistics.fmean(means):.1f}{max(marks)}" if len(means) == len(cells) else "-"
+    mean = average(cell.mean if cell else None for cell in cells)
+    return "-" if mean is None else f"{100 * mean:.1f}{max(cell.mark for cell in cells if cell)}"
 
 
 def _rate(cell: Cell | None) -> str:
@@ -346,22 +352,14 @@ def _caption(
             " is what the split gives for learning nothing, and decides no claim."
         )
     lines = [statistic, " ".join([*selection, eligible])]
+    if "paper" in views and epoch == "best":
+        lines += tell_tries({place: cell for place, cell in group.cells.items() if place[0] in rows})
     if "crossfit" in views:
         listed = " Where the halves chose different rates, both are listed."
         lines += [describe_crossfit(epoch, shown["score_name"].dropna()) + listed, *tell_uncertain_halves(shown)]
     lines += [marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
     lines[-1] = lines[-1][0].upper() + lines[-1][1:]
-    versions = zip(shown["tfmt"], map(none_if_missing, shown["packages"]), strict=True)
-    made_with = sorted({f"tfmt {own}" + (f", {packages}" if packages else "") for own, packages in versions})
-    lines.append(f"Made with {'; or '.join(made_with)}.")
-    lost = shown["outcome"].value_counts()
-    lines.append(
-        f"{counted(len(shown), 'run')}: "
-        + ", ".join(f"{lost[name]} {name}" for name in ("scored", "undefined", "diverged", "failed") if name in lost)
-        + "."
-    )
-    leaking = shown[shown["frozen_changed"].astype(float) > 0]
-    lines += [f"Counted as failed, it changed frozen weights: {run_id}." for run_id in leaking["run_id"]]
+    lines += tell_runs(shown)
     missing = [
         column_title(task) for task in layout.tasks if task not in {column.partition(" ")[0] for column in columns}
     ]
@@ -369,6 +367,47 @@ def _caption(
     if missing:
         lines.append(f"In the paper's table and not run here: {', '.join(missing)}.")
     return tuple(lines)
+
+
+def tell_runs(runs: pd.DataFrame) -> list[str]:
+    """Caption lines on what made the runs that a table shows, how they ended, and which changed frozen weights."""
+    versions = zip(runs["tfmt"], map(none_if_missing, runs["packages"]), strict=True)
+    made_with = sorted({f"tfmt {own}" + (f", {packages}" if packages else "") for own, packages in versions})
+    ended = runs["outcome"].value_counts()
+    counts = [f"{ended[name]} {name}" for name in ("scored", "undefined", "diverged", "failed") if name in ended]
+    leaking = runs[runs["frozen_changed"].astype(float) > 0]
+    return [
+        f"Made with {'; or '.join(made_with)}.",
+        f"{counted(len(runs), 'run')}: {', '.join(counts)}.",
+        *(f"Counted as failed, it changed frozen weights: {run_id}." for run_id in leaking["run_id"]),
+    ]
+
+
+def tell_tries(cells: Mapping[tuple[Row, str], Cell]) -> list[str]:
+    """The caption line for rows that chose among different numbers of epochs on one task.
+
+    Args:
+      cells: (row, column) to cell.
+    """
+    by_column: dict[str, dict[int, list[Row]]] = {}
+    for (row, column), cell in cells.items():
+        by_column.setdefault(column, {}).setdefault(cell.epochs, []).append(row)
+    rows: dict[int, set[Row]] = {}
+    for numbers in by_column.values():
+        for epochs, mine in numbers.items() if len(numbers) > 1 else ():
+            rows.setdefault(epochs, set()).update(mine)
+    if not rows:
+        return []
+    alike: dict[frozenset[Row], list[int]] = {}
+    for epochs in sorted(rows):
+        alike.setdefault(frozenset(rows[epochs]), []).append(epochs)
+    most = max(alike, key=len)
+    apart = len(most) > 2 and sum(map(len, alike)) == len(set().union(*alike))
+    told = []
+    for those, counts in sorted(alike.items(), key=lambda item: (apart and item[0] is most, item[1])):
+        named = ", ".join(row.title for row in sorted(those, key=lambda row: row.order))
+        told.append(f"{'the others' if apart and those is most else named} of {' or '.join(map(str, counts))}")
+    return [f"Best of different numbers of epochs: {'; '.join(told)}. Of more epochs the best is higher by luck alone."]
 
 
 def _tell_scores(runs: pd.DataFrame, columns: list[str]) -> str:
