@@ -127,7 +127,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UnwritableError.of(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong with the file itself is what counts
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -344,6 +344,9 @@ def _run(command: Command, arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:  # in a process that heeds no signals, as a notebook's
         print(f"\n{program}: interrupted", file=sys.stderr)
         return 1
+    except MemoryError:
+        print(f"{program}: there is not enough memory; free some and run the same command again", file=sys.stderr)
+        return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)

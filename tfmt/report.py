@@ -62,7 +62,8 @@ def _check(values: flags.FlagValues) -> None:
     asked += ["compare"] if values["compare"].present else []
     if not asked:
         raise RequestError(
-            "give --table=1, 2, 3, 4, fisher, optimism or runs, --compare=LEFT,RIGHT, --claims, --pack, --command or --diff"
+            "give --table=1, 2, 3, 4, fisher, optimism or runs, --compare=LEFT,RIGHT, --claims, --pack, --command "
+            "or --diff"
         )
     alone = next((name for name in asked if name in _ALONE), None)
     idle = [name for name in _OF_REPORT if alone and name not in (alone, *_ALONE[alone]) and values[name].present]

@@ -27,6 +27,14 @@ def change_config(folder):
     path.write_text(path.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-05'))
 
 
+def spoil_weights(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[GAMMA][0] = np.nan
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def lose_weights(folder):
     (folder / "model.safetensors").unlink()
 
@@ -34,7 +42,7 @@ def lose_weights(folder):
 @pytest.mark.parametrize(("change", "words"), [
     (change_weights, r"model\.safetensors: changed while the run read it \(the weights\)"),
     (change_config, r"changed while the run read it \(config.json's layer_norm_eps"),
-    (lose_weights, "changed while the run read it"),
+    (lose_weights, "changed while the run read it"), (spoil_weights, "changed while the run read it"),
 ])  # fmt: skip
 def test_base_model_that_changes_under_a_run_is_named_and_nothing_is_recorded(
     small, toy_bert, tmp_path, monkeypatch, same, change, words

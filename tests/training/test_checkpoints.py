@@ -1,16 +1,19 @@
 """What a run makes of the checkpoint that it finds: it goes on exactly, or it starts anew, and never fails for ever."""
 
+import signal
 import warnings
 
 import numpy as np
 import pytest
 
+from tfmt import signals
 from tfmt.errors import RequestError, RequestWarning, RunError
 from tfmt.runs.records import read_record
 from tfmt.runs.runner import execute, finished, make_bench, prepare
 from tfmt.spec import RunSpec
 from tfmt.tensors import read_tensors, write_tensors
 from tfmt.training import fine_tune
+from tfmt.training.workbench import Workbench
 
 GAMMA = "selected/bert/encoder/layer_._0/output/LayerNorm/gamma"
 
@@ -112,6 +115,50 @@ def test_run_goes_on_from_the_checkpoint_before_one_that_does_not_fit(bench, bro
     assert record.cost.resumed == 1
     assert same(broken, record) == uninterrupted
     assert read_record(broken.folder) == record
+
+
+def test_what_was_set_aside_is_noted_also_by_a_start_that_dies_before_it_stores_anything(
+    bench, broken, die_before_write
+):
+    flip(states(broken)[0])
+    with pytest.warns(RequestWarning, match=r"set aside as damaged\.state\.1-2"):
+        die_before_write(broken, bench, 1)
+    record = run(broken, bench)
+    assert record.warnings == ["damaged.state.1-2.safetensors: found damaged and set aside by an earlier start"]
+
+
+def test_a_checkpoint_of_another_run_is_none_of_this_ones(bench, prepared, broken, same, uninterrupted):
+    for path in states(broken):
+        tensors, state = read_tensors(path)
+        write_tensors(path, tensors, state | {"run_id": "another"})
+    assert same(broken, go_on(broken, bench, "it is another run's")) == uninterrupted
+
+
+def test_a_run_that_stops_twice_at_one_place_keeps_the_checkpoint_before(bench, prepared, monkeypatch):
+    request = prepared("broken")
+    predict, calls = Workbench.predict, iter(range(9))
+
+    def stop(self, name):
+        if next(calls) in (1, 2):  # in the second evaluation, and in the first of the next start
+            raise signals.Stop(signal.SIGTERM)
+        return predict(self, name)
+
+    monkeypatch.setattr(Workbench, "predict", stop)
+    for _ in range(2):
+        with pytest.raises(signals.Stop):
+            run(request, bench)
+        assert [path.name for path in states(request)] == ["state.1-3.safetensors", "state.1-0.safetensors"]
+
+
+def test_weights_that_an_earlier_start_stored_go_where_scores_alone_are_kept(bench, prepared, die_before_write):
+    kept = prepared("runs")
+    die_before_write(kept, bench, 6)  # three epochs kept, two saved, and what was tuned
+    assert (kept.folder / "tuned.safetensors").exists()
+    record = run(prepared("runs", keep="scores"), bench)
+    assert record.tuned_sha256 is None
+    assert not (kept.folder / "tuned.safetensors").exists()
+    with pytest.raises(RequestError, match="keep"):
+        finished(kept)
 
 
 def test_run_starts_anew_where_no_checkpoint_fits(bench, broken, same, uninterrupted):

@@ -9,10 +9,11 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from tfmt.data.examples import Examples
 from tfmt.data.sources import read_dataset
-from tfmt.runs.records import read_record
+from tfmt.runs.records import find_predictions, pack_runs, read_record
 from tfmt.runs.runner import execute, make_bench, prepare
 from tfmt.spec import RunSpec
 from tfmt.training import fine_tune, predictions
+from tfmt.training.fine_tune import FineTuning
 from tfmt.training.predictions import read_predictions
 
 
@@ -61,6 +62,19 @@ def test_predictions_of_a_resumed_run_are_the_uninterrupted_runs(bench, settings
     name = "predictions.safetensors"
     assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     assert read_record(broken.folder).result.epochs[0].halves == expected.result.epochs[0].halves
+
+
+def test_a_run_that_diverges_before_its_first_epoch_ends_has_predicted_nothing(bench, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(FineTuning, "_train_epoch", lambda *_: "the loss was nan at step 1 (epoch 1)")
+    request = prepare(RunSpec.make(**settings), tmp_path / "runs")
+    record = run(request, bench)
+    assert record.status == "diverged"
+    stored = read_predictions(request.folder, sha256=record.predictions_sha256)
+    assert stored.by_epoch == {"validation": {}}
+    pack_runs(tmp_path / "runs", [record], tmp_path / "study.jsonl.gz")
+    packed, broken = find_predictions(tmp_path / "study.jsonl.gz", [record])
+    assert broken == []
+    assert packed[record.run_id].by_epoch == stored.by_epoch
 
 
 def test_of_a_large_split_the_kept_and_the_last_epoch_are_kept(bench, settings, tmp_path, monkeypatch):

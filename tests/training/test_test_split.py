@@ -96,6 +96,10 @@ def test_without_labels_or_with_unknown_ones_it_is_not_scored(own, tmp_path):
     (tmp_path / "test.jsonl").write_text('{"text": "a"}\n')
     assert read_dataset("custom", str(tmp_path), **ask).test is None
     (tmp_path / "test.jsonl").write_text('{"text": "a", "mood": "sideways"}\n')
+    (tmp_path / "test.tsv").write_text("text\tmood\n")
+    with pytest.warns(RequestWarning, match="keep one test file; the test split is not scored"):
+        assert read_dataset("custom", str(tmp_path), **ask).test is None
+    (tmp_path / "test.tsv").unlink()
     with pytest.warns(RequestWarning, match=r"test\.jsonl:1: labels in the test split .*sideways.*; the test split is"):
         assert read_dataset("custom", str(tmp_path), **ask).test is None
 

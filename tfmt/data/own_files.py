@@ -96,9 +96,9 @@ def read_own_data(
         elif resemble_entities(classes):
             _warn_of_accuracy(paths["train"], rows["train"], classes)
     place = Path(data_dir).expanduser()
-    test = _find(place, "test") if place.is_dir() else None
-    if test is not None:
-        with test_is_optional():
+    with test_is_optional():
+        test = _find(place, "test") if place.is_dir() else None
+        if test is not None:
             return Dataset(task, splits, notes, _read_test(test, task, label_column, encoding))
     return Dataset(task, splits, notes)
 

@@ -200,7 +200,10 @@ def check_kept(spec: RunSpec, record: Record, folder: Path) -> None:
     Raises:
       UnkeptError: `keep=tuned`, and the completed run kept its scores alone.
     """
-    if spec.keep == "tuned" and record.status == "completed" and not (folder / TUNED_FILE).exists():
+    # Records without predictions are of earlier versions, which noted neither digest.
+    told = record.tuned_sha256 is not None or record.predictions_sha256 is None
+    kept = told and (folder / TUNED_FILE).exists()
+    if spec.keep == "tuned" and record.status == "completed" and not kept:
         raise UnkeptError(
             f"--keep=tuned: {folder} holds this run already, without its weights; take --keep=scores or another "
             "--output_dir, or delete the folder to train it again"

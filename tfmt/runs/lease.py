@@ -164,7 +164,7 @@ def is_held(folder: Path) -> bool:
 
 def is_lease(name: str) -> bool:
     """Whether a file of this name in a run's folder is a lease."""
-    return re.fullmatch(r"lease\.\d+", name) is not None
+    return re.fullmatch(r"lease\.[1-9]\d*", name) is not None
 
 
 def _numbers(folder: Path) -> list[int]:

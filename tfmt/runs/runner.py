@@ -277,10 +277,15 @@ def make_bench(request: Request, *, threads: int = 0) -> Workbench:
     Raises:
       RequestError: the text or the model does not fit.
       UnwritableError: the disk is full, or a file cannot be written.
-      UnexpectedError: there is not enough memory.
+      UnexpectedError: there is not enough memory, or TensorFlow met something that tfmt does not expect.
     """
-    with _surroundings_told(request):
-        return _make_bench(request, threads)
+    try:
+        with _surroundings_told(request):
+            return _make_bench(request, threads)
+    except (RequestError, RunError, RequestWarning):
+        raise
+    except Exception as error:  # a GPU that others fill has many names
+        raise _tell_unexpected(request, error) from error
 
 
 def _make_bench(request: Request, threads: int) -> Workbench:
@@ -432,7 +437,10 @@ def _execute(request: Request, bench: Workbench, epoch: int, started: float, qui
         record = record.model_copy(update={"predictions_sha256": digest})
         if outcome.state.kept_distributions is not None:
             _store_distributions(request, bench, outcome.state.kept_distributions, before_write)
-    except (RunError, RequestError, OSError):
+    except RequestError:
+        _check_model(request)  # else it would be the run's fault that a file of the base model went bad
+        raise
+    except (RunError, OSError):
         raise
     except FloatingPointError as error:  # the run's own; it leaves TensorFlow as it was
         message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -512,6 +520,8 @@ def _store_distributions(request: Request, bench: Workbench, after: Any, before_
 
 def _finish(request: Request, record: Record, before_write: Callable[[], None]) -> None:
     before_write()
+    if record.tuned_sha256 is None:  # an earlier start may have come as far as that and kept more
+        (request.folder / TUNED_FILE).unlink(missing_ok=True)
     write_whole(request.folder / RECORD_FILE, record.to_json().encode())
     if record.status != "failed":
         with suppress(OSError):  # it says nothing any more
@@ -540,7 +550,8 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
     from tfmt.metrics import headline
     from tfmt.training.devices import find_missing_gpus, threads_in_use
 
-    selection, spec, missing = bench.selection, request.spec, find_missing_gpus()
+    selection, spec = bench.selection, request.spec
+    warned = [missing] if (missing := find_missing_gpus()) else []
     parameters = result = cost = proof = change = fisher = None
     if selection is not None:
         parameters = Parameters(
@@ -594,10 +605,17 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
     return Record(
         schema_=SCHEMA, run_id=request.run_id, status=status, error=error, spec=spec,
         parameters=parameters, result=result, cost=cost, proof=proof, change=change,
-        fisher=fisher, warnings=[missing] * bool(missing) + (outcome.state.notes if outcome else []),
+        fisher=fisher, warnings=warned + _tell_damaged(request, outcome.state.notes if outcome else []),
         model=_model_facts(request),
         origin=_origin(request, started),
     )  # fmt: skip
+
+
+def _tell_damaged(request: Request, notes: list[str]) -> list[str]:
+    """What was set aside, also by a start that died before it could store what it noted."""
+    found = sorted(path.name for path in request.folder.glob("damaged.*"))
+    untold = [name for name in found if not any(name in note for note in notes)]
+    return notes + [f"{name}: found damaged and set aside by an earlier start" for name in untold]
 
 
 def _model_facts(request: Request) -> ModelFacts:

@@ -28,6 +28,7 @@ _END_SECONDS = 300.0  # that a process may take to end, with a checkpoint to wri
 # away, in a collective operation that waits for ever. What gives none in between, as XLA's compiler, takes less.
 HUNG_SECONDS = 600.0
 HUNG_STEPS = 20
+_KILLED_SECONDS = 5.0  # that the end of a killed process may take
 GRACE_SECONDS = 60.0  # between SIGTERM, SIGKILL, and no longer waiting for what even that does not end
 _LOOK_SECONDS = 5.0  # the most that counts between two looks: a sweep that was stopped itself cannot know more
 
@@ -248,7 +249,8 @@ class _Process:
         self.busy = False
         if ended.unexpected or self._hung:  # the process ends by itself, or has been asked to
             self.dismiss()
-            self.join()
+            self._await_end(GRACE_SECONDS)
+            self._forget()
         return replace(ended, record=Record.model_validate_json(record)) if record else ended
 
     def _time_steps(self, standing: Standing) -> None:
@@ -283,11 +285,17 @@ class _Process:
 
     def bury(self) -> None:
         """Notes what the process died of."""
-        # What hangs in the kernel outlives SIGKILL; its lease counts for nothing once its own beat has stopped.
-        self._process.join(0.0 if self.lost else None)
+        self._await_end(0.0 if self.lost else GRACE_SECONDS)  # its pipe may end long before it does
         code = self._process.exitcode
-        self.cause = "hung" if self._hung else f"signal {-code}" if code < 0 else f"exit status {code}"
+        self.cause = "hung" if self._hung or code is None else f"signal {-code}" if code < 0 else f"exit status {code}"
         self._forget()
+
+    def _await_end(self, seconds: float) -> None:
+        """Waits so long for the end of the process, then ends it."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join(_KILLED_SECONDS)
 
     def dismiss(self) -> None:
         """Asks the process to end."""
@@ -301,10 +309,13 @@ class _Process:
     def join(self) -> None:
         """Waits for the end of the process, and makes room for a new one."""
         if self._process is not None:
-            self._process.join(_END_SECONDS)
-            self._process.kill()
+            self._await_end(_END_SECONDS)
             self._forget()
 
     def _forget(self) -> None:
+        # What hangs in the kernel outlives SIGKILL. Its lease counts for nothing once its own beat has stopped, and
+        # Python must not wait for it at its own end.
+        if self._process.exitcode is None:
+            multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         self.pipe.close()
         self._process, self.busy = None, False

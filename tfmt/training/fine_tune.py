@@ -361,6 +361,8 @@ class FineTuning:
             raise UnreadableError(f"{error.path}: {error}; run the same command again") from None
 
     def _read_kept(self) -> dict[str, np.ndarray]:
+        if not self._kept_file.exists():  # also where the run was asked for its scores alone until now
+            raise UnfitError(self._kept_file, f"the weights of epoch {self.state.kept_epoch} are not there")
         try:
             tensors, about = read_tensors(self._kept_file)
         except RequestError as error:
@@ -378,13 +380,14 @@ class FineTuning:
         state = self.state
         path = self.checkpoint / STATE_FILE.format(epoch=state.epoch, step=state.step)
         before = [saved for saved in self._checkpoints if saved[0] != path][-1:]
-        self._clear(before, path)  # first, so that a full disk need not hold a third
+        if not path.exists():  # else a run stops twice at one place, and the one before it stays as it is
+            self._clear(before, path)  # first, so that a full disk need not hold a third
         tensors = {f"selected/{name}": values for name, values in self.bench.read_selected().items()}
         for index, variable in enumerate(self.bench.optimizer_variables):
             tensors[f"optimizer/{index}"] = variable.numpy()
         for split, epochs in self.predicted.items():
             tensors |= {f"predicted/{split}/{epoch}": predictions for epoch, predictions in epochs.items()}
-        write_tensors(path, tensors, state.model_dump(mode="json"))
+        write_tensors(path, tensors, state.model_dump(mode="json") | {"run_id": self.folder.name})
         self._checkpoints = [*before, (path, self._kept_file)]
         self._saved = f"step {state.step} of {self.per_epoch} in epoch {state.epoch + 1}" if state.step else ""
         self._saved = self._saved or f"the end of epoch {state.epoch}"
@@ -447,7 +450,8 @@ class FineTuning:
         if path.exists():
             self.before_write()
             note += f"; set aside as {set_aside(path, self.folder).name}"
-        self._discarded.append(note)
+        if note not in self._discarded:  # two checkpoints may name one file
+            self._discarded.append(note)
 
     def _take_up(self, path: Path) -> None:
         """Puts the run into a checkpoint's state; whatever does not fit is found before anything is changed.
@@ -460,6 +464,8 @@ class FineTuning:
             state = RunState.model_validate(saved)
         except ValueError as error:  # a RequestError of the file, a ValidationError of the state
             raise UnfitError(path, reason_of(path, error)) from None
+        if saved.get("run_id", self.folder.name) != self.folder.name:
+            raise UnfitError(path, "it is another run's")
         if state.frozen_sha256 != self.state.frozen_sha256:
             raise UnfitError(path, "it was made from another base model or selection")
         bench = self.bench

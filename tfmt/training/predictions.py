@@ -122,7 +122,9 @@ def read_predictions(folder: str | Path, *, sha256: str | None = None) -> Predic
                 truth[split] = SplitTruth(tensors[name], tensors[f"{split}/halves"], lengths)
             elif what.startswith("epoch."):
                 by_epoch.setdefault(split, {})[int(what.removeprefix("epoch."))] = tensors[name]
-        return Predictions(about["run_id"], truth, {split: dict(sorted(by_epoch[split].items())) for split in truth})
+        return Predictions(
+            about["run_id"], truth, {split: dict(sorted(by_epoch.get(split, {}).items())) for split in truth}
+        )
     except (KeyError, ValueError) as error:
         raise RequestError(f"{path}: not a run's predictions ({error}); {remedy}") from None
 
