@@ -165,7 +165,7 @@ def _report(recorded: Record, again: Record, audit: Audit) -> str:
     if not audit.answers:
         lines.append("           without predictions: the record has none, or of other labels")
     if not audit.identical:
-        bound = f"{LOSS_BOUND:g} of the losses and {100 * PREDICTIONS_BOUND:g} % of the predictions"
+        bound = f"{LOSS_BOUND:g} of a loss and {100 * PREDICTIONS_BOUND:g} % of the predictions, or one"
         if audit.explained:
             lines.append(f"explained  by rounding, which other machines do otherwise, up to {bound}")
         elif audit.surroundings or audit.unknown:

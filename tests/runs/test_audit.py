@@ -130,7 +130,7 @@ def test_what_rounding_explains_needs_another_machine(study, tmp_path, capsys, c
     found, out, _ = call(capsys, f"--runs={runs}", "--run=-s0-")
     assert (found, words in out) == (status, True), out
     if words == "explained":
-        assert "differs    since epoch 2: losses by at most 5.0e-05 of their size, predictions by at most 0 %" in out
+        assert "differs    since epoch 2: losses by at most 5.0e-06 of their size, predictions by at most 0 %" in out
 
 
 def test_predictions_alone_are_compared_one_by_one(study):

@@ -56,7 +56,7 @@ class Answers(NamedTuple):
       split: the split.
       differing: how many predictions differ.
       total: of how many.
-      largest: the largest difference of two scores; None where classes are predicted.
+      largest: the largest difference of two scores, as a part of the largest score; None where classes are predicted.
     """
 
     epoch: int
@@ -108,7 +108,8 @@ def compare_predictions(one: Predictions, other: Predictions) -> Iterator[Answer
         for epoch in sorted(one.by_epoch[split].keys() & other.by_epoch[split].keys()):
             first, second = one.by_epoch[split][epoch], other.by_epoch[split][epoch]
             scores = first.dtype.kind == "f"
-            largest = float(np.abs(first - second).max(initial=0.0)) if scores else None
+            size = max(float(np.abs(first).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+            largest = float(np.abs(first - second).max(initial=0.0)) / size if scores else None
             yield Answers(epoch, split, int((first != second).sum()), len(first), largest)
 
 
