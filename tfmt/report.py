@@ -49,12 +49,13 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("protocol", None, ["paper", "crossfit"],
                       "How rate and epoch are chosen: paper on the split that is reported, crossfit on one half of it"
                       " and scored on the other; both where records have halves.", flag_values=values)  # fmt: skip
+    flags.DEFINE_bool("seeds", False, "Tables list every seed's score, too.", flag_values=values)
     flags.DEFINE_string("output", "", "File to write instead of the terminal.", flag_values=values)
 
 
 # What is asked for instead of tables, and the flags that mean something beside it.
 _ALONE = {"pack": ("where",), "command": ("output",), "diff": ("format", "output")}
-_OF_REPORT = ("where", "table", "compare", "claims", "epoch", "protocol", "format", "output", *_ALONE)
+_OF_REPORT = ("where", "table", "compare", "claims", "epoch", "protocol", "seeds", "format", "output", *_ALONE)
 
 
 def _check(values: flags.FlagValues) -> None:
@@ -128,7 +129,7 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     if values.table == "optimism":
         tables += build_optimism(runs, values.epoch, **asked)
     elif values.table:
-        tables += build_tables(runs, values.table, values.epoch, **asked)
+        tables += build_tables(runs, values.table, values.epoch, every_seed=values.seeds, **asked)
     if values.compare:
         predicted = Predicted(records, read_below(values.runs, records), values.epoch)
         tables += compare_settings(runs, values.compare, epoch=values.epoch, predicted=predicted)

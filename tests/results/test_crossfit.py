@@ -111,10 +111,10 @@ def test_of_equal_epochs_and_rates_the_earlier_and_the_lower_win(add_halves: Add
     ("halves", "text", "rates"),
     [
         # A rate with a lost seed is not eligible while another is, in both folds.
-        ({1e-4: [[(0.6, 0.6)], [(0.6, 0.8)]], 1e-3: [[(0.9, 0.9)], "diverged"]}, "65.0 ± 7.1", "1e-4"),
+        ({1e-4: [[(0.6, 0.6)], [(0.6, 0.8)]], 1e-3: [[(0.9, 0.9)], "diverged"]}, "65.0 ± 7.1", "1e-4 (1 diverged)"),
         ({1e-4: ["failed", [(0.6, 0.6)]], 1e-3: [[(0.9, 0.9)], "diverged"]}, "- (1/2, 1 diverged)", "-"),
         # Not defined on the half that chooses: the fold's other rate is taken; the other fold's choice is its own.
-        ({1e-4: [[(0.6, 0.6)]], 1e-3: [[(None, 0.5)]]}, "60.0 (1/2)", "1e-4"),
+        ({1e-4: [[(0.6, 0.6)]], 1e-3: [[(None, 0.5)]]}, "60.0 (1/2)", "1e-4 (1 undefined)"),
         # Not defined on the half that scores what the other chose: no score. What it chose does not hang on that.
         ({1e-4: [[(0.6, 0.8)]], 1e-3: [[(0.9, None)]]}, "- (0/2, 1 undefined)", "-"),
         # An epoch that is not defined is not the best one.

@@ -50,11 +50,11 @@ def test_table_1_in_markdown(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> 
     assert text == (
         "### Table 1: modules of BERT, each tuned alone\n"
         "\n"
-        "|         | tuned % | MRPC             | RTE                      | average |\n"
-        "|---------|---------|------------------|--------------------------|---------|\n"
-        "| Full-FT | 100     | 84.0 ± 12.2      | 71.0 ± 1.0               | 77.5    |\n"
-        "| Frozen  | 0       | 50.1 ± 0.1 (2/3) | -                        | -       |\n"
-        "| Random  | 0.034   | -                | 40.0† (1/3, 1 collapsed) | -       |\n"
+        "|         | tuned % | MRPC               | RTE                      | average |\n"
+        "|---------|---------|--------------------|--------------------------|---------|\n"
+        "| Full-FT | 100     | 84.0 ± 12.2 [90.0] | 71.0 ± 1.0 [71.0]        | 77.5    |\n"
+        "| Frozen  | 0       | 50.1 ± 0.1 (2/3)   | -                        | -       |\n"
+        "| Random  | 0.034   | -                  | 40.0† (1/3, 1 collapsed) | -       |\n"
         "\n"
         "Learning rate chosen\n"
         "\n"
@@ -64,8 +64,8 @@ def test_table_1_in_markdown(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> 
         "| Frozen  | 1e-3 | -     |\n"
         "| Random  | -    | 1e-2† |\n"
         "\n"
-        "- Percent on the development split, best epoch of each run: mean ± sample standard deviation (n - 1) over"
-        " seeds 0, 1, 2, at the learning rate with the best mean.\n"
+        "- Percent on the development split, best epoch of each run: mean ± sample standard deviation (n - 1)"
+        " [median] over seeds 0, 1, 2, at the learning rate with the best mean.\n"
         "- The rate (and the best epoch) is chosen on the split that is reported, as in the paper. A rate with a seed"
         " that diverged, failed or has an undefined score is not eligible while another is; of the eligible, those with"
         " the most seeds compete.\n"
@@ -101,18 +101,18 @@ def test_caption_tells_split_and_n(add_run: AddRun, runs: Runs) -> None:
     ("outcomes", "text", "rate"),
     [
         # Rates 1e-4 and 1e-3; three seeds each: a number is a score, a word how the run ended, None no run.
-        ([[0.6, 0.6, 0.6], [0.9, 0.9, "diverged"]], "60.0 ± 0.0", "1e-4"),
-        ([[0.6, 0.6, 0.6], [0.9, 0.9, "failed"]], "60.0 ± 0.0", "1e-4"),
+        ([[0.6, 0.6, 0.6], [0.9, 0.9, "diverged"]], "60.0 ± 0.0 [60.0]", "1e-4 (1 diverged)"),
+        ([[0.6, 0.6, 0.6], [0.9, 0.9, "failed"]], "60.0 ± 0.0 [60.0]", "1e-4 (1 failed)"),
         ([["failed", 0.5, 0.6], [0.9, 0.9, "diverged"]], "- (2/3, 1 diverged)", "-"),
         ([["diverged", "failed", 0.6], [None, None, None]], "- (1/3, 1 diverged, 1 failed)", "-"),
         ([["diverged"] * 3, ["diverged"] * 3], "- (0/3, 3 diverged)", "-"),
-        ([[0.6, 0.6, 0.6], [0.9, None, None]], "60.0 ± 0.0", "1e-4"),
-        ([[0.6, None, None], [0.9, "diverged", None]], "60.0 (1/3)", "1e-4"),
-        ([[0.6, 0.6, 0.6], [0.9, 0.9, "undefined"]], "60.0 ± 0.0", "1e-4"),
+        ([[0.6, 0.6, 0.6], [0.9, None, None]], "60.0 ± 0.0 [60.0]", "1e-4"),
+        ([[0.6, None, None], [0.9, "diverged", None]], "60.0 (1/3)", "1e-4 (1 diverged)"),
+        ([[0.6, 0.6, 0.6], [0.9, 0.9, "undefined"]], "60.0 ± 0.0 [60.0]", "1e-4 (1 undefined)"),
         ([[None, None, None], [0.9, 0.9, "undefined"]], "- (2/3, 1 undefined)", "-"),
-        ([[0.6, 0.6, 0.6], [0.6, 0.6, 0.6]], "60.0 ± 0.0", "1e-4"),
-        ([[0.6, 0.6, 0.6], [0.9, 0.9, "leaks"]], "60.0 ± 0.0", "1e-4"),
-        ([[0.6, 0.6, 0.6], [0.7, 0.7, "collapses"]], "62.3 ± 13.3† (1 collapsed)", "1e-3†"),
+        ([[0.6, 0.6, 0.6], [0.6, 0.6, 0.6]], "60.0 ± 0.0 [60.0]", "1e-4"),
+        ([[0.6, 0.6, 0.6], [0.9, 0.9, "leaks"]], "60.0 ± 0.0 [60.0]", "1e-4 (1 failed)"),
+        ([[0.6, 0.6, 0.6], [0.7, 0.7, "collapses"]], "62.3 ± 13.3 [70.0]† (1 collapsed)", "1e-3†"),
     ],
 )
 def test_which_rate_a_cell_takes(
@@ -137,6 +137,42 @@ def test_which_rate_a_cell_takes(
     assert cells(table, 1)["LayerNorms"]["MRPC"] == rate
     leaking = [line for line in table.caption if line.startswith("Counted as failed, it changed frozen weights: mrpc-")]
     assert len(leaking) == outcomes[1].count("leaks")
+
+
+def test_dispersion_and_every_seed(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> None:
+    add_seeds([0.50, 0.90, 0.70, 0.80], learning_rate=1e-3)
+    add_run(0.2, seed=4, learning_rate=1e-3, collapsed=True)
+    add_seeds([0.60, 0.61], mode="layernorm")
+    add_run(None, mode="layernorm", seed=2, status="diverged")
+    table = only(build_tables(runs(), "1", every_seed=True))
+    # Mean 3.1 / 5, squared deviations 0.0144 + 0.0784 + 0.0064 + 0.0324 + 0.1764 over 4.
+    assert cells(table)["Full-FT"]["MRPC"] == "62.0 ± 27.7 [70.0]† (1 collapsed)"
+    assert "(n - 1) [median] over seeds 0, 1, 2, 3, 4" in table.caption[0]
+    (seeds,) = (block for block in table.blocks if block.title == "Every seed")
+    assert seeds.columns == ("", "seed", "MRPC")
+    assert [row[1:] for row in seeds.rows if row[0] == "Full-FT"] == [
+        ("0", "50.0"), ("1", "90.0"), ("2", "70.0"), ("3", "80.0"), ("4", "20.0†"),
+    ]  # fmt: skip
+    told = [row[2] for row in seeds.rows if row[0] == "LayerNorms"]
+    assert told == ["60.0", "61.0", "diverged", "-", "-"]
+    full, layernorms = table.numbers
+    assert (full["median"], full["collapsed_seeds"], full["lost_seeds"]) == (pytest.approx(0.7), [4], {})
+    assert full["deviation"] == pytest.approx((0.308 / 4) ** 0.5)
+    assert (layernorms["median"], layernorms["lost_seeds"]) == (None, {2: "diverged"})
+    assert not any(block.title == "Every seed" for block in only(build_tables(runs(), "1")).blocks)
+
+
+def test_medians_stand_where_there_is_room(add_seeds: AddRun, runs: Runs) -> None:
+    tasks = ("cola", "mrpc", "stsb", "rte", "sst2")
+    for task in tasks[:4]:
+        add_seeds([0.5, 0.6, 0.8], task=task)
+    table = only(build_tables(runs(), "1"))
+    assert cells(table)["Full-FT"]["RTE"] == "63.3 ± 15.3 [60.0]"
+    add_seeds([0.5, 0.6, 0.8], task=tasks[4])
+    table = only(build_tables(runs(), "1"))
+    assert cells(table)["Full-FT"]["RTE"] == "63.3 ± 15.3"
+    assert "[median]" not in table.caption[0]
+    assert {row["median"] for row in table.numbers} == {0.6}
 
 
 def test_odd_seeds_are_counted_over_the_table(add_run: AddRun, runs: Runs) -> None:
@@ -272,7 +308,7 @@ def test_what_differs_is_never_averaged(add_seeds: AddRun, runs: Runs, field: di
     add_seeds([0.5, 0.5, 0.5])
     add_seeds([0.8, 0.8], **field)
     first, second = build_tables(runs(), "1")
-    assert cells(first)["Full-FT"]["MRPC"] == "50.0 ± 0.0"
+    assert cells(first)["Full-FT"]["MRPC"] == "50.0 ± 0.0 [50.0]"
     assert cells(second)["Full-FT"]["MRPC"] == "80.0 ± 0.0"
     assert second.title == f"Table 1: modules of BERT, each tuned alone (2 of 2: {told})"
 
@@ -281,7 +317,7 @@ def test_versions_of_one_arithmetic_share_a_table(add_seeds: AddRun, add_run: Ad
     add_seeds([0.5, 0.7])
     add_run(0.9, seed=2, origin={"tfmt": "0.2.0"})
     table = only(build_tables(runs(), "1"))
-    assert cells(table)["Full-FT"]["MRPC"] == "70.0 ± 20.0"
+    assert cells(table)["Full-FT"]["MRPC"] == "70.0 ± 20.0 [70.0]"
     assert any("tfmt 0.1.0, " in line and "; or tfmt 0.2.0, " in line for line in table.caption)
 
 

@@ -138,6 +138,11 @@ class Cell:
         middle = f" [{100 * self.median:.1f}]" if median and self.median is not None and len(self.scores) > 2 else ""
         return f"{100 * self.mean:.1f}{spread}{middle}{self.mark}{behind}"
 
+    def tell_seed(self, seed: int) -> str:
+        """A seed's score at the chosen rate in percent, or how it ended; a dash where it did not run."""
+        mark = COLLAPSED_MARK if seed in self.collapsed_seeds else ""
+        return f"{100 * self.scores[seed]:.1f}{mark}" if seed in self.scores else self.ended.get(seed, "-")
+
 
 @dataclass(frozen=True)
 class _Try:

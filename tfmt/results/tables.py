@@ -156,6 +156,7 @@ def build_tables(
     epoch: str = "best",
     *,
     protocol: str | None = None,
+    every_seed: bool = False,
 ) -> tuple[Table, ...]:
     """One of the papers' tables, or the list of runs.
 
@@ -165,6 +166,7 @@ def build_tables(
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
       protocol: `paper`: rate and epoch are chosen on the split that is reported; `crossfit`: on one half of it, and
         scored on the other; None for both, where records have scores on halves.
+      every_seed: whether each seed's score is listed, too.
 
     Returns:
       One table for each group of runs that may be compared (see `groups`), the largest group first. Without runs
@@ -196,12 +198,19 @@ def build_tables(
         title = layout.title
         if len(groups) > 1:
             title += f" ({part} of {len(groups)}: {describe_settings(group, differing)})"
-        tables.append(_fill(name, layout, title, group, epoch, protocol, broken))
+        tables.append(_fill(name, layout, title, group, epoch, protocol, every_seed, broken))
     return tuple(tables)
 
 
 def _fill(
-    name: str, layout: Layout, title: str, group: Group, epoch: str, protocol: str | None, broken: tuple[str, ...]
+    name: str,
+    layout: Layout,
+    title: str,
+    group: Group,
+    epoch: str,
+    protocol: str | None,
+    every_seed: bool,
+    broken: tuple[str, ...],
 ) -> Table:
     """The table of one group."""
     own = [row for row in group.rows if layout.belongs(row)]
@@ -212,7 +221,8 @@ def _fill(
     shown = group.runs[group.runs["column"].isin(columns)]
     views = [protocol] if protocol else list(PROTOCOLS) if has_halves(shown) else ["paper"]
     average = ("average",) if layout.average and len(columns) > 1 else ()
-    scores, rates = [], []
+    median = len(columns) <= _MOST_WITH_MEDIAN
+    scores, rates, seeds = [], [], []
     numbers: list[dict[str, Any]] = []
     told: list[Cell] = []
     for view in views:
@@ -224,18 +234,20 @@ def _fill(
             # What is tuned does not hang on which runs have scores on halves.
             percent = _percent_tuned(group.cells.get((row, column)) for column in columns)
             mean = (_average(line),) if average else ()
-            texts.append((row.title, percent, *(cell.text if cell else "-" for cell in line), *mean))
+            texts.append((row.title, percent, *(cell.tell(median) if cell else "-" for cell in line), *mean))
             chosen.append((row.title, *(_rate(cell) for cell in line)))
             places = [(cell, column) for cell, column in zip(line, columns, strict=True) if cell]
             numbers += [_numbers(group, cell, row, column, epoch, view) for cell, column in places]
         heading = _HEADINGS[view] if len(views) > 1 or view != "paper" else ""
         scores.append(Block(heading, ("", "tuned %", *titles, *average), tuple(texts)))
         rates.append(Block(_RATES[view], ("", *titles), tuple(chosen)))
+        if every_seed:
+            seeds.append(Block(_SEEDS[view], ("", "seed", *titles), _seed_lines(group, cells, rows, columns)))
     return Table(
         name=name,
         title=title,
-        caption=_caption(layout, group, rows, columns, epoch, views, told) + broken,
-        blocks=(*scores, *rates),
+        caption=_caption(layout, group, rows, columns, epoch, views, told, median) + broken,
+        blocks=(*scores, *seeds, *rates),
         numbers=tuple(numbers),
     )
 
@@ -244,7 +256,23 @@ _HEADINGS = {
     "paper": "The papers' protocol: chosen on the split that is reported",
     "crossfit": "Cross-fitted: chosen on one half of the split, scored on the other",
 }
+_SEEDS = {"paper": "Every seed", "crossfit": "Every seed, cross-fitted"}
 _RATES = {"paper": "Learning rate chosen", "crossfit": "Learning rate chosen, cross-fitted"}
+
+
+_MOST_WITH_MEDIAN = 4  # columns of scores; with more a line is too long for a page
+
+
+def _seed_lines(
+    group: Group, cells: Mapping[tuple[Row, str], Cell], rows: list[Row], columns: list[str]
+) -> tuple[tuple[str, ...], ...]:
+    """A line for each row and seed: its score, or how it ended."""
+    lines = []
+    for row in rows:
+        for seed in group.seeds:
+            texts = [cell.tell_seed(seed) if (cell := cells.get((row, column))) else "-" for column in columns]
+            lines.append((row.title, str(seed), *texts))
+    return tuple(lines)
 
 
 def average(values: Iterable[float | None]) -> float | None:
@@ -264,7 +292,8 @@ def _average(cells: Iterable[Cell | None]) -> str:
 def _rate(cell: Cell | None) -> str:
     if cell is None or not cell.eligible:
         return "-"
-    return ", ".join(map(format_rate, dict.fromkeys(cell.rates))) + cell.mark
+    lost = ", ".join(f"{number} {outcome}" for outcome, number in cell.lost_anywhere.items())
+    return ", ".join(map(format_rate, dict.fromkeys(cell.rates))) + cell.mark + (f" ({lost})" if lost else "")
 
 
 def format_rate(rate: float) -> str:
@@ -306,6 +335,7 @@ def _numbers(group: Group, cell: Cell, row: Row, column: str, epoch: str, protoc
     numbers |= {"learning_rate": rates[0] if len(set(rates)) == 1 else None, "learning_rates": rates}
     numbers |= {"eligible": cell.eligible}
     numbers |= {"collapsed": cell.collapsed if cell.eligible else 0, "scores": dict(cell.scores)}
+    numbers |= {"collapsed_seeds": sorted(cell.collapsed_seeds), "lost_seeds": dict(cell.ended)}
     numbers |= {name: cell.lost_anywhere.get(name, 0) for name in ("diverged", "failed", "undefined")}
     numbers |= {"tuned_percent_min": cell.tuned[0] if cell.tuned else None}
     numbers |= {"tuned_percent_max": cell.tuned[1] if cell.tuned else None, "runs": cell.runs, "epochs": cell.epochs}
@@ -330,12 +360,14 @@ def _caption(
     epoch: str,
     views: list[str],
     cells: list[Cell],
+    median: bool,
 ) -> tuple[str, ...]:
     """What the numbers are, line by line."""
     shown = group.runs[group.runs["column"].isin(columns)]
+    middle = " [median]" if median and any(len(cell.scores) > 2 for cell in cells if cell.eligible) else ""
     statistic = (
         f"Percent on the development split, {epoch} epoch of each run: mean ± sample standard deviation (n - 1)"
-        f" over seeds {', '.join(map(str, group.seeds))}, at the learning rate with the best mean."
+        f"{middle} over seeds {', '.join(map(str, group.seeds))}, at the learning rate with the best mean."
     )
     selection = [describe_paper_choice(epoch)] if "paper" in views else []
     eligible = (
@@ -351,6 +383,8 @@ def _caption(
             f" {COLLAPSED_MARK}: with runs that collapsed, which predict one class only, or a constant: such a number"
             " is what the split gives for learning nothing, and decides no claim."
         )
+    if any(cell.eligible and cell.lost_anywhere for cell in cells):
+        eligible += " Behind a rate stand the runs that were lost at others."
     lines = [statistic, " ".join([*selection, eligible])]
     if "paper" in views and epoch == "best":
         lines += tell_tries({place: cell for place, cell in group.cells.items() if place[0] in rows})
