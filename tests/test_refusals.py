@@ -170,6 +170,13 @@ row("difference of no run", "report", ("--runs=run", "--diff=one,two"), ["--diff
 row("difference by an epoch", "report", ("--runs=run", "--diff=one,one", "--epoch=last"), ["--epoch", "--diff"])
 row("report below a file", "report", ("--runs=study", "--table=runs", "--output=file/out"), ["--output=file/out"],
     files={"file": b""})  # fmt: skip
+for value, words in [("a", "expected seeds"), ("-1", "expected seeds"), ("0,", "expected seeds"),
+                     ("7", "no run has seed 7"), ("0", "no seed is left"), ("9" * 5000, "expected seeds")]:  # fmt: skip
+    for name in ("choose_on", "report_on"):
+        asked = ("--runs=run", "--table=1", f"--{name}={value}")
+        row(f"report, --{name}={value:.9}", "report", asked, [f"--{name}", words])
+row("report, a seed in both parts", "report", ("--runs=run", "--claims", "--choose_on=0", "--report_on=0"), "seed 0")
+row("report, no such protocol", "report", ("--runs=run", "--table=1", "--protocol=both"), ["--protocol", "crossfit"])
 row("figure into no folder", "analyze", ("--runs=study", "--figure=rates", "--output=none/a.png"), ["--output"])
 row("figure of another kind", "analyze", ("--runs=study", "--figure=rates", "--output=a.doc"), ["--output", ".doc"])
 row("numbers into no folder", "analyze", ("--runs=study", "--figure=rates", "--data=none/a.csv"), ["--data"])

@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Devices": ("replicas", "threads", "workers", "precision", "jit_compile", "require_gpu"),
     "Which runs": ("runs", "where"),
-    "What is shown": ("figure", "table", "compare", "claims", "command", "diff", "epoch", "protocol", "seeds"),
+    "What is shown": ("figure", "table", "compare", "claims", "command", "diff", "epoch", "protocol", "choose_on", "report_on", "seeds"),
     "Output": ("output_dir", "keep", "keep_epoch", "retry_failed", "dry_run", "output", "format", "data", "pack"),
     "Every command": ("flagfile", "help", "version", "verbosity"),
     # absl's conventions, which --helpfull lists.

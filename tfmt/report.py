@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -49,13 +49,30 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("protocol", None, ["paper", "crossfit"],
                       "How rate and epoch are chosen: paper on the split that is reported, crossfit on one half of it"
                       " and scored on the other; both where records have halves.", flag_values=values)  # fmt: skip
+    flags.DEFINE_list("choose_on", [], "Seeds that choose the learning rate, as 0,1; empty means those that are not"
+                      " reported, or all.", flag_values=values)  # fmt: skip
+    flags.DEFINE_list("report_on", [], "Seeds whose scores are reported, as 2,3,4; empty means those that do not"
+                      " choose, or all.", flag_values=values)  # fmt: skip
     flags.DEFINE_bool("seeds", False, "Tables list every seed's score, too.", flag_values=values)
     flags.DEFINE_string("output", "", "File to write instead of the terminal.", flag_values=values)
 
 
 # What is asked for instead of tables, and the flags that mean something beside it.
 _ALONE = {"pack": ("where",), "command": ("output",), "diff": ("format", "output")}
-_OF_REPORT = ("where", "table", "compare", "claims", "epoch", "protocol", "seeds", "format", "output", *_ALONE)
+_OF_REPORT = (
+    "where",
+    "table",
+    "compare",
+    "claims",
+    "epoch",
+    "protocol",
+    "choose_on",
+    "report_on",
+    "seeds",
+    "format",
+    "output",
+    *_ALONE,
+)
 
 
 def _check(values: flags.FlagValues) -> None:
@@ -114,6 +131,7 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     """The tables and claims that are asked for."""
     from tfmt.claims.claims import evaluate_claims, tabulate_claims
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
+    from tfmt.results.cells import part_seeds
     from tfmt.results.comparing import compare_settings
     from tfmt.results.crossfit import tell_uncertain_halves
     from tfmt.results.formats import Table, format_tables
@@ -124,7 +142,8 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     from tfmt.results.tables import build_tables
     from tfmt.runs.records import find_distributions
 
-    asked = {"protocol": values.protocol}
+    roles = part_seeds(runs, values.choose_on, values.report_on)
+    asked: Any = {"protocol": values.protocol, "roles": roles}
     tables: list[Table] = []
     if values.table == "optimism":
         tables += build_optimism(runs, values.epoch, **asked)
@@ -137,7 +156,7 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
         distributions, unreadable = find_distributions(values.runs)
         for line in unreadable:
             print(f"tfmt-report: {line}", file=sys.stderr)
-        weights = tabulate_weights(runs, distributions, values.epoch)
+        weights = tabulate_weights(runs, distributions, values.epoch, roles)
         fisher = tabulate_fisher(runs, records)
         verdicts = evaluate_claims(
             runs,
@@ -151,7 +170,7 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
         notes = [*tell_left_out(runs)]
         if any(verdict.crossfit or verdict.protocol == "crossfit" for verdict in verdicts):
             notes += tell_uncertain_halves(annotate(runs, values.epoch))
-        tables.append(tabulate_claims(verdicts, values.epoch, broken, notes))
+        tables.append(tabulate_claims(verdicts, values.epoch, broken, notes, roles))
     return format_tables(tables, values.format)
 
 

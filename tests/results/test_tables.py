@@ -69,6 +69,7 @@ def test_table_1_in_markdown(add_run: AddRun, add_seeds: AddRun, runs: Runs) -> 
         "- The rate (and the best epoch) is chosen on the split that is reported, as in the paper. A rate with a seed"
         " that diverged, failed or has an undefined score is not eligible while another is; of the eligible, those with"
         " the most seeds compete.\n"
+        "- Rates were chosen among different numbers of rates, 1 to 2 a cell; --table=optimism has how many.\n"
         "- Best of different numbers of epochs: Full-FT of 5; Frozen, Random of 20. Of more epochs the best is higher"
         " by luck alone.\n"
         "- A dash: no runs, or no eligible rate. (2/3): fewer seeds than the table has. Lost and collapsed runs are"

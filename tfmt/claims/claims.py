@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tfmt.claims.comparisons import LEAST_SEEDS, Comparison, Gap
 from tfmt.claims.rules import RULES, Rule
 from tfmt.results import analyses
+from tfmt.results.cells import ALL_SEEDS, Seeds
 from tfmt.results.crossfit import check_protocol, describe_crossfit, has_halves
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import (
@@ -77,6 +78,7 @@ def evaluate_claims(
     weights: pd.DataFrame | None = None,
     fisher: pd.DataFrame | None = None,
     protocol: str | None = None,
+    roles: Seeds = ALL_SEEDS,
 ) -> tuple[Verdict, ...]:
     """Judges every claim.
 
@@ -88,6 +90,7 @@ def evaluate_claims(
       fisher: what `analyses.tabulate_fisher` returns, for F3 and F5.
       protocol: the scores that decide: `paper`'s, `crossfit`ted ones, or None: the papers', and where runs have scores
         on halves each verdict's `crossfit` says what those would decide.
+      roles: which seeds choose the learning rate, and on which of them the claims are judged.
 
     Returns:
       The verdicts in the order of `RULES`; more than one for a claim that runs decide which may not be compared with
@@ -115,7 +118,7 @@ def evaluate_claims(
             for told, part in _part(frame):
                 verdicts.append(_judge(rule, tuple(rule.measure(part)), rule.make, runs=told))
             continue
-        groups = group_runs(keep_runs(annotated, _looked_at(rule, annotated)))
+        groups = group_runs(keep_runs(annotated, _looked_at(rule, annotated)), roles)
         extra = () if frame is None else (frame,)
         # What weights do is no score.
         first = "" if extra else protocol or "paper"
@@ -218,7 +221,11 @@ def _command(rule: Rule, group: Group) -> str:
 
 
 def tabulate_claims(
-    verdicts: tuple[Verdict, ...], epoch: str = "best", broken: Iterable[str] = (), notes: Iterable[str] = ()
+    verdicts: tuple[Verdict, ...],
+    epoch: str = "best",
+    broken: Iterable[str] = (),
+    notes: Iterable[str] = (),
+    roles: Seeds = ALL_SEEDS,
 ) -> Table:
     """Verdicts as a table that `format_tables` writes: the verdicts, their numbers, what is missing, the rules.
 
@@ -227,6 +234,7 @@ def tabulate_claims(
       epoch: what it was asked for, which the caption tells.
       broken: what `read_runs` could not read (`attrs["broken"]`).
       notes: further lines for the caption, from `tell_left_out`.
+      roles: what `evaluate_claims` was asked for.
     """
     both = any(verdict.crossfit for verdict in verdicts)
     summary, missing = [], []
@@ -271,9 +279,11 @@ def tabulate_claims(
     ]
     alone = any(verdict.protocol == "crossfit" for verdict in verdicts)
     chosen = "cross-fitted" if alone else "on the development split that chose it"
+    over = "seeds" if roles.choose_on is None else f"seeds {', '.join(map(str, roles.choose_on))}"
+    judged = f" Judged on seeds {', '.join(map(str, roles.report_on))}." if roles.report_on is not None else ""
     caption = (
-        f"Scores are each run's {epoch} epoch's, at the learning rate with the best mean over seeds, {chosen}. Margins"
-        " are tfmt's; the papers name none.",
+        f"Scores are each run's {epoch} epoch's, at the learning rate with the best mean over {over}, {chosen}.{judged}"
+        " Margins are tfmt's; the papers name none.",
         *([describe_crossfit(epoch, _METRICS)] if both or alone else []),
         *([_tell_differing(verdicts)] if both else []),
         "For it: comparisons whose mean reaches its bound. Clearly: those, for or against, whose whole interval lies on"

@@ -73,7 +73,7 @@ def change_of_components(group: Group, change: pd.DataFrame) -> Found:
         if cell and cell.eligible:
             runs = group.runs[(group.runs["column"] == column) & (group.runs["learning_rate"] == cell.learning_rate)]
             for run_id, seed in zip(runs["run_id"], runs["seed"], strict=True):
-                if run_id in means.index and means.loc[run_id].notna().sum() > 1:
+                if seed in cell.scores and run_id in means.index and means.loc[run_id].notna().sum() > 1:
                     found = means.loc[run_id].dropna()
                     others = found.drop(FEEDFORWARD_LAYERNORM, errors="ignore")
                     if FEEDFORWARD_LAYERNORM in found and found[FEEDFORWARD_LAYERNORM] > 0 and others.max() > 0:

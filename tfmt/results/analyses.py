@@ -28,6 +28,7 @@ from tfmt.results.bimodality import (
     fit_two_normals,
     magnitude_ratio,
 )
+from tfmt.results.cells import ALL_SEEDS, Seeds
 from tfmt.results.groups import Group, describe_settings, differing_settings, group_runs
 from tfmt.results.rows import Row, annotate, keep_runs
 from tfmt.training.distribution import Distribution, join
@@ -60,7 +61,7 @@ def tabulate_change(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run_id", "learning_rate", "component", "block", "change"])
 
 
-def full_runs(runs: pd.DataFrame, epoch: str = "best") -> Iterator[tuple[str, pd.DataFrame]]:
+def full_runs(runs: pd.DataFrame, epoch: str = "best", roles: Seeds = ALL_SEEDS) -> Iterator[tuple[str, pd.DataFrame]]:
     """Full fine-tuning of whole models at each task's chosen rate: (task, its runs, one a seed, of one rate).
 
     The runs have the columns of `annotate`; `learning_rate` is that rate, `collapsed` says which of them decide
@@ -68,11 +69,12 @@ def full_runs(runs: pd.DataFrame, epoch: str = "best") -> Iterator[tuple[str, pd
     column `told` say which they are.
     """
     annotated = annotate(runs, epoch)
-    groups = group_runs(keep_runs(annotated, (row == Row("full") for row in annotated["row"])))
+    groups = group_runs(keep_runs(annotated, (row == Row("full") for row in annotated["row"])), roles)
     for group, told in _told_apart(groups):
         for column in group.columns:
             cell = group.cells[Row("full"), column]
             mine = group.runs[(group.runs["column"] == column) & (group.runs["learning_rate"] == cell.learning_rate)]
+            mine = mine[mine["seed"].isin(list(cell.scores))]
             if cell.eligible:
                 yield _name(column, told), mine.assign(told=told)
 
@@ -108,7 +110,10 @@ def _name(column: str, told: str) -> str:
 
 
 def tabulate_weights(
-    runs: pd.DataFrame, distributions: Mapping[str, WeightDistributions], epoch: str = "best"
+    runs: pd.DataFrame,
+    distributions: Mapping[str, WeightDistributions],
+    epoch: str = "best",
+    roles: Seeds = ALL_SEEDS,
 ) -> pd.DataFrame:
     """What C8 asks of the weights after full fine-tuning, gamma and beta of a LayerNorm together.
 
@@ -116,6 +121,7 @@ def tabulate_weights(
       runs: what `read_runs` returns.
       distributions: from `find_distributions`.
       epoch: whose scores choose the learning rate.
+      roles: which seeds choose it, and which are looked at.
 
     Returns:
       `task`, `learning_rate`, `seed`, `collapsed` (whether the run was), `sublayer`, `bimodality` (Sarle's coefficient
@@ -126,7 +132,7 @@ def tabulate_weights(
     import pandas as pd
 
     rows = []
-    for task, mine in full_runs(runs, epoch):
+    for task, mine in full_runs(runs, epoch, roles):
         names = ("run_id", "learning_rate", "seed", "collapsed", "told")
         for run_id, rate, seed, collapsed, told in zip(*(mine[name] for name in names), strict=True):
             if run_id in distributions:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tfmt.errors import RequestError
 from tfmt.metrics import COLLAPSED_MARK
 from tfmt.results.crossfit import Fold
 
@@ -36,8 +37,57 @@ class Seeds:
         """Whether a seed's score is reported."""
         return self.report_on is None or seed in self.report_on
 
+    def describe(self, seeds: Iterable[int]) -> str:
+        """`over seeds 2, 3, at the learning rate with the best mean over seeds 0, 1`, of the seeds that there are."""
+        seeds = list(seeds)
+        reported = ", ".join(str(seed) for seed in seeds if self.report(seed))
+        told = f"over seeds {reported}, at the learning rate with the best mean"
+        if self.choose_on is None:
+            return told
+        return f"{told} over seeds {', '.join(str(seed) for seed in seeds if self.choose(seed))}"
+
 
 ALL_SEEDS = Seeds()
+
+
+def part_seeds(runs: pd.DataFrame, choose_on: Sequence[str], report_on: Sequence[str]) -> Seeds:
+    """Reads which seeds choose and which are reported, as they were given; where one is not said, it is all others.
+
+    Args:
+      runs: what `read_runs` returns, or some rows of it.
+      choose_on: seeds that choose the learning rate; none for those that are not reported.
+      report_on: seeds that are reported; none for those that do not choose.
+
+    Returns:
+      `ALL_SEEDS` where neither is said.
+
+    Raises:
+      RequestError: no seed, one that no run has, one in both, or none is left for the other part.
+    """
+    if not choose_on and not report_on:
+        return ALL_SEEDS
+    known = sorted({int(seed) for seed in runs["seed"]})
+    there = ", ".join(map(str, known))
+    parts = {}
+    for name, texts in (("choose_on", choose_on), ("report_on", report_on)):
+        for text in texts:
+            if not text.strip().isdecimal() or len(text) > _LONGEST_SEED:
+                raise RequestError(f"--{name}: expected seeds, as 0,1. Received: {text[:_LONGEST_SEED]!r}")
+            if int(text) not in known:
+                raise RequestError(f"--{name}: no run has seed {int(text)}; there is {there}")
+        parts[name] = tuple(sorted({int(text) for text in texts}))
+    if both := set(parts["choose_on"]) & set(parts["report_on"]):
+        told = ", ".join(map(str, sorted(both)))
+        raise RequestError(f"--choose_on and --report_on share seed {told}: a seed that chooses is not reported")
+    rest = tuple(seed for seed in known if seed not in parts["choose_on"] + parts["report_on"])
+    roles = Seeds(parts["choose_on"] or rest, parts["report_on"] or rest)
+    if not roles.choose_on or not roles.report_on:
+        given, other = ("report_on", "choose") if not roles.choose_on else ("choose_on", "report")
+        raise RequestError(f"--{given}: there is {there}, so no seed is left to {other}")
+    return roles
+
+
+_LONGEST_SEED = 20  # digits
 
 
 @dataclass(frozen=True)
@@ -55,7 +105,8 @@ class Cell:
       lost_anywhere: how many runs ended so, over all rates.
       asked: how many seeds are reported in the table.
       tried: the learning rates that were tried.
-      chose: the seeds that tried more than one.
+      chose_alone: the reported seeds that chose the rate, where others that are reported tried no other; empty where
+        all chose, or none, or it was asked which seeds choose.
       epochs: how many epochs its runs train.
       runs: how many runs the cell was made from.
       tuned: the share of the encoder's weights tuned, in percent, lowest and highest; None where no run tells.
@@ -69,7 +120,7 @@ class Cell:
     lost_anywhere: Mapping[str, int]
     asked: int
     tried: tuple[float, ...]
-    chose: tuple[int, ...]
+    chose_alone: tuple[int, ...]
     epochs: int
     runs: int
     tuned: tuple[float, float] | None
@@ -131,6 +182,9 @@ class Cell:
         notes += [f"{number} {outcome}" for outcome, number in self.lost.items()]
         if self.shows_collapse:
             notes.append(f"{self.collapsed} collapsed")
+        if self.eligible and self.chose_alone:
+            seeds = ", ".join(map(str, self.chose_alone))
+            notes.append(f"seed{'s' * (len(self.chose_alone) > 1)} {seeds} chose")
         behind = f" ({', '.join(notes)})" if notes else ""
         if self.mean is None:
             return f"-{behind}"
@@ -186,7 +240,11 @@ def make_cell(runs: pd.DataFrame, asked: int, seeds: Seeds = ALL_SEEDS, protocol
             if any(fold.collapsed for fold in told):
                 collapsed.add(seed)
     every = [each for by_seed in tries.values() for each in by_seed.values()]
-    tried = Counter(seed for by_seed in tries.values() for seed in by_seed if seeds.choose(seed))
+    times = Counter(seed for by_seed in tries.values() for seed in by_seed if seed in scores)
+    chose = tuple(sorted(seed for seed, number in times.items() if number > 1))
+    alone = 0 < len(chose) < len(scores) and seeds.choose_on is None
+    # Not where others are only missing yet, so that the rate with the most seeds was taken and not theirs.
+    alone = alone and any(_choose(tries, fold, chose.__contains__)[0] == rate for fold, rate in enumerate(rates))
     percents = [float(value) for value in runs["tuned_percent"].dropna()]
     return Cell(
         rates=rates,
@@ -197,7 +255,7 @@ def make_cell(runs: pd.DataFrame, asked: int, seeds: Seeds = ALL_SEEDS, protocol
         lost_anywhere=dict(sorted(Counter(each.outcome for each in every if each.outcome != "scored").items())),
         asked=asked,
         tried=tuple(sorted(tries)),
-        chose=tuple(sorted(seed for seed, number in tried.items() if number > 1)),
+        chose_alone=chose if alone else (),
         epochs=int(runs["epochs"].iloc[0]),
         runs=len(every),
         tuned=(min(percents), max(percents)) if percents else None,

@@ -58,6 +58,11 @@ class Group:
     seeds: tuple[int, ...]
     roles: Seeds = ALL_SEEDS
 
+    @property
+    def reported(self) -> tuple[int, ...]:
+        """The seeds that are reported."""
+        return tuple(seed for seed in self.seeds if self.roles.report(seed))
+
     def under(self, protocol: str) -> Group:
         """The same runs with the cells of a protocol, `paper` or `crossfit`."""
         return replace(self, cells=_make_cells(self.runs, self.seeds, self.roles, protocol))

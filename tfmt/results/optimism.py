@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tfmt.results.cells import Cell
+from tfmt.results.cells import ALL_SEEDS, Cell, Seeds
 from tfmt.results.crossfit import check_protocol, describe_crossfit, has_halves, tell_uncertain_halves
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import Group, column_title, describe_settings, differing_settings, group_runs, tell_left_out
@@ -64,7 +64,9 @@ def tell_points(difference: float) -> str:
     return f"{100 * difference:+.1f}" if abs(difference) >= 0.0005 else "0.0"
 
 
-def build_optimism(runs: pd.DataFrame, epoch: str = "best", *, protocol: str | None = None) -> tuple[Table, ...]:
+def build_optimism(
+    runs: pd.DataFrame, epoch: str = "best", *, protocol: str | None = None, roles: Seeds = ALL_SEEDS
+) -> tuple[Table, ...]:
     """What the best of all epochs and rates gains over the last epoch, and over the cross-fitted score.
 
     Args:
@@ -72,6 +74,7 @@ def build_optimism(runs: pd.DataFrame, epoch: str = "best", *, protocol: str | N
       epoch: `best`; with `last` the rates alone were chosen, and there is nothing to gain over the last epoch.
       protocol: `paper` leaves the gain over the last epoch alone, `crossfit` that over the cross-fitted score; None:
         both.
+      roles: which seeds choose the learning rate, and which are reported.
 
     Returns:
       One table for each group of runs that may be compared, the largest first; without runs one without rows.
@@ -82,7 +85,7 @@ def build_optimism(runs: pd.DataFrame, epoch: str = "best", *, protocol: str | N
     check_protocol(protocol)
     unread = (without_folders(f"Not read: {message}", 2) for message in runs.attrs.get("broken", ()))
     notes = (*tell_left_out(runs), *unread)
-    groups = group_runs(annotate(runs, epoch))
+    groups = group_runs(annotate(runs, epoch), roles)
     if not groups:
         return (Table("optimism", TITLE, ("No runs.", *notes), (), ()),)
     differing = differing_settings(groups)
@@ -163,7 +166,7 @@ def _caption(group: Group, epoch: str, gains: list[str]) -> tuple[str, ...]:
     lines = [
         f"Points, percent of the score on the development split: how far the papers' protocol, the best of all {what}"
         " on the split that is reported, lies above another score of the same seeds; mean ± sample standard deviation"
-        " (n - 1) of the differences.",
+        f" (n - 1) of the differences {group.roles.describe(group.seeds)}.",
     ]
     if "last" in gains:
         lines.append(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tfmt import protocol
 from tfmt.errors import RequestError
 from tfmt.metrics import COLLAPSED_MARK
-from tfmt.results.cells import Cell
+from tfmt.results.cells import ALL_SEEDS, Cell, Seeds
 from tfmt.results.crossfit import (
     PROTOCOLS,
     check_protocol,
@@ -157,6 +157,7 @@ def build_tables(
     *,
     protocol: str | None = None,
     every_seed: bool = False,
+    roles: Seeds = ALL_SEEDS,
 ) -> tuple[Table, ...]:
     """One of the papers' tables, or the list of runs.
 
@@ -167,6 +168,7 @@ def build_tables(
       protocol: `paper`: rate and epoch are chosen on the split that is reported; `crossfit`: on one half of it, and
         scored on the other; None for both, where records have scores on halves.
       every_seed: whether each seed's score is listed, too.
+      roles: which seeds choose the learning rate, and which are reported.
 
     Returns:
       One table for each group of runs that may be compared (see `groups`), the largest group first. Without runs
@@ -188,7 +190,7 @@ def build_tables(
         is_token_task(task, task_type) == layout.tokens and (layout.belongs(row) or layout.compared(row))
         for row, task, task_type in zip(annotated["row"], annotated["task"], annotated["task_type"], strict=True)
     ]
-    groups = [group for group in group_runs(keep_runs(annotated, mine)) if any(map(layout.belongs, group.rows))]
+    groups = [group for group in group_runs(keep_runs(annotated, mine), roles) if any(map(layout.belongs, group.rows))]
     if not groups:
         caption = (f"No runs for it here. Make them: tfmt-sweep --flagfile={layout.flagfile}", *broken)
         return (Table(name, layout.title, caption, (), ()),)
@@ -269,7 +271,7 @@ def _seed_lines(
     """A line for each row and seed: its score, or how it ended."""
     lines = []
     for row in rows:
-        for seed in group.seeds:
+        for seed in group.reported:
             texts = [cell.tell_seed(seed) if (cell := cells.get((row, column))) else "-" for column in columns]
             lines.append((row.title, str(seed), *texts))
     return tuple(lines)
@@ -335,7 +337,13 @@ def _numbers(group: Group, cell: Cell, row: Row, column: str, epoch: str, protoc
     numbers |= {"learning_rate": rates[0] if len(set(rates)) == 1 else None, "learning_rates": rates}
     numbers |= {"eligible": cell.eligible}
     numbers |= {"collapsed": cell.collapsed if cell.eligible else 0, "scores": dict(cell.scores)}
-    numbers |= {"collapsed_seeds": sorted(cell.collapsed_seeds), "lost_seeds": dict(cell.ended)}
+    roles = group.roles
+    numbers |= {"choose_on": roles.choose_on, "report_on": roles.report_on, "chose_alone": cell.chose_alone}
+    numbers |= {
+        "rates_tried": len(cell.tried),
+        "collapsed_seeds": sorted(cell.collapsed_seeds),
+        "lost_seeds": dict(cell.ended),
+    }
     numbers |= {name: cell.lost_anywhere.get(name, 0) for name in ("diverged", "failed", "undefined")}
     numbers |= {"tuned_percent_min": cell.tuned[0] if cell.tuned else None}
     numbers |= {"tuned_percent_max": cell.tuned[1] if cell.tuned else None, "runs": cell.runs, "epochs": cell.epochs}
@@ -367,7 +375,7 @@ def _caption(
     middle = " [median]" if median and any(len(cell.scores) > 2 for cell in cells if cell.eligible) else ""
     statistic = (
         f"Percent on the development split, {epoch} epoch of each run: mean ± sample standard deviation (n - 1)"
-        f"{middle} over seeds {', '.join(map(str, group.seeds))}, at the learning rate with the best mean."
+        f"{middle} {group.roles.describe(group.seeds)}."
     )
     selection = [describe_paper_choice(epoch)] if "paper" in views else []
     eligible = (
@@ -385,7 +393,7 @@ def _caption(
         )
     if any(cell.eligible and cell.lost_anywhere for cell in cells):
         eligible += " Behind a rate stand the runs that were lost at others."
-    lines = [statistic, " ".join([*selection, eligible])]
+    lines = [statistic, " ".join([*selection, eligible]), *tell_choosers(cells)]
     if "paper" in views and epoch == "best":
         lines += tell_tries({place: cell for place, cell in group.cells.items() if place[0] in rows})
     if "crossfit" in views:
@@ -415,6 +423,24 @@ def tell_runs(runs: pd.DataFrame) -> list[str]:
         f"{counted(len(runs), 'run')}: {', '.join(counts)}.",
         *(f"Counted as failed, it changed frozen weights: {run_id}." for run_id in leaking["run_id"]),
     ]
+
+
+def tell_choosers(cells: Iterable[Cell]) -> list[str]:
+    """Caption lines where rates were not all chosen in one way: by some seeds alone, or among fewer rates."""
+    cells = list(cells)
+    lines = []
+    if any(cell.eligible and cell.chose_alone for cell in cells):
+        lines.append(
+            "(seed 0 chose): the other seeds ran at no other rate, so that seed's luck is in the choice and in the"
+            " mean; --choose_on and --report_on take it out."
+        )
+    numbers = sorted({len(cell.tried) for cell in cells})
+    if len(numbers) > 1:
+        lines.append(
+            f"Rates were chosen among different numbers of rates, {numbers[0]} to {numbers[-1]} a cell;"
+            " --table=optimism has how many."
+        )
+    return lines
 
 
 def tell_tries(cells: Mapping[tuple[Row, str], Cell]) -> list[str]:
