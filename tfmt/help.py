@@ -23,11 +23,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "How it trains": (
         "learning_rate", "epochs", "batch_size", "max_length", "batching", "warmup_ratio", "schedule", "adam_epsilon",
-        "seed", "frozen_prefix", "cache_limit_gb",
+        "seed", "search", "frozen_prefix", "cache_limit_gb",
     ),
     "Devices": ("replicas", "threads", "workers", "precision", "jit_compile", "require_gpu"),
     "Which runs": ("runs", "where"),
-    "What is shown": ("figure", "table", "compare", "claims", "command", "diff", "epoch", "protocol", "choose_on", "report_on", "seeds"),
+    "What is shown": (
+        "figure", "table", "compare", "claims", "command", "diff", "epoch", "protocol", "choose_on", "report_on",
+        "seeds",
+    ),
     "Output": ("output_dir", "keep", "keep_epoch", "retry_failed", "dry_run", "output", "format", "data", "pack"),
     "Every command": ("flagfile", "help", "version", "verbosity"),
     # absl's conventions, which --helpfull lists.

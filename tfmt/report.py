@@ -102,6 +102,7 @@ def _main(values: flags.FlagValues) -> int:
         return _write(values, _tell_command(values))
     if values.diff:
         return _write(values, _tell_difference(values))
+    from tfmt.results.stopped import find_stopped
     from tfmt.results.where import narrow
     from tfmt.runs.records import find_records, none_found, tabulate
 
@@ -109,11 +110,12 @@ def _main(values: flags.FlagValues) -> int:
     if not records:
         raise none_found(values.runs, broken)
     runs = narrow(tabulate(records, broken), values.where)
+    runs.attrs["stopped"], unread = find_stopped(values.runs, values.where)
     kept = set(runs["run_id"])
     records = [record for record in records if record.run_id in kept]
     if values.pack:
         return _pack(values, records, broken)
-    for line in [*broken, *runs.attrs["left_out"]]:
+    for line in [*broken, *runs.attrs["left_out"], *unread]:
         print(f"tfmt-report: {line}", file=sys.stderr)
     return _write(values, _make_tables(values, runs, records))
 

@@ -12,6 +12,7 @@ from tfmt.flags import Command, define_require_gpu, define_run_flags, run_comman
 from tfmt.memory import keep_memory
 from tfmt.spec import MODES, TASK_NAMES, RunSpec
 from tfmt.study.grid import AXES, EACH, FISHER_UNIONS, Grid, expand_grid, parse_axes
+from tfmt.study.search import SEARCHES
 from tfmt.train import require_gpu
 
 _SUMMARY = (
@@ -38,6 +39,9 @@ def _define(values: flags.FlagValues) -> None:
     define_require_gpu(values)
     flags.DEFINE_enum("fisher_union", "none", FISHER_UNIONS,
                       "held_out adds P2's union of other tasks' masks; none does not.", flag_values=values)  # fmt: skip
+    flags.DEFINE_enum("search", "all", SEARCHES,
+                      "Which runs: all is the papers' way; first_seed finds the rate with the first seed, halving also "
+                      "stops its worse rates early.", flag_values=values)  # fmt: skip
     flags.DEFINE_integer("workers", 1, "Processes, each with its own GPUs or cores; 0 runs everything in this one.",
                          lower_bound=0, flag_values=values)  # fmt: skip
     flags.DEFINE_bool("retry_failed", False, "Runs failed runs again; else they stay as recorded.", flag_values=values)
@@ -69,7 +73,7 @@ def _main(values: flags.FlagValues) -> int:
     if values.dry_run:
         from tfmt.study.dry_run import describe_sweep
 
-        print(describe_sweep(grid, values.output_dir, values.workers))
+        print(describe_sweep(grid, values.output_dir, values.workers, values.search))
         return 0
     from tfmt.errors import RunError
     from tfmt.study.sweep import Sweep
@@ -77,7 +81,9 @@ def _main(values: flags.FlagValues) -> int:
     if values.require_gpu:
         require_gpu("tfmt-sweep", values.verbosity)
     with streams.told_if_slow(f"tfmt-sweep: looks for models and text of {len(grid):,} runs, and for what is done"):
-        sweep = Sweep(grid, values.output_dir, retry_failed=values.retry_failed, verbosity=values.verbosity)
+        sweep = Sweep(
+            grid, values.output_dir, search=values.search, retry_failed=values.retry_failed, verbosity=values.verbosity
+        )
     stopped: RunError | signals.Stop | None = None
     if not values.workers:
         keep_memory()  # runs compute in this process

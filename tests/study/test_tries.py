@@ -42,7 +42,7 @@ class Workers:
     def __len__(self):
         return self.count
 
-    def submit(self, worker, spec, sources, *, fresh=False):
+    def submit(self, worker, spec, sources, *, fresh=False, until=None):
         first = fresh or worker not in self.warm
         self.warm.add(worker)
         self.busy[worker] = spec, sources

@@ -16,6 +16,7 @@ from tfmt.errors import RequestError
 from tfmt.protocol import paper_epochs
 from tfmt.results.cells import ALL_SEEDS, Cell, Seeds, make_cell
 from tfmt.results.rows import ROW_FIELDS, TASK_TITLES, Row, none_if_missing
+from tfmt.results.stopped import tell_stopped
 from tfmt.spec import ARITHMETIC, CONDITIONAL_FIELDS, TASK_NAMES, RunSpec
 from tfmt.words import counted, without_folders
 
@@ -209,12 +210,13 @@ def differing_settings(groups: Iterable[Group]) -> list[str]:
 
 
 def tell_left_out(runs: pd.DataFrame) -> tuple[str, ...]:
-    """Caption lines on runs that a reader might miss: what `narrow` left out, and runs of another arithmetic.
+    """Caption lines on runs that a reader might miss: left out by `narrow`, stopped, or of another arithmetic.
 
     Args:
       runs: what `read_runs` or `narrow` returned.
     """
     lines = [without_folders(f"L{line[1:]}.") for line in runs.attrs.get("left_out", ())]
+    lines += tell_stopped(runs.attrs.get("stopped", ()))
     counts = runs["arithmetic"].value_counts().sort_index()
     if others := [f"{count:,} of arithmetic {number}" for number, count in counts.items() if number != ARITHMETIC]:
         lines.append(

@@ -46,6 +46,7 @@ from tfmt.results.rows import (
     keep_runs,
     none_if_missing,
 )
+from tfmt.results.stopped import list_stopped
 from tfmt.words import counted, without_folders
 
 if TYPE_CHECKING:
@@ -537,7 +538,11 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
         {str(name): none_if_missing(value) for name, value in _without_places(row).items() if name in names}
         for row in runs.to_dict("records")
     )
-    blocks = (Block("", tuple(heads), tuple(tuple(row[name] for name in heads) for row in rows)),) if rows else ()
+    blocks: tuple[Block, ...] = ()
+    if rows:
+        blocks = (Block("", tuple(heads), tuple(tuple(row[name] for name in heads) for row in rows)),)
+    if stopped := list_stopped(runs.attrs.get("stopped", ())):
+        blocks += (Block("Stopped by a search", ("run", "status", "score", "there"), stopped),)
     return Table("runs", "Runs", (*caption, *broken), blocks, numbers)
 
 

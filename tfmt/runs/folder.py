@@ -162,13 +162,19 @@ def clear_ended(folder: Path) -> None:
     clear_checkpoint(folder)
 
 
-def drop_paused(folder: Path) -> None:
-    """Removes the checkpoint of a run that waits and is not gone on with, unless a living process has the folder."""
+def drop_paused(folder: Path) -> bool:
+    """Removes the checkpoint of a run that waits and is not gone on with, unless a living process has the folder.
+
+    Returns:
+      Whether there was one, and it is removed.
+    """
     with contextlib.suppress(RunError, OSError):
         if (folder / PAUSED_FILE).exists() and (folder / CHECKPOINT).exists():
             with Lease(folder):
                 clear_leftovers(folder)
                 clear_checkpoint(folder)
+            return True
+    return False
 
 
 def clear_checkpoint(folder: Path) -> None:

@@ -8,6 +8,7 @@ still has it, so that what a search decided by it is decided the same way again.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -93,18 +94,18 @@ def read_paused(folder: str | Path) -> Paused | None:
         raise RequestError(f"{path}: broken: {where}: {what}; delete it, and the next sweep makes it anew") from None
 
 
-def find_paused(runs: str | Path) -> tuple[list[Paused], list[str]]:
+def find_paused(runs: str | Path | Sequence[str | Path]) -> tuple[list[Paused], list[str]]:
     """The runs below a folder that a search stopped and that have no record.
 
     Args:
-      runs: the `--output_dir` of the runs, or one run's own folder.
+      runs: the `--output_dir` of the runs, one run's own folder, or several of these.
 
     Returns:
       What each left, and a message for each that cannot be read.
     """
-    root = Path(runs)
+    roots = [Path(root) for root in ([runs] if isinstance(runs, str | Path) else runs)]
     found, broken = [], []
-    for path in sorted([*root.glob(PAUSED_FILE), *root.glob(f"*/{PAUSED_FILE}")]):
+    for path in sorted(path for root in roots for at in ("", "*/") for path in root.glob(f"{at}{PAUSED_FILE}")):
         try:
             if not exists(path.parent / RECORD_FILE) and (paused := read_paused(path.parent)) is not None:
                 found.append(paused)

@@ -39,6 +39,9 @@ class Board:
 
     Attributes:
       left: runs that were begun and could not be ended, and have no record.
+      paused: runs that wait for what others show.
+      stopped: runs that waited and are not gone on with, as others are better.
+      spared: runs that are not begun for that reason.
     """
 
     def __init__(self, total: int, verbosity: int = 0) -> None:
@@ -47,7 +50,7 @@ class Board:
         self.best: dict[tuple[str, str], Best] = {}
         self.scored: Counter[tuple[str, str]] = Counter()
         self.collapsed: Counter[tuple[str, str]] = Counter()
-        self.stored = self.left = 0
+        self.stored = self.left = self.paused = self.stopped = self.spared = 0
         self._latest: tuple[str, str] | None = None
         self._bar: Any = None
         self._lines: list[Any] = []
@@ -55,8 +58,8 @@ class Board:
 
     @property
     def done(self) -> int:
-        """Runs that ended."""
-        return sum(self.counts.values())
+        """Runs of which no more is to be done."""
+        return sum(self.counts.values()) + self.stopped + self.spared
 
     def book(self, spec: RunSpec, name: str, ended: Ended, *, stored: bool = False) -> None:
         """Counts a run that ended; `stored` if this sweep only found its record."""
@@ -70,10 +73,15 @@ class Board:
             self.collapsed[key] += flat
             if result.score_best is not None and (key not in self.best or result.score_best > self.best[key].score):
                 self.best[key] = Best(result.score_name, result.score_best, flat)
-        if self._verbosity >= 1 and not stored:
-            self._say(f"{name}: {ended.status}" + (f": {ended.error}" if ended.error else ""))
+        if not stored:
+            self.note(f"{name}: {ended.status}" + (f": {ended.error}" if ended.error else ""))
         if self._bar is not None:
             self._bar.update(self.done - self._bar.n)
+
+    def note(self, line: str) -> None:
+        """Says what happened to a run, if each is to be told of."""
+        if self._verbosity >= 1:
+            self._say(line)
 
     def show(self, running: Sequence[tuple[RunSpec, Standing | None]], seconds_left: float | None) -> None:
         """Shows how things stand.
@@ -83,6 +91,10 @@ class Board:
           seconds_left: until all is done, if that can be judged.
         """
         parts = [f"{self.counts['failed']} failed", f"{len(running)} running"]
+        if self.paused:
+            parts.append(f"{self.paused:,} waiting for others")
+        if self.stopped or self.spared:
+            parts.insert(0, f"{self.stopped + self.spared:,} not needed")
         if self.counts["diverged"]:
             parts.insert(0, f"{self.counts['diverged']} diverged")
         if seconds_left:
@@ -93,6 +105,7 @@ class Board:
             parts.append(f"best {task} {mode} {self.best[self._latest]}")
         text = ", ".join(parts)
         if self._bar is not None and not self._bar.disable:
+            self._bar.update(self.done - self._bar.n)
             self._bar.set_postfix_str(text)
             self._show_running(running)
         elif time.monotonic() - self._said > _PLAIN_SECONDS or not self._said:
@@ -113,6 +126,14 @@ class Board:
         """The end of a sweep: counts, and the best score of each task and mode."""
         counts = ", ".join(f"{count:,} {_told(status)}" for status, count in self.counts.items() if count)
         counts = counts or "none done"
+        if self.stopped:
+            counts += f", {self.stopped:,} stopped early"
+        if self.spared:
+            counts += f", {self.spared:,} not begun"
+        if self.stopped or self.spared:
+            counts += " (others are better)"
+        if self.paused:
+            counts += f", {self.paused:,} waiting for others"
         if self.left:
             counts += f", {self.left:,} left without a record (the same command tries again)"
         before = f" ({self.stored:,} of them before)" if self.stored else ""

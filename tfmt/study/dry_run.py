@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tfmt.bert.configs import find_model, find_shape
 from tfmt.bert.vocabulary import SUBLAYERS, Weight, list_weights
 from tfmt.data.sources import read_dataset_for
 from tfmt.errors import RequestError
+from tfmt.runs.paused import find_paused
 from tfmt.runs.records import find_records
 from tfmt.runs.runner import count_used, read_union, union_size
 from tfmt.selection.modes import Plan, choose_weights, plan_mode
@@ -17,6 +19,7 @@ from tfmt.selection.stored import digest_masks
 from tfmt.selection.summary import format_summary
 from tfmt.spec import ARITHMETIC, RunSpec, digest_json, parse_layers
 from tfmt.study.grid import Grid
+from tfmt.study.search import SEARCHES, Cost, Course, Place, Search, Slot, cell_of, foresee, own_spec
 from tfmt.study.times import Times, format_seconds
 from tfmt.tasks import find_task
 from tfmt.words import counted
@@ -105,21 +108,35 @@ def _folder(spec: RunSpec, output_dir: str, digests: dict[str, str | None]) -> s
     return str(Path(output_dir) / f"{spec.label()}-<hash of the settings, the weights and the data>")
 
 
-def describe_sweep(grid: Grid, output_dir: str | Path, workers: int) -> str:
-    """How many runs a grid has, how many are done, and how long the rest will take; reads no weights and no data."""
-    records = find_records(output_dir)[0] if Path(output_dir).is_dir() else []
-    times, status = Times(), {}
-    for record in records:
+def describe_sweep(grid: Grid, output_dir: str | Path, workers: int, search: str = "all") -> str:
+    """How many runs a grid has, how many are done, what each search costs, and how long the one asked for will take.
+
+    Reads no weights and no data.
+    """
+    there = Path(output_dir).is_dir()
+    times, status, courses = Times(), {}, {}
+    for paused in find_paused(output_dir)[0] if there else []:
+        times.note_paused(paused)
+        if paused.arithmetic == ARITHMETIC:
+            courses[_settings(paused.spec)] = Course.of(paused.epochs, paused.score_name)
+    for record in find_records(output_dir)[0] if there else []:
         times.add(record)
         if record.origin.arithmetic == ARITHMETIC:
             scores_alone = record.status == "completed" and record.spec.keep == "scores"
             status[_settings(record.spec)] = "unkept" if scores_alone else record.status
+            result = record.result if record.status != "failed" else None
+            epochs, name = (result.epochs, result.score_name) if result else ([], "")
+            courses[_settings(record.spec)] = Course.of(epochs, name, record.status)
+    plan = Search(grid, search)
+    for spec in grid.runs:
+        if course := courses.get(_settings(spec)):
+            plan.note(spec, course)
     ended = [status.get(_settings(spec)) for spec in grid.runs]
     failed = ended.count("failed")
     unkept = sum(end == "unkept" and spec.keep == "tuned" for spec, end in zip(grid.runs, ended, strict=True))
     open_ = [spec for spec, end in zip(grid.runs, ended, strict=True) if end is None]
+    out = sum(plan.granted(spec) is None for spec in open_)
     done = len(grid.runs) - len(open_) - failed
-    unions = [union.own for union in grid.unions]
     counts = " x ".join(_count_axes(grid))
     lines = [f"runs      {len(grid):,}" + (f" ({counts})" if counts else "")]
     if grid.unions:
@@ -129,17 +146,64 @@ def describe_sweep(grid: Grid, output_dir: str | Path, workers: int) -> str:
         lines.append(
             f"          {unkept:,} of them without the weights that --keep=tuned asks for, which the sweep refuses"
         )
-    seconds = [times.estimate(spec) for spec in [*open_, *unions]]
+    if out:
+        lines.append(f"          {out:,} more are not needed, as others are better (--search={search})")
+    lines += _tell_costs(grid, search, times)
+    left = plan.left()
+    seconds = [times.estimate(spec) for spec, _ in left]
     known = [second for second in seconds if second is not None]
-    if not seconds:
+    if not left:
         lines.append("time      nothing is left to run")
     elif known:
-        estimate = sum(known) / len(known) * len(seconds) / max(workers, 1)
-        lines.append(f"time      about {format_seconds(estimate)}, as {counted(times.count, 'run')} took")
+        mean = sum(known) / len(known)
+        parts = zip(left, seconds, strict=True)
+        total = sum(share * (mean if second is None else second) for (_, share), second in parts)
+        timed = counted(times.count, "run") if times.count else "the epochs of runs that wait"
+        lines.append(f"time      about {format_seconds(total / max(workers, 1))}, as {timed} took")
     else:
         lines.append("time      known once a run has been timed")
     lines.append("          (told from settings alone: weights and data, which run ids also depend on, were not read)")
     return "\n".join(lines)
+
+
+def _tell_costs(grid: Grid, search: str, times: Times) -> list[str]:
+    """A table of what each search costs from its start on; nothing for a grid in which there is nothing to search."""
+    cells: dict[object, list[Slot]] = {}
+    slots: tuple[Slot, ...] = (*grid.runs, *grid.unions)
+    for slot in slots:
+        cells.setdefault(cell_of(slot)[0], []).append(slot)
+    examples = [times.count_examples(own_spec(members[0])) for members in cells.values()]
+    weights = [count or 0 for count in examples] if all(examples) else [1] * len(cells)
+    costs: dict[tuple[str, bool], tuple[int, int, int]] = {}
+    for way in SEARCHES:
+        for close in (False, True):
+            runs = epochs = work = 0
+            for members, weight in zip(cells.values(), weights, strict=True):
+                places = tuple(cell_of(slot)[1] for slot in members)
+                cost = _foresee(way, own_spec(members[0]).epochs, places, close)
+                runs, epochs, work = runs + cost.runs, epochs + cost.epochs, work + weight * cost.epochs
+            costs[way, close] = runs, epochs, work
+    whole = costs["all", False]
+    if all(cost == whole for cost in costs.values()):
+        return []
+    lines = [f"search    {'':<12}{'runs':<18}{'epochs':<20}{'examples' if all(examples) else 'epochs'}"]
+    for way in SEARCHES:
+        low, high = costs[way, False], costs[way, True]
+        spans = [_span(f"{low[number]:,}", f"{high[number]:,}") for number in (0, 1)]
+        share = _span(*(f"{100 * cost[2] / whole[2]:.0f}" for cost in (low, high)))
+        mark = " (asked for)" if way == search else ""
+        lines.append(f"          {way:<12}{spans[0]:<18}{spans[1]:<20}{share} %{mark}")
+    lines.append("          (the more where a second rate comes within a point of the best; if no run diverges)")
+    return lines
+
+
+@functools.cache
+def _foresee(way: str, epochs: int, places: tuple[Place, ...], close: bool) -> Cost:
+    return foresee(way, epochs, dict.fromkeys(places, Course()), close=close)
+
+
+def _span(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def _settings(spec: RunSpec) -> str:

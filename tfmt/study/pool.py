@@ -58,7 +58,9 @@ class Pool(Protocol):
     def __len__(self) -> int:
         """The number of workers."""
 
-    def submit(self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False) -> bool:
+    def submit(
+        self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False, until: int | None = None
+    ) -> bool:
         """Starts a run on an idle worker.
 
         Args:
@@ -66,6 +68,7 @@ class Pool(Protocol):
           spec: the run.
           sources: where its model and data lie.
           fresh: end the worker's process before, so that the run is the first of another.
+          until: after how many of its epochs the run is to wait; None for its end.
 
         Returns:
           Whether the run is the first of its process.
@@ -95,14 +98,16 @@ class OwnProcess:
     def __init__(self, output_dir: Path, verbosity: int = 0, tell: Tell = _tell_nobody) -> None:
         self._output_dir, self._verbosity = output_dir, verbosity
         self._executor = Executor(output_dir, verbosity=verbosity, tell=lambda standing: tell(0, standing))
-        self._run: tuple[RunSpec, Sources] | None = None
+        self._run: tuple[RunSpec, Sources, int | None] | None = None
 
     def __len__(self) -> int:
         return 1
 
-    def submit(self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False) -> bool:
+    def submit(
+        self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False, until: int | None = None
+    ) -> bool:
         """Notes the run; `wait_for_any` executes it, also after one that met something unexpected."""
-        self._run = spec, sources
+        self._run = spec, sources, until
         return False
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
@@ -142,9 +147,11 @@ class ProcessPool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def submit(self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False) -> bool:
+    def submit(
+        self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False, until: int | None = None
+    ) -> bool:
         """Sends a run to a process, which is started if there is none."""
-        return self._workers[worker].submit(spec, sources, fresh)
+        return self._workers[worker].submit(spec, sources, fresh, until)
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
         """Waits for an answer or the end of some process, or until one tells where it stands."""
@@ -215,7 +222,7 @@ class _Process:
         self._hung = self.lost = False
         self._standing: tuple[float, Standing] | None = None
 
-    def submit(self, spec: RunSpec, sources: Sources, fresh: bool) -> bool:
+    def submit(self, spec: RunSpec, sources: Sources, fresh: bool, until: int | None) -> bool:
         if fresh and self._process is not None:
             self.dismiss()
             self.join()
@@ -232,7 +239,7 @@ class _Process:
         self.busy = True
         self._start_watch()
         with contextlib.suppress(OSError):  # a process that has died meanwhile shows when it is asked
-            self.pipe.send((spec.to_json(), sources.to_json()))
+            self.pipe.send((spec.to_json(), sources.to_json(), until))
         return first
 
     def receive(self) -> Ended | Standing | None:

@@ -219,6 +219,7 @@ class Search:
         self.way = way
         self._courses: dict[Hashable, dict[Place, Course]] = {}
         self._granted: dict[Hashable, dict[Place, int | None]] = {}
+        self._foreseen: dict[Hashable, tuple[RunSpec, int]] = {}
         self._slots: dict[Hashable, dict[Place, Slot]] = {}
         self._keys: dict[Slot, tuple[Hashable, Place]] = {}
         slots: tuple[Slot, ...] = (*grid.runs, *grid.unions)
@@ -236,6 +237,7 @@ class Search:
             course = replace(known, ended=course.ended)
         self._courses[cell][place] = course
         self._granted.pop(cell, None)
+        self._foreseen.pop(cell, None)
 
     def course(self, slot: Slot) -> Course:
         """What a run has shown."""
@@ -264,22 +266,27 @@ class Search:
         courses, granted = self._courses[cell], self._decide(cell)
         return all(courses[place].ended or granted[place] is None for place in courses)
 
+    def left(self) -> list[tuple[RunSpec, float]]:
+        """What is left to run, each with how much of a whole run it is: of runs, and of cells as yet undecided."""
+        found: list[tuple[RunSpec, float]] = []
+        for slot in self._keys:
+            spec, course = own_spec(slot), self.course(slot)
+            more = (self.granted(slot) or 0) - course.epochs
+            if not course.ended and more > 0:
+                found.append((spec, more / spec.epochs))
+        return found + [(spec, epochs / spec.epochs) for spec, epochs in self.undecided()]
+
     def undecided(self) -> list[tuple[RunSpec, int]]:
         """(a run of it, epochs) of each cell that will probably train epochs that no run is granted yet."""
-        if self.way == "all":
-            return []
-        found = []
-        for cell, courses in self._courses.items():
-            spec = own_spec(next(iter(self._slots[cell].values())))
-            granted = self._decide(cell)
-            known = sum(
-                course.epochs if course.ended else max(course.epochs, granted[place] or 0)
-                for place, course in courses.items()
-            )
-            if not all(courses[place].ended or granted[place] is None for place in courses):
-                more = foresee(self.way, spec.epochs, courses).epochs - known
-                found += [(spec, more)] * (more > 0)
-        return found
+        for cell in self._courses.keys() - self._foreseen.keys():
+            self._foreseen[cell] = self._foresee(cell)
+        return [(spec, epochs) for spec, epochs in self._foreseen.values() if epochs > 0]
+
+    def _foresee(self, cell: Hashable) -> tuple[RunSpec, int]:
+        spec, courses = own_spec(next(iter(self._slots[cell].values()))), self._courses[cell]
+        granted = {place: until or 0 for place, until in self._decide(cell).items()}
+        known = sum(c.epochs if c.ended else max(c.epochs, granted[place]) for place, c in courses.items())
+        return spec, foresee(self.way, spec.epochs, courses).epochs - known
 
 
 def own_spec(slot: Slot) -> RunSpec:

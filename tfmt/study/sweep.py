@@ -6,15 +6,16 @@ import contextlib
 import os
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tfmt import signals
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
 from tfmt.files import UnreadableError, UnwritableError, check_output, exists
-from tfmt.runs.folder import UnkeptError, check_kept, tell_other_model, tidy_finished
+from tfmt.runs.folder import UnkeptError, check_kept, drop_paused, tell_other_model, tidy_finished
 from tfmt.runs.lease import is_held
+from tfmt.runs.paused import PAUSED_FILE, read_paused
 from tfmt.runs.records import RECORD_FILE, read_record
 from tfmt.runs.runner import Request, Sources, bench_key, prepare, record_failure
 from tfmt.spec import RunSpec
@@ -22,6 +23,7 @@ from tfmt.study.board import Board
 from tfmt.study.grid import Grid, HeldOutUnion
 from tfmt.study.places import Place, share_places, visible_cores, visible_gpus
 from tfmt.study.pool import OwnProcess, Pool, ProcessPool
+from tfmt.study.search import Course, Search, Slot
 from tfmt.study.times import Times, format_seconds
 from tfmt.study.worker import Ended
 from tfmt.training.progress import Standing
@@ -45,7 +47,10 @@ class Item:
     Attributes:
       spec: what to do.
       folder: where its files go.
-      seconds: how long it will take, None if no like run has been timed.
+      union: the union of the grid that it is, if it is one.
+      until: after how many of its epochs it stops for now.
+      out: it is not gone on with, as others are better.
+      seconds: how long that will take, None if no like run has been timed.
       tries: how often its surroundings ended it.
       deaths: of what processes died, or met something unexpected, whose first run it was.
       suspect: it may be what ended its process; so the next one is its own.
@@ -55,6 +60,9 @@ class Item:
 
     spec: RunSpec
     folder: Path
+    union: HeldOutUnion | None = None
+    until: int = 0
+    out: bool = False
     seconds: float | None = None
     tries: int = 0
     deaths: set[str] = field(default_factory=set)
@@ -66,6 +74,11 @@ class Item:
 
     def __post_init__(self) -> None:
         self.bench, self.shape = bench_key(self.spec), shape_key(self.spec)
+
+    @property
+    def slot(self) -> Slot:
+        """What the grid asked for."""
+        return self.union or self.spec
 
 
 def choose(waiting: list[Item], last: Item | None, busy: set[tuple[Any, ...]]) -> Item:
@@ -100,6 +113,7 @@ class Sweep:
     Args:
       grid: the runs.
       output_dir: the folder of the runs' folders.
+      search: which of the runs are needed, see `study.search`.
       retry_failed: run those again that a record calls failed.
       verbosity: from 1 on every run is told of, and libraries may talk.
 
@@ -107,12 +121,16 @@ class Sweep:
       RequestError: some run's model or data cannot be had, or the folder cannot be written. Nothing has been run.
     """
 
-    def __init__(self, grid: Grid, output_dir: str | Path, *, retry_failed: bool = False, verbosity: int = 0) -> None:
+    def __init__(
+        self, grid: Grid, output_dir: str | Path, *, search: str = "all", retry_failed: bool = False, verbosity: int = 0
+    ) -> None:
         self.output_dir = Path(output_dir)
         self._retry, self._verbosity = retry_failed, verbosity
         check_output(self.output_dir / "run", "--output_dir", makes_folders=True)  # writes nothing
         self.failures: dict[str, str] = {}
         self.left: dict[str, str] = {}  # runs without a record that are not tried again: what they met last
+        self._search = Search(grid, search)
+        self._idle: dict[Slot, Item] = {}  # runs that have not ended and are not due: they wait for others, or are out
         self._waiting: list[Item] = []
         self._held: list[Item] = []
         self._refused: list[Item] = []  # their folders cannot be read or written
@@ -139,7 +157,7 @@ class Sweep:
         self._check_kept()
         for spec in grid.runs:
             self._admit(Item(spec, self._folders[spec]))
-        self._release_unions()
+        self._release()
 
     def run(self, workers: int = 1) -> None:
         """Runs what is not done.
@@ -167,7 +185,8 @@ class Sweep:
         if self._stop is not None:
             raise self._stop
         for union in self._unions:
-            self._leave(f"{union.own.label()} (union)", "waits for the masks of runs that are left without a record")
+            if self._search.granted(union):
+                self._leave(f"{union.own.label()} (union)", "waits for the masks of runs that have no record")
 
     def _check_replicas(self, places: list[Place]) -> None:
         wanted = max((spec.replicas for spec in self._folders), default=0)
@@ -202,13 +221,55 @@ class Sweep:
     # ---- what is to do ---------------------------------------------------------------------------------------------
 
     def _admit(self, item: Item) -> None:
-        """Books a run that has ended before; lets the others wait."""
+        """Books a run that has ended before; the others are idle until they are due."""
         try:
+            self._note_paused(item)
             done = self._book_stored(item)
         except UnreadableError:  # it may be readable when its turn comes
             done = False
         if not done:
-            self._waiting.append(item)
+            self._idle[item.slot] = item
+
+    def _note_paused(self, item: Item) -> int:
+        """Takes what a run has shown that waits, or did so before; after how many epochs.
+
+        Raises:
+          UnreadableError: what it says cannot be told now.
+        """
+        try:
+            paused = read_paused(item.folder)
+        except RequestError:  # damaged: the run makes it anew from its checkpoint
+            return 0
+        if paused is None:
+            return 0
+        self._search.note(item.slot, Course.of(paused.epochs, paused.score_name))
+        self.times.note_paused(paused)
+        return paused.epoch
+
+    def _park(self, item: Item) -> bool:
+        """Lets a run be idle that has come as far as it may, whoever took it there."""
+        if self._note_paused(item) < item.until:
+            return False
+        self._idle[item.slot] = item
+        return True
+
+    def _release(self) -> None:
+        """Lets those runs wait for a process that are due by now, and drops those that others have overtaken."""
+        self._release_unions()
+        for slot, item in list(self._idle.items()):
+            until, done = self._search.granted(slot), self._search.course(slot).epochs
+            if until is None and not item.out:
+                item.out = True
+                if drop_paused(item.folder):
+                    self.board.note(f"{item.folder.name}: stopped after epoch {done}, as others are better")
+            elif until is not None and until > done:
+                item.until, item.out = until, False
+                self._waiting.append(self._idle.pop(slot))
+        begun = [item.out for slot, item in self._idle.items() if self._search.course(slot).epochs]
+        out = sum(item.out for item in self._idle.values())
+        self.board.stopped, self.board.paused = sum(begun), len(begun) - sum(begun)
+        unions = sum(self._search.granted(union) is None for union in self._unions)
+        self.board.spared = out - self.board.stopped + unions
 
     def _book_stored(self, item: Item) -> bool:
         """Books a run whose record is there, whoever wrote it; False if it has still to be run.
@@ -240,6 +301,9 @@ class Sweep:
 
     def _book(self, item: Item, ended: Ended, *, stored: bool = False) -> None:
         self._ended[item.spec] = ended.status
+        result = ended.record.result if ended.record and ended.status != "failed" else None
+        course = Course.of(result.epochs, result.score_name) if result else Course()
+        self._search.note(item.slot, replace(course, ended=ended.status))
         if ended.status == "failed":
             self.failures[item.folder.name] = (ended.error.splitlines() or [""])[0]
         if ended.record is not None:
@@ -247,12 +311,16 @@ class Sweep:
         self.board.book(item.spec, item.folder.name, ended, stored=stored)
 
     def _release_unions(self) -> None:
-        """Lets those union runs wait whose masks are all there."""
-        for union in [union for union in self._unions if all(source in self._ended for source in union.sources)]:
+        """Admits those union runs whose masks are all there."""
+        for union in list(self._unions):
+            sources = [run for run in map(self._find_mask, union.sources) if run is not None]
+            if len(sources) < len(union.sources):
+                continue
             self._unions.remove(union)
             try:
-                spec = union.spec(lambda source: self._folders[source])
-                item = Item(spec, prepare(spec, self.output_dir, sources=self._sources[bench_key(spec)]).folder)
+                spec = replace(union, sources=tuple(sources)).spec(lambda source: self._folders[source])
+                folder = prepare(spec, self.output_dir, sources=self._sources[bench_key(spec)]).folder
+                item = Item(spec, folder, union)
             except SurroundingsError as error:
                 self._leave(f"{union.own.label()} (union)", str(error))
                 continue
@@ -261,8 +329,23 @@ class Sweep:
                 continue
             self._admit(item)
 
+    def _find_mask(self, source: RunSpec) -> RunSpec | None:
+        """The run that has the mask of one of a union's sources; None while there is none.
+
+        A mask is chosen before tuning starts, so runs that differ in their rate alone have the same. Where a search may
+        leave the lowest rate out, the lowest that came to its end serves.
+        """
+        if self._search.way == "all":
+            return source if source in self._ended else None
+        ended = [run for run in self._search.like(source) if run in self._ended]
+        masked = [run for run in ended if self._ended[run] != "failed"]
+        if not masked and not self._search.settled(source):
+            return None
+        return next(iter(masked or ended), None)
+
     def _book_lost(self, union: HeldOutUnion, error: str) -> None:
         label = f"{union.own.label()} (union)"
+        self._search.note(union, Course(ended="failed"))
         self.failures[label] = error
         self.board.book(union.own, label, Ended("failed", error=error))
 
@@ -270,21 +353,22 @@ class Sweep:
         """A run that this process may start now."""
         held, self._held = self._held, []
         self._waiting += [item for item in held if self._is_open(item)]
-        self._release_unions()  # another sweep may have ended what they wait for
+        self._release()  # another sweep may have ended what they wait for
         while self._waiting:
             for item in self._waiting:
-                item.seconds = self.times.estimate(item.spec)
+                seconds = self.times.estimate(item.spec)
+                item.seconds = None if seconds is None else seconds * self._share_left(item)
             item = choose(self._waiting, last, busy)
             self._waiting.remove(item)
             if self._is_open(item):
                 return item
-            self._release_unions()
+            self._release()
         return None
 
     def _is_open(self, item: Item) -> bool:
         """Whether a run may be started; else it is booked, or waits for the process that has it or for its folder."""
         try:
-            if self._book_stored(item):  # another sweep was faster
+            if self._book_stored(item) or self._park(item):  # another sweep was faster
                 return False
             held = exists(item.folder) and is_held(item.folder)
         except SurroundingsError as error:
@@ -305,11 +389,26 @@ class Sweep:
             self._held.append(item)
         elif ended.status == "hindered":
             self._try_again(item, ended)
+        elif ended.status == "paused":
+            self._unexpected = self._recorded = 0
+            self._close_paused(item)
         else:
             self._book(item, ended)
-            self._release_unions()
+            self._release()
             if ended.status != "failed":
                 self._unexpected = self._recorded = 0
+
+    def _close_paused(self, item: Item) -> None:
+        """Lets a run be idle that waits."""
+        try:
+            parked, error = self._park(item), f"{item.folder / PAUSED_FILE}: gone, or damaged, since it was written"
+        except UnreadableError as unreadable:
+            parked, error = False, str(unreadable)
+        if not parked:
+            self._try_again(item, Ended("hindered", error=error))
+            return
+        self.board.note(f"{item.folder.name}: waits after epoch {self._search.course(item.slot).epochs}")
+        self._release()
 
     def _try_again(self, item: Item, ended: Ended) -> None:
         """Lets a run wait again that its surroundings ended, unless that was its own doing or happened too often.
@@ -350,7 +449,7 @@ class Sweep:
             record_failure(prepare(item.spec, self.output_dir, sources=self._sources[item.bench]), message)
             self._recorded += 1
         self._book(item, Ended("failed", error=message))
-        self._release_unions()
+        self._release()
         self._count_unexpected(ended)
 
     def _count_unexpected(self, ended: Ended) -> None:
@@ -365,18 +464,27 @@ class Sweep:
 
     def _seconds_left(self) -> float | None:
         """Seconds until all is done, None if no like epoch has been timed; runs that cannot be judged are as others."""
-        open_specs = [item.spec for item in self._waiting] + [union.own for union in self._unions]
-        shares = [1.0] * len(open_specs)
-        for item in self._doing.values():
-            open_specs.append(item.spec)
-            shares.append(1 - item.standing.step / item.standing.steps if item.standing else 1.0)
-        seconds = list(map(self.times.estimate, open_specs))
+        unions = [(union.own, self._search.granted(union) or 0) for union in self._unions]
+        parts = [(item.spec, self._share_left(item)) for item in (*self._waiting, *self._doing.values())]
+        parts += [(own, until / own.epochs) for own, until in unions if until]
+        parts += [(spec, epochs / spec.epochs) for spec, epochs in self._search.undecided()]
+        seconds = [self.times.estimate(spec) for spec, _ in parts]
         known = [second for second in seconds if second is not None]
         if not known:
             return None
         mean = sum(known) / len(known)
-        left = [share * (mean if second is None else second) for share, second in zip(shares, seconds, strict=True)]
-        return max(sum(left) / self._workers, max(left))  # no run is shared by workers
+        left = [share * (mean if second is None else second) for (_, share), second in zip(parts, seconds, strict=True)]
+        # No run is shared by workers.
+        longest = max((part for part, (_, share) in zip(left, parts, strict=True) if share <= 1), default=0.0)
+        return max(sum(left) / self._workers, longest)
+
+    def _share_left(self, item: Item) -> float:
+        """How much of a whole run is left until a run stops for now."""
+        if item.standing is not None:
+            done = item.standing.step / item.standing.steps
+        else:
+            done = self._search.course(item.slot).epochs / item.spec.epochs
+        return max(item.until / item.spec.epochs - done, 0.0)
 
     def _show(self) -> None:
         self.board.show([(item.spec, item.standing) for item in self._doing.values()], self._seconds_left())
@@ -445,7 +553,9 @@ class Sweep:
                 if item is None or self._stop is not None:
                     return
                 self._doing[worker] = loaded[worker] = item
-                item.fresh = pool.submit(worker, item.spec, self._sources[item.bench], fresh=item.suspect)
+                item.fresh = pool.submit(
+                    worker, item.spec, self._sources[item.bench], fresh=item.suspect, until=item.until
+                )
 
 
 # What a process without enough memory dies of, or says: the kernel's signal among them.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfmt.errors import RequestError
+from tfmt.runs.paused import Paused
 from tfmt.runs.records import Record
 from tfmt.spec import RunSpec
 from tfmt.tasks import find_task
@@ -15,7 +16,7 @@ from tfmt.training.progress import Standing
 class Times:
     """Mean seconds per epoch and training example, by model, task and mode, and by fewer of these where need be.
 
-    The epochs that runs in progress have behind them count, too.
+    The epochs that runs in progress, and those that wait, have behind them count, too.
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,15 @@ class Times:
             self._running[spec] = standing.seconds, standing.examples * standing.timed
             self._sum_up()
 
+    def note_paused(self, paused: Paused) -> None:
+        """Takes the epochs of a run that waits into account, in place of what was noted of it."""
+        examples = paused.examples.get("train", 0)
+        if examples:
+            self._examples.setdefault(_source(paused.spec), examples)
+            seconds = sum(epoch.seconds for epoch in paused.epochs)
+            self._running[paused.spec] = seconds, examples * paused.epoch
+            self._sum_up()
+
     def forget(self, spec: RunSpec) -> None:
         """Drops what was noted of a run in progress, as it has ended."""
         if self._running.pop(spec, None):
@@ -57,9 +67,13 @@ class Times:
         for spec, (seconds, work) in self._running.items():
             _add(self._so_far, spec, seconds, work)
 
+    def count_examples(self, spec: RunSpec) -> int | None:
+        """Training examples of a run's epoch, by runs on the same data or by the task's published size."""
+        return self._examples.get(_source(spec)) or _published(spec)
+
     def estimate(self, spec: RunSpec) -> float | None:
         """Seconds that a run will take; None if no epoch of its model has been timed, or its data is not known."""
-        examples = self._examples.get(_source(spec)) or _published(spec)
+        examples = self.count_examples(spec)
         if examples is None:
             return None
         for key in _keys(spec):

@@ -22,7 +22,7 @@ from tfmt.files import UnwritableError, disk_error
 from tfmt.memory import keep_memory
 from tfmt.runs.lease import TakenError
 from tfmt.runs.records import Record, read_record
-from tfmt.runs.runner import Request, Sources, UnexpectedError, execute, make_bench, prepare, record_failure
+from tfmt.runs.runner import Request, Sources, UnexpectedError, execute_until, make_bench, prepare, record_failure
 from tfmt.spec import RunSpec
 from tfmt.study.places import Place
 from tfmt.training.progress import Standing
@@ -36,8 +36,9 @@ class Ended:
     """How a run ended.
 
     Attributes:
-      status: `completed`, `diverged` or `failed`; `taken` when another process has it; `hindered` when its
-        surroundings ended it, of which nothing is recorded; `stop` when nothing can be written any more.
+      status: `completed`, `diverged` or `failed`; `paused` where it waits after the epoch that it was to be taken to;
+        `taken` when another process has it; `hindered` when its surroundings ended it, of which nothing is recorded;
+        `stop` when nothing can be written any more.
       record: of a completed or diverged run.
       error: of the others, one line.
       unexpected: what ended it may have broken TensorFlow; its process should execute nothing more.
@@ -70,12 +71,13 @@ class Executor:
         self._bench: Workbench | None = None
         self._warm = self._told = False
 
-    def execute(self, spec: RunSpec, sources: Sources | None = None) -> Ended:
+    def execute(self, spec: RunSpec, sources: Sources | None = None, until: int | None = None) -> Ended:
         """Executes one run; whatever goes wrong with it is in the result.
 
         Args:
           spec: the run.
           sources: model and data as the sweep found them; without them they are looked for.
+          until: after how many of its epochs it is to wait; None for its end.
 
         Raises:
           Stop: a signal asked for it.
@@ -92,17 +94,18 @@ class Executor:
         except Exception as error:
             return self._drop_bench(_met(error, request.folder if request else self._output_dir))
         try:
-            record = execute(request, bench, started=started, quiet=True, tell=self._tell)
-            return Ended(record.status, record)
+            epoch = spec.epochs if until is None else until
+            ended = execute_until(request, bench, epoch, started=started, quiet=True, tell=self._tell)
+            return Ended(ended.status, ended) if isinstance(ended, Record) else Ended("paused")
         except signals.Stop as stop:
             stop.kept = f"{request.run_id}: {stop.kept or 'nothing was computed yet'}"
             raise
         except (RequestError, RunError) as error:
-            ended = _ended_by(error, request)
+            met = _ended_by(error, request)
         except Exception as error:
-            ended = _met(error, request.folder)
+            met = _met(error, request.folder)
         # A bench is the next run's only where this one came to its end, and its proof held.
-        return self._drop_bench(ended)
+        return self._drop_bench(met)
 
     def _drop_bench(self, ended: Ended) -> Ended:
         self._request = self._bench = None
@@ -169,8 +172,8 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
     It ends after the first run that met something unexpected, as TensorFlow may be broken from then on.
 
     Args:
-      pipe: gives a spec and its sources as JSON, or "" to end; takes an `Ended` and its record as JSON, and before
-        them now and then a `Standing`, or None as a sign of life.
+      pipe: gives a spec and its sources as JSON and after which epoch it is to wait, or "" to end; takes an `Ended` and
+        its record as JSON, and before them now and then a `Standing`, or None as a sign of life.
       place: where to compute.
       output_dir: the folder of the runs' folders.
       verbosity: from 1 on libraries may talk.
@@ -230,7 +233,7 @@ def _work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> N
                 return
             if not told:
                 return
-            ended = executor.execute(RunSpec.from_json(told[0]), Sources.from_json(told[1]))
+            ended = executor.execute(RunSpec.from_json(told[0]), Sources.from_json(told[1]), told[2])
             record = ended.record.to_json() if ended.record else ""
             try:
                 pipe.send((replace(ended, record=None), record))
