@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tfmt"
 # A module imports from its own room and from rooms to its left.
 ORDER = ["version", "words", "errors", "files", "tensors", "streams", "signals", "liveness", "quiet", "memory",
          "protocol", "spec", "tasks", "metrics", "bert", "data", "selection", "training", "runs", "study", "tuned",
-         "results", "claims", "figures", "flagfile", "help", "flags"]  # fmt: skip
+         "results", "claims", "figures", "page", "flagfile", "help", "flags"]  # fmt: skip
 # What tables, claims and figures are made of are runs, not the study that made them; nor does a tuned model know it.
 APART = {("tuned", "study"), ("results", "study"), ("results", "tuned"), ("claims", "study"), ("claims", "tuned"),
-         ("figures", "study"), ("figures", "claims")}  # fmt: skip
+         ("figures", "study"), ("figures", "claims"), ("page", "study"), ("page", "tuned")}  # fmt: skip
 COMMANDS = {"train", "sweep", "report", "analyze", "audit", "predict", "export"}
 
 
@@ -70,7 +70,8 @@ def test_light_modules_import_no_tensorflow():
              "tfmt.bert.base_weights", "tfmt.selection.modes", "tfmt.runs.records", "tfmt.runs.runner",
              "tfmt.study.dry_run", "tfmt.tuned.load", "tfmt.tuned.predict", "tfmt.tuned.export", "tfmt.flags",
              "tfmt.train", "tfmt.predict", "tfmt.export", "tfmt.training.distribution", "tfmt.results.analyses",
-             "tfmt.figures", "tfmt.analyze", "tfmt.report", "tfmt.audit", "tfmt.runs.audit"]  # fmt: skip
+             "tfmt.figures", "tfmt.page.page", "tfmt.analyze", "tfmt.report", "tfmt.audit",
+             "tfmt.runs.audit"]  # fmt: skip
     code = f"import sys, os; import {', '.join(light)}; assert os.environ['TF_USE_LEGACY_KERAS'] == '1'; "
     code += "print([m for m in ('tensorflow', 'transformers', 'tf_keras', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -28,8 +28,10 @@ def test_the_checkout_is_out_of_reach():
 
 
 @installed
-def test_the_wheel_holds_every_module_flagfile_and_the_mark_of_types():
+def test_the_wheel_holds_every_module_flagfile_template_and_the_mark_of_types():
     assert contents(PACKAGE, "*.py") == contents(ROOT / "tfmt", "*.py")
+    for kind in ("html", "css", "js"):
+        assert contents(PACKAGE, f"*.{kind}") == contents(ROOT / "tfmt", f"*.{kind}")
     assert contents(PACKAGE / "flagfiles", "*.flags") == contents(ROOT / "flags", "*.flags")
     assert (PACKAGE / "py.typed").exists()
 

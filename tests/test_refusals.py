@@ -168,6 +168,8 @@ row("difference of one run", "report", ("--runs=run", "--diff=one"), ["--diff=on
 row("difference of three runs", "report", ("--runs=run", "--diff=one,one,one"), ["--diff", "two runs"])
 row("difference of no run", "report", ("--runs=run", "--diff=one,two"), ["--diff=two", "no run"])
 row("difference by an epoch", "report", ("--runs=run", "--diff=one,one", "--epoch=last"), ["--epoch", "--diff"])
+row("page into no folder", "report", ("--runs=study", "--html=none/a.html"), ["--html", "no folder"])
+row("page and table", "report", ("--runs=study", "--html=a.html", "--table=1"), ["--table", "--html"])
 row("report below a file", "report", ("--runs=study", "--table=runs", "--output=file/out"), ["--output=file/out"],
     files={"file": b""})  # fmt: skip
 for value, words in [("a", "expected seeds"), ("-1", "expected seeds"), ("0,", "expected seeds"),

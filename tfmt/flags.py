@@ -62,7 +62,7 @@ _HELP = {
     "split_seed": "Splits by a seeded shuffle instead of the fixed rule.",
 }
 # Flags that hold a path, or may.
-_PATHS = ("model", "data_dir", "fisher_from", "run", "runs", "input", "output", "output_dir", "data", "pack")
+_PATHS = ("model", "data_dir", "fisher_from", "run", "runs", "input", "output", "output_dir", "data", "pack", "html")
 _LONGEST_NAME = 100  # of a flag
 # Those whose help says what empty means.
 _MAY_BE_EMPTY = ("model", "data_dir")

@@ -31,7 +31,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "figure", "table", "compare", "claims", "command", "diff", "epoch", "protocol", "choose_on", "report_on",
         "seeds",
     ),
-    "Output": ("output_dir", "keep", "keep_epoch", "retry_failed", "dry_run", "output", "format", "data", "pack"),
+    "Output": (
+        "output_dir", "keep", "keep_epoch", "retry_failed", "dry_run", "output", "format", "data", "pack", "html",
+    ),
     "Every command": ("flagfile", "help", "version", "verbosity"),
     # absl's conventions, which --helpfull lists.
     "Every command, further": ("helpshort", "helpfull", "only_check_args", "undefok"),

@@ -19,16 +19,18 @@ from tfmt.words import counted
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tfmt.results.formats import Table
     from tfmt.runs.records import Record
 
 _SUMMARY = "Prints the papers' tables and checks their claims, from the records of runs; packs runs into one file."
+_TABLES = ("1", "2", "3", "4", "fisher", "optimism", "runs")
 
 
 def _define(values: flags.FlagValues) -> None:
     define_runs(values)
     flags.DEFINE_string("where", "", "Which runs: conditions like `task=mrpc,rte mode=layernorm`; empty means all.",
                         flag_values=values)  # fmt: skip
-    flags.DEFINE_enum("table", None, ["1", "2", "3", "4", "fisher", "optimism", "runs"],
+    flags.DEFINE_enum("table", None, list(_TABLES),
                       "Table to print: P1's 1, 2, 3 and 4, P2's (fisher), what choosing on the reported split gains"
                       " (optimism), or a list of all runs.",
                       flag_values=values)  # fmt: skip
@@ -54,11 +56,18 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_list("report_on", [], "Seeds whose scores are reported, as 2,3,4; empty means those that do not"
                       " choose, or all.", flag_values=values)  # fmt: skip
     flags.DEFINE_bool("seeds", False, "Tables list every seed's score, too.", flag_values=values)
+    flags.DEFINE_string("html", "", "File for one page of the whole study: tables, claims, figures and all runs.",
+                        flag_values=values)  # fmt: skip
     flags.DEFINE_string("output", "", "File to write instead of the terminal.", flag_values=values)
 
 
 # What is asked for instead of tables, and the flags that mean something beside it.
-_ALONE = {"pack": ("where",), "command": ("output",), "diff": ("format", "output")}
+_ALONE = {
+    "pack": ("where",),
+    "html": ("where", "epoch", "protocol", "choose_on", "report_on", "seeds"),
+    "command": ("output",),
+    "diff": ("format", "output"),
+}
 _OF_REPORT = (
     "where",
     "table",
@@ -80,8 +89,8 @@ def _check(values: flags.FlagValues) -> None:
     asked += ["compare"] if values["compare"].present else []
     if not asked:
         raise RequestError(
-            "give --table=1, 2, 3, 4, fisher, optimism or runs, --compare=LEFT,RIGHT, --claims, --pack, --command "
-            "or --diff"
+            "give --table=1, 2, 3, 4, fisher, optimism or runs, --compare=LEFT,RIGHT, --claims, --html, --pack,"
+            " --command or --diff"
         )
     alone = next((name for name in asked if name in _ALONE), None)
     idle = [name for name in _OF_REPORT if alone and name not in (alone, *_ALONE[alone]) and values[name].present]
@@ -91,7 +100,7 @@ def _check(values: flags.FlagValues) -> None:
         raise RequestError(f"--diff={','.join(values.diff)}: give two runs, --diff=A,B")
     if values["compare"].present:
         split_names(values.compare)
-    for name, path in (("output", values.output), ("pack", values.pack)):
+    for name, path in (("output", values.output), ("pack", values.pack), ("html", values.html)):
         if path:
             check_output(Path(path), f"--{name}")
 
@@ -117,6 +126,10 @@ def _main(values: flags.FlagValues) -> int:
         return _pack(values, records, broken)
     for line in [*broken, *runs.attrs["left_out"], *unread]:
         print(f"tfmt-report: {line}", file=sys.stderr)
+    if values.html:
+        write_whole(Path(values.html), _make_page(values, runs, records).encode())
+        print(f"wrote {values.html}", file=sys.stderr)
+        return 0
     return _write(values, _make_tables(values, runs, records))
 
 
@@ -131,49 +144,78 @@ def _write(values: flags.FlagValues, text: str) -> int:
 
 def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Record]) -> str:
     """The tables and claims that are asked for."""
-    from tfmt.claims.claims import evaluate_claims, tabulate_claims
-    from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
-    from tfmt.results.cells import part_seeds
     from tfmt.results.comparing import compare_settings
-    from tfmt.results.crossfit import tell_uncertain_halves
-    from tfmt.results.formats import Table, format_tables
-    from tfmt.results.groups import tell_left_out
-    from tfmt.results.optimism import build_optimism
+    from tfmt.results.formats import format_tables
     from tfmt.results.predicted import Predicted, read_below
-    from tfmt.results.rows import annotate
-    from tfmt.results.tables import build_tables
-    from tfmt.runs.records import find_distributions
 
-    roles = part_seeds(runs, values.choose_on, values.report_on)
-    asked: Any = {"protocol": values.protocol, "roles": roles}
-    tables: list[Table] = []
-    if values.table == "optimism":
-        tables += build_optimism(runs, values.epoch, **asked)
-    elif values.table:
-        tables += build_tables(runs, values.table, values.epoch, every_seed=values.seeds, **asked)
+    tables = [*_build(values, runs, values.table)] if values.table else []
     if values.compare:
         predicted = Predicted(records, read_below(values.runs, records), values.epoch)
         tables += compare_settings(runs, values.compare, epoch=values.epoch, predicted=predicted)
     if values.claims:
-        distributions, unreadable = find_distributions(values.runs)
-        for line in unreadable:
-            print(f"tfmt-report: {line}", file=sys.stderr)
-        weights = tabulate_weights(runs, distributions, values.epoch, roles)
-        fisher = tabulate_fisher(runs, records)
-        verdicts = evaluate_claims(
-            runs,
-            epoch=values.epoch,
-            change=tabulate_change(records),
-            weights=None if weights.empty else weights,
-            fisher=None if fisher.empty else fisher,
-            **asked,
-        )
-        broken = [*runs.attrs["broken"], *unreadable]
-        notes = [*tell_left_out(runs)]
-        if any(verdict.crossfit or verdict.protocol == "crossfit" for verdict in verdicts):
-            notes += tell_uncertain_halves(annotate(runs, values.epoch))
-        tables.append(tabulate_claims(verdicts, values.epoch, broken, notes, roles))
+        tables.append(_judge_claims(values, runs, records))
     return format_tables(tables, values.format)
+
+
+def _asked(values: flags.FlagValues, runs: pd.DataFrame) -> dict[str, Any]:
+    """How rates and epochs are chosen."""
+    from tfmt.results.cells import part_seeds
+
+    return {"protocol": values.protocol, "roles": part_seeds(runs, values.choose_on, values.report_on)}
+
+
+def _build(values: flags.FlagValues, runs: pd.DataFrame, name: str) -> tuple[Table, ...]:
+    """What --table=NAME shows."""
+    from tfmt.results.optimism import build_optimism
+    from tfmt.results.tables import build_tables
+
+    if name == "optimism":
+        return build_optimism(runs, values.epoch, **_asked(values, runs))
+    return build_tables(runs, name, values.epoch, every_seed=values.seeds, **_asked(values, runs))
+
+
+def _judge_claims(values: flags.FlagValues, runs: pd.DataFrame, records: list[Record]) -> Table:
+    """The verdicts on these runs."""
+    from tfmt.claims.claims import evaluate_claims, tabulate_claims
+    from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
+    from tfmt.results.crossfit import tell_uncertain_halves
+    from tfmt.results.groups import tell_left_out
+    from tfmt.results.rows import annotate
+    from tfmt.runs.records import find_distributions
+
+    asked = _asked(values, runs)
+    distributions, unreadable = find_distributions(values.runs)
+    for line in unreadable:
+        print(f"tfmt-report: {line}", file=sys.stderr)
+    weights = tabulate_weights(runs, distributions, values.epoch, asked["roles"])
+    fisher = tabulate_fisher(runs, records)
+    verdicts = evaluate_claims(
+        runs,
+        epoch=values.epoch,
+        change=tabulate_change(records),
+        weights=None if weights.empty else weights,
+        fisher=None if fisher.empty else fisher,
+        **asked,
+    )
+    broken = [*runs.attrs["broken"], *unreadable]
+    notes = [*tell_left_out(runs)]
+    if any(verdict.crossfit or verdict.protocol == "crossfit" for verdict in verdicts):
+        notes += tell_uncertain_halves(annotate(runs, values.epoch))
+    return tabulate_claims(verdicts, values.epoch, broken, notes, asked["roles"])
+
+
+def _make_page(values: flags.FlagValues, runs: pd.DataFrame, records: list[Record]) -> str:
+    """The study as one page, with every table there is."""
+    from tfmt.page.drawings import draw_all
+    from tfmt.page.page import build_page
+
+    if runs.empty:
+        raise RequestError(f"--where={shlex.quote(values.where)}: no run is left, so there is no page to write")
+    names = [name for name in _TABLES if name != "runs"]  # which the page lists in its own way
+    tables = [table for name in names for table in _build(values, runs, name)]
+    claims = _judge_claims(values, runs, records)
+    drawings = list(draw_all(values.runs, values.where, values.epoch))
+    return build_page(runs, records, tables, claims, drawings, write_flags, values.epoch)
 
 
 def _tell_command(values: flags.FlagValues) -> str:
@@ -220,6 +262,7 @@ _EXAMPLES = (
     "tfmt-report --runs=runs --table=runs",
     "tfmt-report --table=1 --format=latex --output=table1.tex",
     "tfmt-report --runs=runs --compare=layernorm,full",
+    "tfmt-report --runs=runs --html=study.html",
     "tfmt-report --runs=runs --pack=study.jsonl.gz",
     "tfmt-report --diff=mrpc-full-lr5e-05-s0,mrpc-full-lr5e-05-s1",
 )
