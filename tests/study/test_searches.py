@@ -12,8 +12,12 @@ from safetensors.numpy import load_file
 from tfmt import files, report, sweep
 from tfmt.runs.paused import find_paused
 from tfmt.runs.records import find_records
+from tfmt.runs.runner import prepare, record_failure
+from tfmt.spec import RunSpec
 from tfmt.study import board, worker
+from tfmt.study.grid import expand_grid
 from tfmt.study.search import Course, decide
+from tfmt.study.sweep import Sweep
 from tfmt.training import fine_tune
 
 EPOCHS = 5
@@ -222,6 +226,21 @@ def test_failed_run_is_out_until_it_is_tried_again(shared, searched, tmp_path, m
     found, expected = numbers(tmp_path), numbers(searched["halving"])
     assert {run for run, told in expected.items() if told[0] == "completed"} <= found.keys()
     assert all(found[run] == told for run, told in expected.items() if told[0] == "completed")
+
+
+def test_what_another_sweeps_failed_run_showed_before_counts_here_as_in_the_next_sweep(shared, searched, tmp_path):
+    settings = shared | {"task": "mrpc", "mode": "layernorm"}
+    grid = expand_grid({"task": ("mrpc",), "mode": ("layernorm",), "learning_rate": RATES, "seed": (0, 1)}, shared)
+    mine = Sweep(grid, tmp_path, search="halving")
+    paused = find_paused(searched["halving"])[0][0]
+    (item,) = (item for item in mine._waiting if item.spec.learning_rate == paused.spec.learning_rate)
+    request = prepare(RunSpec.make(**settings, learning_rate=paused.spec.learning_rate), tmp_path)
+    record_failure(request, "no number")
+    (request.folder / "paused.json").write_text(paused.to_json())
+    assert not mine._is_open(item)
+    told = mine._search.course(item.spec)
+    assert (told.epochs, told.ended) == (paused.epoch, "failed")
+    assert Sweep(grid, tmp_path, search="halving")._search.course(item.spec) == told
 
 
 def test_unions_take_masks_of_the_runs_that_a_search_leaves(shared, toy_glue, tmp_path):

@@ -368,7 +368,11 @@ class Sweep:
     def _is_open(self, item: Item) -> bool:
         """Whether a run may be started; else it is booked, or waits for the process that has it or for its folder."""
         try:
-            if self._book_stored(item) or self._park(item):  # another sweep was faster
+            done = self._note_paused(item)  # also of a run that failed behind it, whose record does not count here
+            if self._book_stored(item):  # another sweep was faster
+                return False
+            if done >= item.until:
+                self._idle[item.slot] = item
                 return False
             held = exists(item.folder) and is_held(item.folder)
         except SurroundingsError as error:
