@@ -209,8 +209,6 @@ def _make_page(values: flags.FlagValues, runs: pd.DataFrame, records: list[Recor
     from tfmt.page.drawings import draw_all
     from tfmt.page.page import build_page
 
-    if runs.empty:
-        raise RequestError(f"--where={shlex.quote(values.where)}: no run is left, so there is no page to write")
     names = [name for name in _TABLES if name != "runs"]  # which the page lists in its own way
     tables = [table for name in names for table in _build(values, runs, name)]
     claims = _judge_claims(values, runs, records)

@@ -181,15 +181,6 @@ def test_columns_and_blocks_come_as_they_are(add_run: Add, tmp_path: Path) -> No
         assert told in seen
 
 
-def test_no_page_of_no_runs(add_run: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    add_run(0.5, task="mrpc", mode="full")
-    add_run(0.5, task="rte", mode="frozen")
-    flags = [f"--runs={tmp_path / 'runs'}", f"--html={tmp_path / 'a.html'}", "--where=task=mrpc mode=frozen"]
-    assert report.main(flags) == 2
-    assert "--where='task=mrpc mode=frozen': no run is left" in capsys.readouterr().err
-    assert not (tmp_path / "a.html").exists()
-
-
 @pytest.mark.parametrize(
     "settings",
     [
