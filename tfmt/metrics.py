@@ -18,6 +18,9 @@ from tfmt.tasks import Task
 # on the padding of a batch must not pass for a correlation.
 CONSTANT = 1e-6
 
+# What `count_predicted` calls words that were not predicted for.
+NO_PREDICTION = "(no prediction)"
+
 # Stands behind every number that a collapsed run is part of.
 COLLAPSED_MARK = "†"
 
@@ -114,14 +117,14 @@ def collapsed(task: Task, predictions: np.ndarray) -> bool:
 
 
 def count_predicted(task: Task, predictions: np.ndarray) -> dict[str, int]:
-    """How often each class was predicted; `(no prediction)` counts words that have none."""
+    """How often each class was predicted; `NO_PREDICTION` counts words that have none."""
     if task.kind == "regression":
         return {}
     predictions = np.asarray(predictions)
     counts = np.bincount(predictions[predictions >= 0], minlength=len(task.classes))
     counted = {name: int(count) for name, count in zip(task.classes, counts, strict=True)}
     unanswered = int((predictions < 0).sum())
-    return counted | ({"(no prediction)": unanswered} if unanswered else {})
+    return counted | ({NO_PREDICTION: unanswered} if unanswered else {})
 
 
 def _constant(values: np.ndarray) -> bool:

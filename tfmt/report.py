@@ -96,10 +96,10 @@ def _check(values: flags.FlagValues) -> None:
     idle = [name for name in _OF_REPORT if alone and name not in (alone, *_ALONE[alone]) and values[name].present]
     if idle:
         raise RequestError(f"--{idle[0]} means nothing beside --{alone}; leave one of them out")
-    if values.diff and len(values.diff) != 2:
-        raise RequestError(f"--diff={','.join(values.diff)}: give two runs, --diff=A,B")
     if values["compare"].present:
         split_names(values.compare)
+    if values.diff and len(values.diff) != 2:
+        raise RequestError(f"--diff={','.join(values.diff)}: give two runs, --diff=A,B")
     for name, path in (("output", values.output), ("pack", values.pack), ("html", values.html)):
         if path:
             check_output(Path(path), f"--{name}")
@@ -146,12 +146,14 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     """The tables and claims that are asked for."""
     from tfmt.results.comparing import compare_settings
     from tfmt.results.formats import format_tables
-    from tfmt.results.predicted import Predicted, read_below
+    from tfmt.results.predicted import Predicted
 
     tables = [*_build(values, runs, values.table)] if values.table else []
+    predicted = Predicted(values.runs, records, values.epoch)
     if values.compare:
-        predicted = Predicted(records, read_below(values.runs, records), values.epoch)
-        tables += compare_settings(runs, values.compare, epoch=values.epoch, predicted=predicted)
+        tables += compare_settings(
+            runs, values.compare, epoch=values.epoch, predicted=predicted, **_asked(values, runs)
+        )
     if values.claims:
         tables.append(_judge_claims(values, runs, records))
     return format_tables(tables, values.format)
@@ -259,10 +261,10 @@ def _pack(values: flags.FlagValues, records: list[Record], broken: list[str]) ->
 _EXAMPLES = (
     "tfmt-report --runs=runs --table=runs",
     "tfmt-report --table=1 --format=latex --output=table1.tex",
-    "tfmt-report --runs=runs --compare=layernorm,full",
     "tfmt-report --runs=runs --html=study.html",
     "tfmt-report --runs=runs --pack=study.jsonl.gz",
     "tfmt-report --diff=mrpc-full-lr5e-05-s0,mrpc-full-lr5e-05-s1",
+    "tfmt-report --runs=runs --compare=layernorm,full",
 )
 COMMAND = Command("tfmt-report", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
 

@@ -140,13 +140,13 @@ def add_predicted(tmp_path: Path) -> Callable[..., Record]:
     """Writes a run's record and what it predicted for `labels`; `predictions` are those of each epoch."""
 
     def add(
-        score: float, labels: Any, *predictions: Any, halves: Any = None, lengths: Any = None, **spec: Any
+        score: float, labels: Any, *predictions: Any, half_of: Any = None, lengths: Any = None, **spec: Any
     ) -> Record:
         record = make_record(score, epochs_kept=len(predictions), **spec)
         folder = tmp_path / "runs" / record.run_id
         folder.mkdir(parents=True)
         lengths = None if lengths is None else np.asarray(lengths)
-        halves = np.arange(len(labels if lengths is None else lengths)) % 2 if halves is None else np.asarray(halves)
+        halves = np.arange(len(labels if lengths is None else lengths)) % 2 if half_of is None else np.asarray(half_of)
         truth = SplitTruth(np.asarray(labels), halves.astype(np.uint8), lengths)
         by_epoch = {epoch: np.asarray(each) for epoch, each in enumerate(predictions, 1) if each is not None}
         digest = Predictions(record.run_id, {"validation": truth}, {"validation": by_epoch}).write(folder)

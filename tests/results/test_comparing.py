@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,15 @@ from sklearn.metrics import f1_score
 
 from tfmt import report
 from tfmt.errors import RequestError
-from tfmt.results import comparing, intervals
+from tfmt.results import intervals
 from tfmt.results.comparing import compare_settings
 from tfmt.results.formats import FORMATS, Table, format_tables
-from tfmt.results.predicted import Predicted, read_below
+from tfmt.results.predicted import Predicted
 from tfmt.results.row_names import find_row, name_row, split_names
 from tfmt.results.rows import Row
-from tfmt.runs.records import find_records, tabulate
+from tfmt.runs.records import find_records, pack_runs, tabulate
 from tfmt.tasks import find_task
+from tfmt.training.predictions import read_predictions
 
 Add = Callable[..., Any]
 LABELS = np.tile([1, 0, 0, 1, 1], 12)
@@ -53,16 +55,16 @@ def compare(tmp_path: Path) -> Callable[..., Table]:
 
     def compare_runs(settings: str = "layernorm,full", epoch: str = "best") -> Table:
         records, broken = find_records(tmp_path / "runs")
-        predicted = Predicted(records, read_below(tmp_path / "runs", records), epoch)
+        predicted = Predicted(tmp_path / "runs", records, epoch)
         (table,) = compare_settings(tabulate(records, broken), settings, epoch=epoch, predicted=predicted)
         return table
 
     return compare_runs
 
 
-def lines(table: Table) -> list[dict[str, str]]:
+def lines(table: Table, block: int = 0) -> list[dict[str, str]]:
     """Column head to text, line by line."""
-    return [dict(zip(table.blocks[0].columns, row, strict=True)) for row in table.blocks[0].rows]
+    return [dict(zip(table.blocks[block].columns, row, strict=True)) for row in table.blocks[block].rows]
 
 
 def test_one_run_a_setting_is_told_by_the_examples_that_only_one_gets_right(add_answers: Add, compare: Any) -> None:
@@ -93,7 +95,7 @@ def test_without_predictions_it_is_over_seeds_alone_and_says_so(add_seeds: Add, 
     (numbers,) = table.numbers
     assert (numbers["low"], numbers["high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
     (line,) = lines(table)
-    assert (line["N"], line["seeds"], line["interval"]) == ("-", "3", comparing.SEEDS_ALONE)
+    assert (line["N"], line["seeds"], line["interval"]) == ("-", "3", intervals.SEEDS_ALONE)
     assert any(text.startswith("Over seeds alone") and "kept no predictions" in text for text in table.caption)
 
 
@@ -192,25 +194,47 @@ def test_what_cannot_be_read_is_told_and_leaves_the_seeds(add_predicted: Add, co
     assert f"{kept}/predictions.safetensors: not a file that tfmt wrote" in " ".join(compare("layernorm,full").caption)
 
 
+def test_a_packed_study_is_compared_as_its_folders_are(crossed: Any, tmp_path: Path) -> None:
+    records, _ = find_records(tmp_path / "runs")
+    pack = tmp_path / "study.jsonl.gz"
+    pack_runs(tmp_path / "runs", records, pack)
+    told = [
+        compare_settings(tabulate(records), "layernorm,full", predicted=Predicted(place, records))
+        for place in (tmp_path / "runs", pack, [tmp_path / "runs", pack])
+    ]
+    assert told[0][0].numbers[0]["examples"] == 60
+    assert told[0] == told[1] == told[2]
+
+
+def test_a_folder_of_another_name_is_found(add_answers: Add, compare: Any, tmp_path: Path) -> None:
+    for mode in ("layernorm", "full"):
+        record = add_answers(mode, 0, range(3 if mode == "full" else 5))
+        (tmp_path / "runs" / record.run_id).rename(tmp_path / "runs" / f"my {mode}")
+    assert compare().numbers[0]["examples"] == 60
+
+
 def test_other_examples_are_not_taken_for_the_same(add_predicted: Add, compare: Any) -> None:
     add_predicted(1.0, LABELS, LABELS, mode="layernorm", task="rte")
     add_predicted(1.0, 1 - LABELS, 1 - LABELS, mode="full", task="rte")
-    assert "scored on other examples than" in " ".join(compare().caption)
+    assert "scored on different examples" in " ".join(compare().caption)
 
 
-def test_only_what_is_compared_is_read_and_once(add_answers: Add, tmp_path: Path) -> None:
+def test_only_what_is_compared_is_read_and_once(
+    add_answers: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for mode in ("layernorm", "full", "bitfit"):
         for rate, wrong in ((1e-3, 5), (1e-4, 10)):
             for seed in (0, 1):
                 add_answers(mode, seed, range(seed, wrong), learning_rate=rate)
     records, _ = find_records(tmp_path / "runs")
-    read, opened = read_below(tmp_path / "runs", records), []
+    opened = []
 
-    def spy(record: Any) -> Any:
-        opened.append(record.run_id)
-        return read(record)
+    def read(folder: Path, **keywords: Any) -> Any:
+        opened.append(folder.name)
+        return read_predictions(folder, **keywords)
 
-    predicted = Predicted(records, spy)
+    monkeypatch.setattr("tfmt.runs.records.read_predictions", read)
+    predicted = Predicted(tmp_path / "runs", records)
     for _ in range(2):
         compare_settings(tabulate(records), "layernorm,full", predicted=predicted)
     wanted = {each.run_id for each in records if each.spec.mode != "bitfit" and each.spec.learning_rate == 1e-3}
@@ -246,6 +270,72 @@ def test_runs_that_may_not_be_compared_are_not(add_seeds: Add, runs: Any) -> Non
     titles = [table.title for table in compare_settings(runs(), "layernorm,full")]
     assert sorted(titles) == [f"LayerNorms against Full-FT ({i} of 2: batching {told})"
                               for i, told in enumerate(("grouped", "random"), 1)]  # fmt: skip
+
+
+# Half 0 has 40 of the examples, half 1 has 20.
+HALF_OF = np.arange(60) % 3 == 0
+
+
+def shares(right: np.ndarray) -> tuple[float, float]:
+    """Accuracy on both halves."""
+    return float(right[~HALF_OF].mean()), float(right[HALF_OF].mean())
+
+
+@pytest.fixture
+def crossed(add_predicted: Add) -> dict[tuple[str, float, int, int], np.ndarray]:
+    """Runs of two rates, the first better on half 0 and the second on half 1, and what they are right on."""
+    generator = np.random.default_rng(5)
+    right = {}
+    for mode, rate, seed in itertools.product(("layernorm", "full"), (1e-4, 1e-3), (0, 1, 2)):
+        chances = np.where((rate == 1e-3) == HALF_OF, 0.9, 0.6)
+        epochs = [generator.random(60) < chances for _ in (0, 1)]
+        right |= {(mode, rate, seed, at): told.astype(float) for at, told in enumerate(epochs)}
+        predictions = [np.where(told, LABELS, 1 - LABELS) for told in epochs]
+        spec = {"mode": mode, "task": "rte", "seed": seed, "learning_rate": rate}
+        # The papers' epoch is the first, whatever the halves say.
+        add_predicted(float(epochs[0].mean()), LABELS, *predictions, half_of=HALF_OF, last=float(epochs[1].mean()),
+                      halves=[shares(told) for told in epochs], **spec)  # fmt: skip
+    return right
+
+
+def choose(right: dict[Any, np.ndarray], mode: str, half: int, seeds: tuple[int, ...]) -> np.ndarray:
+    """What is right by the rate and the epochs that a half chooses; `(seeds, examples)`."""
+    candidates = {}
+    for rate in (1e-4, 1e-3):
+        tries = [[right[mode, rate, seed, at] for at in (0, 1)] for seed in seeds]
+        best = [max(pair, key=lambda told: shares(told)[half]) for pair in tries]
+        candidates[rate] = (np.mean([shares(told)[half] for told in best]), np.array(best))
+    return max(candidates.values(), key=lambda candidate: candidate[0])[1]
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (0,)])
+def test_cross_fitted_each_example_is_scored_by_the_choice_of_the_other_half(
+    crossed: Any, tmp_path: Path, seeds: tuple[int, ...]
+) -> None:
+    by_zero, by_one = (
+        choose(crossed, "layernorm", half, seeds) - choose(crossed, "full", half, seeds) for half in (0, 1)
+    )
+    on_zero, on_one = by_one[:, ~HALF_OF], by_zero[:, HALF_OF]
+    records, _ = find_records(tmp_path / "runs")
+    records = [record for record in records if record.spec.seed in seeds]
+    predicted = Predicted(tmp_path / "runs", records)
+    (table,) = compare_settings(tabulate(records), "layernorm,full", predicted=predicted)
+    paper, numbers = table.numbers
+    assert (paper["protocol"], numbers["protocol"]) == ("paper", "crossfit")
+    assert [block.title.partition(":")[0] for block in table.blocks] == ["The papers' protocol", "Cross-fitted"]
+    assert paper["not_predicted"] == numbers["not_predicted"] == ""
+    assert numbers["left_learning_rates"] == numbers["right_learning_rates"] == (1e-4, 1e-3)
+    assert lines(table, 1)[0]["rates"] == "1e-4, 1e-3 / 1e-4, 1e-3"
+    # Both halves count alike: the variance of a mean of two halves' means.
+    assert numbers["difference"] == pytest.approx((on_zero.mean() + on_one.mean()) / 2, abs=1e-12)
+    if len(seeds) == 1:
+        variance = sum(part.var() / part.size for part in (on_zero, on_one)) / 4 * 60 / 59
+        assert numbers["variance"] == pytest.approx(variance, rel=1e-9)
+    else:
+        by_seed = (on_zero.mean(axis=1) + on_one.mean(axis=1)) / 2
+        low, high = stats.t.interval(0.95, 2, by_seed.mean(), stats.sem(by_seed))
+        assert numbers["low"] <= low + 1e-12
+        assert numbers["high"] >= high - 1e-12
 
 
 ROWS = [Row("full"), Row("layernorm"), Row("layernorm", layers="5"), Row("layernorm", layers="0,5"),

@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfmt.metrics import COLLAPSED_MARK
 from tfmt.results import intervals
-from tfmt.results.cells import Cell
+from tfmt.results.cells import ALL_SEEDS, Cell, Seeds
+from tfmt.results.crossfit import (
+    PROTOCOLS,
+    check_protocol,
+    describe_crossfit,
+    describe_paper_choice,
+    has_halves,
+    tell_uncertain_halves,
+)
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import (
     Group,
@@ -25,18 +34,24 @@ from tfmt.results.groups import (
     group_runs,
     tell_left_out,
 )
-from tfmt.results.intervals import CONFIDENCE, Interval, difference_interval, mean_interval, mean_over_tasks
+from tfmt.results.intervals import (
+    CONFIDENCE,
+    SEEDS_ALONE,
+    Interval,
+    difference_interval,
+    mean_interval,
+    mean_over_tasks,
+)
 from tfmt.results.predicted import NotPredictedError, Predicted
 from tfmt.results.row_names import find_row, split_names
 from tfmt.results.rows import Row, annotate, keep_runs
-from tfmt.results.tables import format_rate
+from tfmt.results.tables import PROTOCOL_HEADINGS, format_rates, tell_runs, tell_tries
 from tfmt.words import without_folders
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# What a difference rests on whose runs kept no predictions: the words of `Interval.method`.
-SEEDS_ALONE = "t over seeds alone: no predictions"
+# Why there is no interval, where the runs kept no predictions: the words of `Interval.method`.
 NONE_ONE_SEED = "none: one run a setting, and no predictions"
 NONE_SEEDS_EQUAL = "none: the seeds are equal, and no predictions"
 _WITHOUT_PREDICTIONS = {
@@ -76,7 +91,13 @@ class Difference:
 
 
 def compare_settings(
-    runs: pd.DataFrame, settings: str, *, epoch: str = "best", predicted: Predicted | None = None
+    runs: pd.DataFrame,
+    settings: str,
+    *,
+    epoch: str = "best",
+    protocol: str | None = None,
+    roles: Seeds = ALL_SEEDS,
+    predicted: Predicted | None = None,
 ) -> tuple[Table, ...]:
     """Two settings' difference on every task that both have, and its mean over these tasks.
 
@@ -84,6 +105,9 @@ def compare_settings(
       runs: what `read_runs` returns.
       settings: `LEFT,RIGHT`, as `find_row` reads them: `layernorm,full`.
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
+      protocol: `paper`: rate and epoch are chosen on the split that is reported; `crossfit`: on one half of it, and
+        scored on the other; None for both, where records have scores on halves.
+      roles: which seeds choose the learning rate, and which are reported.
       predicted: what the runs predicted, of that epoch; None compares over seeds alone.
 
     Returns:
@@ -93,34 +117,48 @@ def compare_settings(
     Raises:
       RequestError: what is compared is not two settings that runs have.
     """
+    check_protocol(protocol)
     annotated = annotate(runs, epoch)
     left, right = (find_row(name, annotated["row"]) for name in split_names(settings))
-    groups = group_runs(keep_runs(annotated, (row in (left, right) for row in annotated["row"])))
+    groups = group_runs(keep_runs(annotated, (row in (left, right) for row in annotated["row"])), roles)
     title = f"{left.title} against {right.title}"
     notes = tell_left_out(runs)
     notes += tuple(without_folders(f"Not read: {message}", 2) for message in runs.attrs.get("broken", ()))
-    compared = [(group, _compare_columns(group, left, right, predicted)) for group in groups]
-    found = [(group, told) for group, told in compared if _has_any(told)]
-    if apart := [(group, told) for group, told in compared if not _has_any(told)]:
+    found, apart = [], []
+    for group in groups:
+        names = [protocol] if protocol else list(PROTOCOLS) if has_halves(group.runs) else ["paper"]
+        views = {name: group.under(name) for name in names}
+        if any(_both(view, column, left, right) for view in views.values() for column in view.columns):
+            found.append((group, views))
+        else:
+            apart.append(next(iter(views.values())))
+    if apart:
         differing = differing_settings(groups)
-        notes = (f"Not compared: {'; '.join(_tell_apart(group, told, differing) for group, told in apart)}.", *notes)
+        notes = (f"Not compared: {'; '.join(_tell_apart(group, left, right, differing) for group in apart)}.", *notes)
     if not found:
         return (Table("compare", title, ("No task has runs of both that may be compared.", *notes), (), ()),)
+    if predicted is not None:
+        every = [view for _, views in found for view in views.values()]
+        predicted.load((view, row, column) for view in every for column in view.columns
+                       if _both(view, column, left, right) for row in (left, right))  # fmt: skip
     differing = differing_settings(group for group, _ in found)
     tables = []
-    for part, (group, by_column) in enumerate(found, 1):
+    for part, (group, views) in enumerate(found, 1):
         behind = f" ({part} of {len(found)}: {describe_settings(group, differing)})" if len(found) > 1 else ""
-        tables.append(_tabulate(title + behind, group, (left, right), by_column, epoch, notes))
+        compared = {name: _compare_columns(view, left, right, predicted) for name, view in views.items()}
+        tables.append(_tabulate(title + behind, group, (left, right), compared, epoch, notes))
     return tuple(tables)
 
 
-def _has_any(by_column: Mapping[str, Difference | str]) -> bool:
-    return any(isinstance(each, Difference) for each in by_column.values())
+def _both(group: Group, column: str, left: Row, right: Row) -> bool:
+    """Whether both settings have a score on a task."""
+    return all(_is_there(group.cells.get((row, column))) for row in (left, right))
 
 
-def _tell_apart(group: Group, by_column: Mapping[str, Difference | str], differing: list[str]) -> str:
+def _tell_apart(group: Group, left: Row, right: Row, differing: list[str]) -> str:
     """Why nothing of a group can be compared."""
-    told = ", ".join(f"{column_title(column)} ({reason})" for column, reason in by_column.items())
+    reasons = _compare_columns(group, left, right, None)
+    told = ", ".join(f"{column_title(column)} ({reason})" for column, reason in reasons.items())
     return told + (f" with {describe_settings(group, differing)}" if differing else "")
 
 
@@ -170,44 +208,45 @@ def _tabulate(
     title: str,
     group: Group,
     rows: tuple[Row, Row],
-    by_column: Mapping[str, Difference | str],
+    compared: Mapping[str, Mapping[str, Difference | str]],
     epoch: str,
     notes: tuple[str, ...],
 ) -> Table:
-    found = [each for each in by_column.values() if isinstance(each, Difference)]
-    left_out = {column: each for column, each in by_column.items() if isinstance(each, str)}
-    lines = [
-        (
-            column_title(each.column),
-            _score_name(group, each.column),
-            "-" if each.examples is None else f"{each.examples:,}",
-            _tell_seeds(each),
-            *(f"{100 * score:.1f}{cell.mark}" for score, cell in zip(each.scores, each.cells, strict=True)),
-            *_tell_interval(each.interval),
-            " / ".join(format_rate(cell.learning_rate) for cell in each.cells),
-            _tell_lost(rows, each.cells),
-        )
-        for each in found
-    ]
-    numbers = [_numbers(group, rows, each, epoch) for each in found]
-    if len(found) > 1:
-        mean = mean_over_tasks([each.interval for each in found])
-        scores = [statistics.fmean(each.scores[side] for each in found) for side in (0, 1)]
-        marks = [max(each.cells[side].mark for each in found) for side in (0, 1)]
-        told = [f"{100 * score:.1f}{mark}" for score, mark in zip(scores, marks, strict=True)]
-        lines.append((f"mean of {len(found)} tasks", "-", "-", "-", *told, *_tell_interval(mean), "-", "-"))
-        numbers.append(
-            {"left": rows[0].title, "right": rows[1].title, "column": "mean of tasks", "epoch": epoch,
-             "tasks": [each.column for each in found], "left_score": scores[0], "right_score": scores[1],
-             **_interval_numbers(mean)}
-        )  # fmt: skip
-    heads = ("task", "score", "N", "seeds", rows[0].title, rows[1].title, *_HEADS)
-    return Table(
-        name="compare",
-        title=title,
-        caption=_caption(group, rows, found, left_out, epoch) + notes,
-        blocks=(Block("", heads, tuple(lines)),),
-        numbers=tuple(numbers),
+    """A group's table, a block a protocol."""
+    blocks, numbers = [], []
+    for protocol, by_column in compared.items():
+        found = [each for each in by_column.values() if isinstance(each, Difference)]
+        lines = [_line(group, rows, each) for each in found]
+        told = [_numbers(group, rows, each) for each in found]
+        if len(found) > 1:
+            mean = mean_over_tasks([each.interval for each in found])
+            scores = [statistics.fmean(each.scores[side] for each in found) for side in (0, 1)]
+            marks = [max(each.cells[side].mark for each in found) for side in (0, 1)]
+            texts = [f"{100 * score:.1f}{mark}" for score, mark in zip(scores, marks, strict=True)]
+            lines.append((f"mean of {len(found)} tasks", "-", "-", "-", *texts, *_tell_interval(mean), "-", "-"))
+            told.append(
+                {"left": rows[0].title, "right": rows[1].title, "column": "mean of tasks",
+                 "tasks": [each.column for each in found], "left_score": scores[0], "right_score": scores[1],
+                 **_interval_numbers(mean)}
+            )  # fmt: skip
+        heading = PROTOCOL_HEADINGS[protocol] if len(compared) > 1 or protocol != "paper" else ""
+        heads = ("task", "score", "N", "seeds", rows[0].title, rows[1].title, *_HEADS)
+        blocks += [Block(heading, heads, tuple(lines))] if lines else []
+        numbers += [{"protocol": protocol, "epoch": epoch} | each for each in told]
+    return Table("compare", title, _caption(group, rows, compared, epoch) + notes, tuple(blocks), tuple(numbers))
+
+
+def _line(group: Group, rows: tuple[Row, Row], each: Difference) -> tuple[str, ...]:
+    """A task's line."""
+    return (
+        column_title(each.column),
+        _score_name(group, each.column),
+        "-" if each.examples is None else f"{each.examples:,}",
+        _tell_seeds(each),
+        *(f"{100 * score:.1f}{cell.mark}" for score, cell in zip(each.scores, each.cells, strict=True)),
+        *_tell_interval(each.interval),
+        " / ".join(map(format_rates, each.cells)),
+        _tell_lost(rows, each.cells),
     )
 
 
@@ -240,14 +279,14 @@ def _tell_lost(rows: tuple[Row, Row], cells: tuple[Cell, Cell]) -> str:
     return "; ".join(told) or "-"
 
 
-def _numbers(group: Group, rows: tuple[Row, Row], each: Difference, epoch: str) -> dict[str, Any]:
+def _numbers(group: Group, rows: tuple[Row, Row], each: Difference) -> dict[str, Any]:
     """A difference as numbers, with all that it hangs on."""
     numbers: dict[str, Any] = {"left": rows[0].title, "right": rows[1].title, "column": each.column}
-    numbers |= {"task": each.column.partition(" ")[0], "score_name": _score_name(group, each.column), "epoch": epoch}
+    numbers |= {"task": each.column.partition(" ")[0], "score_name": _score_name(group, each.column)}
     numbers |= {"examples": each.examples, "paired": each.paired}
     for side, cell, seeds, score in zip(("left", "right"), each.cells, each.seeds, each.scores, strict=True):
         numbers |= {f"{side}_score": score, f"{side}_seeds": seeds, f"{side}_scores": dict(cell.scores)}
-        numbers |= {f"{side}_learning_rate": cell.learning_rate, f"{side}_collapsed": cell.collapsed}
+        numbers |= {f"{side}_learning_rates": cell.rates, f"{side}_collapsed": cell.collapsed}
         numbers |= {f"{side}_lost": dict(cell.lost_anywhere)}
     return numbers | _interval_numbers(each.interval) | {"not_predicted": each.reason}
 
@@ -258,31 +297,42 @@ def _interval_numbers(interval: Interval) -> dict[str, Any]:
 
 
 def _caption(
-    group: Group, rows: tuple[Row, Row], found: list[Difference], left_out: Mapping[str, str], epoch: str
+    group: Group, rows: tuple[Row, Row], compared: Mapping[str, Mapping[str, Difference | str]], epoch: str
 ) -> tuple[str, ...]:
     """What the numbers are, line by line."""
     left, right = (row.title for row in rows)
+    found = [each for by_column in compared.values() for each in by_column.values() if isinstance(each, Difference)]
     lines = [
         f"Points (percent of the score) on the development split, {epoch} epoch of each run: {left} less {right}, each"
         " at its own learning rate with the best mean, over the seeds that both have, run against run.",
-        f"Low, high: a {100 * CONFIDENCE:.0f} % interval for other seeds and other examples. It knows nothing of the"
-        f" choice of the rate{' and the epoch' if epoch == 'best' else ''}, made on this split.",
+        f"Low, high: a {100 * CONFIDENCE:.0f} % interval for other seeds and other examples.",
     ]
+    if "paper" in compared:
+        lines[-1] += " Of the choice below it knows nothing."
+        lines.append(describe_paper_choice(epoch))
+        lines += tell_tries(group.cells) if epoch == "best" else []
+    if "crossfit" in compared:
+        names = group.runs["score_name"].dropna()
+        lines += [describe_crossfit(epoch, names), *tell_uncertain_halves(group.runs)]
     if any(cell.mark for each in found for cell in each.cells):
         lines.append(
-            f"{max(cell.mark for each in found for cell in each.cells)}: with runs that collapsed, which predict one"
-            " class only, or a constant; a difference from such a number says little of the settings."
+            f"{COLLAPSED_MARK}: with runs that collapsed, which predict one class only, or a constant; a difference"
+            " from such a number says little of the settings."
         )
-    if len(found) > 1:
+    if len({each.column for each in found}) > 1:
         lines.append(
-            f"The mean is over these {len(found)} tasks, each counting alike. They were chosen and not drawn: its"
-            " interval is for other seeds and examples on the same tasks."
+            "The mean over tasks counts each alike. The tasks were chosen and not drawn: its interval is for other"
+            " seeds and examples on the same tasks."
         )
-    if any(each.reason for each in found):
-        told = "; ".join(f"{column_title(each.column)} ({each.reason})" for each in found if each.reason)
+    alone = {each.column: each.reason for each in found if each.reason}
+    if alone:
+        told = "; ".join(f"{column_title(column)} ({reason})" for column, reason in alone.items())
         lines.append(f"Over seeds alone, as what the runs predicted is not at hand: {told}.")
-    if left_out:
-        told = "; ".join(f"{column_title(column)} ({reason})" for column, reason in left_out.items())
-        lines.append(f"Left out: {told}.")
+    for protocol, by_column in compared.items():
+        missing = {column: each for column, each in by_column.items() if isinstance(each, str)}
+        if missing:
+            told = "; ".join(f"{column_title(column)} ({reason})" for column, reason in missing.items())
+            behind = ", cross-fitted" if protocol == "crossfit" else ""
+            lines.append(f"Left out{behind}: {told}.")
     told = describe_settings(group)
-    return (*lines, f"{told[0].upper()}{told[1:]}.")
+    return (*lines, f"{told[0].upper()}{told[1:]}.", *tell_runs(group.runs))

@@ -30,11 +30,13 @@ class Fold:
       chooses: the score by which its learning rate competes; None where it is not defined.
       reports: the score that counts if that rate is chosen; None where it is not defined.
       collapsed: whether the epoch that it is of predicted one class only, or a constant.
+      epoch: that epoch, from 1; 0 where it is not told.
     """
 
     chooses: float | None
     reports: float | None
     collapsed: bool
+    epoch: int = 0
 
 
 def cross_fit(
@@ -56,7 +58,7 @@ def cross_fit(
         else:
             at = -max(known)[1]
         chooses, reports = half_scores[at][half], half_scores[at][1 - half]
-        folds.append(Fold(chooses, reports, collapsed[at] is True))
+        folds.append(Fold(chooses, reports, collapsed[at] is True, at + 1))
     return folds[0], folds[1]
 
 

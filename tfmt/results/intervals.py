@@ -55,6 +55,8 @@ SEEDS = "t over seeds"
 EXAMPLES = "t over examples"
 EXAMPLES_OF_ONE_RUN = "t over examples of one run a setting; says nothing of other seeds"
 SEEDS_ON_ONE_EXAMPLE = "t over seeds on one example; says nothing of other examples"
+# Of scores without what the runs predicted.
+SEEDS_ALONE = "t over seeds alone: no predictions"
 NONE_ONE_NUMBER = "none: one run on one example"
 NONE_OF_A_TASK = "none: a task has none"
 NONE_NOTHING_VARIES = "none: the means of all seeds are equal, and so are those of all examples"

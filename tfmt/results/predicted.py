@@ -1,142 +1,176 @@
-"""What each example adds to the scores of runs, from what they predicted, which is read run by run when asked for."""
+"""What each example adds to the scores of runs, from what they predicted: read once, only of the runs that count."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfmt.errors import RequestError
-from tfmt.files import UnreadableError
 from tfmt.results.contributions import contributions
+from tfmt.results.crossfit import cross_fit
 from tfmt.results.groups import Group
 from tfmt.results.rows import Row
-from tfmt.runs.records import RECORD_FILE, Record, Sources, find_predictions, list_sources
-from tfmt.tasks import Task, custom_task, find_task
-from tfmt.training.predictions import Predictions, read_predictions
+from tfmt.runs.records import Record, Sources, stream_predictions
+from tfmt.training.predictions import Predictions, SplitTruth
 from tfmt.words import without_folders
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Runs whose contributions are held at once, one number an example: 60 MB of QQP's 40,430 examples.
 _HELD = 192
 # How far a score may be from the record's: predictions of scores are kept in float32.
 _ROUNDING = 1e-5
 
+_Index = Mapping[tuple[Row, str, float], Mapping[int, str]]  # (row, column, rate) to seed to run id
+
 
 class NotPredictedError(LookupError):
     """What each example adds to a run's score is not known; the message says why, and of which run."""
 
 
-def read_below(runs: Sources, records: Sequence[Record]) -> Callable[[Record], Predictions]:
-    """What reads a run's predictions: from its folder when asked for, from a packed study all at once.
+@dataclass(frozen=True)
+class _Kept:
+    """A run's predictions for the first development split, of the epochs whose scores may count."""
 
-    Args:
-      runs: as for `find_records`.
-      records: of the runs that may be asked for.
-    """
-    sources = list_sources(runs)
-
-    @functools.cache
-    def packed() -> dict[str, Predictions]:
-        packs = [source for source in sources if not source.is_dir()]
-        return find_predictions(packs, records)[0] if packs else {}
-
-    def read(record: Record) -> Predictions:
-        for source in sources:
-            for folder in (source, source / record.run_id):
-                if folder.name == record.run_id and (folder / RECORD_FILE).exists():
-                    return read_predictions(folder, sha256=record.predictions_sha256)
-        if record.run_id in packed():
-            return packed()[record.run_id]
-        raise RequestError(f"{record.run_id}: its predictions are in none of --runs")
-
-    return read
+    truth: SplitTruth
+    by_epoch: Mapping[int, np.ndarray]
 
 
 class Predicted:
     """What runs predicted, as contributions to their scores on the first development split."""
 
-    def __init__(self, records: Iterable[Record], read: Callable[[Record], Predictions], epoch: str = "best") -> None:
+    def __init__(self, runs: Sources, records: Iterable[Record], epoch: str = "best") -> None:
         """Reads nothing yet.
 
         Args:
+          runs: where they lie, as for `find_records`.
           records: of the runs.
-          read: reads a run's predictions.
-          epoch: whose: each run's `best` epoch's or its `last` one's.
+          epoch: whose predictions: each run's `best` epoch's or its `last` one's.
         """
+        self._runs = runs
         self._records = {record.run_id: record for record in records}
-        self._read = read
         self._epoch = epoch
-        self._scored = functools.lru_cache(maxsize=_HELD)(self._score)
+        self._kept: dict[str, _Kept | str] = {}  # run id to what it predicted, or to why that is not known
+        self._indexes: dict[int, tuple[pd.DataFrame, _Index]] = {}
+        self._contributions = functools.lru_cache(maxsize=_HELD)(self._compute)
 
-    def contributions(self, run_id: str) -> np.ndarray:
-        """What each example adds to a run's score; floats of shape `(examples,)`, whose mean is the score.
-
-        Raises:
-          NotPredictedError: the run kept no predictions, not those of that epoch, or its file cannot be read; or they
-            do not give the score of its record, or the score has no contributions.
-        """
-        return self._scored(run_id)[0]
-
-    def of_cells(self, group: Group, column: str, seeds: Mapping[Row, Sequence[int]]) -> dict[Row, np.ndarray]:
-        """The contributions of cells' runs at each cell's chosen rate: row to floats of shape `(seeds, examples)`.
+    def load(self, cells: Iterable[tuple[Group, Row, str]]) -> None:
+        """Reads what the runs of cells predicted, at the rates that the cells chose; what was read is not read again.
 
         Args:
-          group: the runs.
+          cells: group, row and column of each; `of_cells` knows no others.
+        """
+        wanted: set[str] = set()
+        for group, row, column in cells:
+            for rate in group.cells[row, column].rates:
+                wanted.update(self._index(group)[row, column, rate].values())
+        known = self._records.keys() - self._kept.keys()
+        records = [self._records[run_id] for run_id in sorted(wanted & known)]
+        for run_id, found in stream_predictions(self._runs, records) if records else ():
+            kept = without_folders(found, 2) if isinstance(found, str) else self._select(self._records[run_id], found)
+            self._kept[run_id] = kept
+
+    def of_cells(self, group: Group, column: str, seeds: Mapping[Row, Sequence[int]]) -> dict[Row, np.ndarray]:
+        """The contributions to the scores of cells: row to floats of shape `(seeds, examples)`.
+
+        The mean of each line is the score that the cell has for the seed. Cross-fitted, each example is scored by the
+        epoch and the rate that the other half chose. As both halves count alike, whatever their sizes, a half's
+        contributions are moved to the mean of both, and their spread is scaled so that the variance of their mean is
+        that of a mean of two halves' means.
+
+        Args:
+          group: the runs; its cells are the papers' or cross-fitted (`Group.under`).
           column: the column of the cells.
-          seeds: of each row the seeds, which its cell has.
+          seeds: of each row the seeds, which its cell has scores of.
 
         Raises:
-          NotPredictedError: as in `contributions`, or the runs were scored on different examples.
+          NotPredictedError: a run kept no predictions, not those of the epoch that counts, or its file cannot be read;
+            its predictions do not give its score, or that has no contributions; or runs have other examples.
         """
-        run_ids = {row: _find_runs(group, row, column) for row in seeds}
-        first = next(run_ids[row][seed] for row in seeds for seed in seeds[row])
-        for row in seeds:
-            for seed in seeds[row]:
-                if not np.array_equal(self._scored(run_ids[row][seed])[1], self._scored(first)[1]):
-                    raise NotPredictedError(f"{run_ids[row][seed]}: scored on other examples than {first}")
-        return {row: np.stack([self.contributions(run_ids[row][seed]) for seed in seeds[row]]) for row in seeds}
+        found = {row: [self._of_seed(group, row, column, seed) for seed in chosen] for row, chosen in seeds.items()}
+        known = [labels for lines in found.values() for _, labels in lines]
+        if not all(np.array_equal(labels, known[0]) for labels in known):
+            raise NotPredictedError("the runs were scored on different examples")
+        return {row: np.stack([values for values, _ in lines]) for row, lines in found.items()}
 
-    def _score(self, run_id: str) -> tuple[np.ndarray, np.ndarray]:
-        """A run's contributions, and the labels that it was scored by."""
-        record = self._records.get(run_id)
-        result = record.result if record else None
-        if record is None or result is None or record.predictions_sha256 is None:
-            raise NotPredictedError(f"{run_id} kept no predictions")
-        try:
-            predictions = self._read(record)
-        except (RequestError, UnreadableError) as error:
-            raise NotPredictedError(without_folders(str(error), 2)) from None
-        task = _task_of(record)
-        split = task.validation_splits[0]
-        epoch = result.best_epoch if self._epoch == "best" else len(result.epochs)
-        told = predictions.by_epoch.get(split, {}).get(epoch or 0)
-        if told is None:
+    def _of_seed(self, group: Group, row: Row, column: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The contributions to a cell's score for a seed, and the labels of these examples."""
+        cell = group.cells[row, column]
+        run_ids = [self._index(group)[row, column, rate][seed] for rate in cell.rates]
+        if len(run_ids) == 1:
+            values = self._contributions(run_ids[0], None)
+        else:
+            parts = [self._contributions(run_id, 1 - fold) for fold, run_id in enumerate(run_ids)]
+            mean = float(np.mean([part.mean() for part in parts]))
+            values = np.empty(sum(map(len, parts)))
+            for fold, part in enumerate(parts):
+                values[self._truth(run_ids[fold]).halves == 1 - fold] = mean + (part - part.mean()) * len(
+                    values
+                ) / 2 / len(part)
+        if abs(values.mean() - cell.scores[seed]) > _ROUNDING:
+            raise NotPredictedError(
+                f"{run_ids[0]}: its predictions score {values.mean():.6f}, its record says {cell.scores[seed]:.6f}"
+            )
+        return values, self._truth(run_ids[0]).labels
+
+    def _find(self, run_id: str) -> _Kept:
+        kept = self._kept.get(run_id, f"{run_id} kept no predictions")
+        if isinstance(kept, str):
+            raise NotPredictedError(kept)
+        return kept
+
+    def _truth(self, run_id: str) -> SplitTruth:
+        return self._find(run_id).truth
+
+    def _compute(self, run_id: str, half: int | None) -> np.ndarray:
+        """What each example adds to a run's score: of the split, or of the half that reports."""
+        kept, record = self._find(run_id), self._records[run_id]
+        epoch = self._epochs(record)[None if half is None else 1 - half]
+        if epoch not in kept.by_epoch:
             raise NotPredictedError(f"{run_id} kept no predictions of epoch {epoch}")
-        truth = predictions.truth[split]
+        labels, lengths, told = kept.truth.labels, kept.truth.sentence_lengths, kept.by_epoch[epoch]
+        if half is not None:
+            chosen = kept.truth.in_half(half)
+            labels, told = labels[chosen], told[chosen]
+            lengths = None if lengths is None else lengths[kept.truth.halves == half]
         try:
-            values = contributions(task, truth.labels, told, truth.sentence_lengths)
+            return contributions(record.task, labels, told, lengths)
         except ValueError as error:
             raise NotPredictedError(f"{run_id}: {error}") from None
-        score = result.score_best if self._epoch == "best" else result.score_last
-        if score is None or abs(values.mean() - score) > _ROUNDING:
-            raise NotPredictedError(f"{run_id}: its predictions score {values.mean():.6f}, its record says {score}")
-        return values, truth.labels
 
+    def _epochs(self, record: Record) -> dict[int | None, int]:
+        """The epochs (from 1) whose scores count: under None the papers', under 0 and 1 those that a half chose."""
+        result = record.result
+        if result is None or not result.epochs:
+            return {}
+        epochs: dict[int | None, int] = {
+            None: (result.best_epoch or 1) if self._epoch == "best" else len(result.epochs)
+        }
+        if record.half_scores is None:
+            return epochs
+        folds = cross_fit(record.half_scores, [epoch.collapsed for epoch in result.epochs], self._epoch)
+        return epochs | {half: fold.epoch for half, fold in enumerate(folds)}
 
-def _find_runs(group: Group, row: Row, column: str) -> dict[int, str]:
-    """Seed to run id at a cell's chosen rate."""
-    runs = group.runs
-    near = runs[(runs["learning_rate"] == group.cells[row, column].learning_rate) & (runs["column"] == column)]
-    found = zip(near["seed"], near["run_id"], near["row"], strict=True)
-    return {int(seed): run_id for seed, run_id, of_row in found if of_row == row}
+    def _select(self, record: Record, predictions: Predictions) -> _Kept | str:
+        """What may count of a run's predictions."""
+        split = record.task.validation_splits[0]
+        if split not in predictions.truth:
+            return f"{record.run_id} kept no predictions of the {split} split"
+        epochs = set(self._epochs(record).values())
+        told = predictions.by_epoch[split]
+        return _Kept(predictions.truth[split], {epoch: told[epoch] for epoch in epochs if epoch in told})
 
-
-def _task_of(record: Record) -> Task:
-    """The task of a run, whose classes its record has where they are of the user's own data."""
-    task_type = record.spec.task_type
-    if record.spec.task != "custom" or not task_type:
-        return find_task(record.spec.task)
-    counted = next(iter(record.result.predicted.values()), {}) if record.result else {}
-    classes = tuple(name for name in counted if name != "(no prediction)")
-    return custom_task(task_type, record.spec.text_columns, classes)
+    def _index(self, group: Group) -> _Index:
+        """Where the runs of a group are; made once of a group's runs, whatever its cells."""
+        runs = group.runs
+        if id(runs) not in self._indexes:
+            index: dict[tuple[Row, str, float], dict[int, str]] = {}
+            columns = ("row", "column", "learning_rate", "seed", "run_id")
+            for row, column, rate, seed, run_id in zip(*(runs[name] for name in columns), strict=True):
+                index.setdefault((row, column, float(rate)), {})[int(seed)] = run_id
+            self._indexes[id(runs)] = (runs, index)  # with the runs, so that no others get their id
+        return self._indexes[id(runs)][1]

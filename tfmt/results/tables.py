@@ -241,7 +241,7 @@ def _fill(
             chosen.append((row.title, *(_rate(cell) for cell in line)))
             places = [(cell, column) for cell, column in zip(line, columns, strict=True) if cell]
             numbers += [_numbers(group, cell, row, column, epoch, view) for cell, column in places]
-        heading = _HEADINGS[view] if len(views) > 1 or view != "paper" else ""
+        heading = PROTOCOL_HEADINGS[view] if len(views) > 1 or view != "paper" else ""
         scores.append(Block(heading, ("", "tuned %", *titles, *average), tuple(texts)))
         rates.append(Block(_RATES[view], ("", *titles), tuple(chosen)))
         if every_seed:
@@ -255,7 +255,7 @@ def _fill(
     )
 
 
-_HEADINGS = {
+PROTOCOL_HEADINGS = {
     "paper": "The papers' protocol: chosen on the split that is reported",
     "crossfit": "Cross-fitted: chosen on one half of the split, scored on the other",
 }
@@ -296,7 +296,12 @@ def _rate(cell: Cell | None) -> str:
     if cell is None or not cell.eligible:
         return "-"
     lost = ", ".join(f"{number} {outcome}" for outcome, number in cell.lost_anywhere.items())
-    return ", ".join(map(format_rate, dict.fromkeys(cell.rates))) + cell.mark + (f" ({lost})" if lost else "")
+    return format_rates(cell) + cell.mark + (f" ({lost})" if lost else "")
+
+
+def format_rates(cell: Cell) -> str:
+    """The rate that a cell chose, or both where two halves chose different ones."""
+    return ", ".join(map(format_rate, dict.fromkeys(cell.rates)))
 
 
 def format_rate(rate: float) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tfmt.bert.configs import public_name
 from tfmt.errors import RequestError
 from tfmt.files import UnreadableError, check_path, exists, parse_json
-from tfmt.metrics import headline
+from tfmt.metrics import NO_PREDICTION, headline
 from tfmt.runs.pack import PackedRun, read_pack, write_pack
 from tfmt.runs.sealed import seal_json, unseal
 from tfmt.selection.stored import FisherNotes
@@ -219,18 +219,21 @@ class Record(_Sealed):
         """
         if self.result is None or not self.result.epochs or not all(epoch.halves for epoch in self.result.epochs):
             return None
-        task = self._task()
+        task = self.task
         measured = [
             [headline(task, {split: told[half] for split, told in epoch.halves.items()}) for half in (0, 1)]
             for epoch in self.result.epochs
         ]
         return tuple((first, second) for first, second in measured)
 
-    def _task(self) -> Task:
+    @property
+    def task(self) -> Task:
+        """The task; of one's own data its classes are those that the record counts."""
         if self.spec.task != "custom" or not self.spec.task_type:
             return find_task(self.spec.task)
         classes = next(iter(self.result.predicted.values()), {}) if self.result else {}
-        return custom_task(self.spec.task_type, self.spec.text_columns, tuple(classes))
+        named = tuple(name for name in classes if name != NO_PREDICTION)
+        return custom_task(self.spec.task_type, self.spec.text_columns, named)
 
 
 class WeightDistributions(_Sealed):
@@ -445,22 +448,52 @@ def find_predictions(runs: Sources, records: Iterable[Record]) -> tuple[dict[str
       >>> predictions[records[0].run_id].by_epoch["validation"][1].shape
       (20,)
     """
-    wanted = {record.run_id: record.predictions_sha256 for record in records if record.predictions_sha256}
     found: dict[str, Predictions] = {}
     broken: list[str] = []
-    for source in list_sources(runs):
-        if source.is_dir():
-            for path in _find_files(source, RECORD_FILE):
-                with contextlib.suppress(RequestError):  # `find_records` tells of it
-                    run_id = read_record(path.parent).run_id
-                    try:
-                        if run_id in wanted and run_id not in found:
-                            found[run_id] = read_predictions(path.parent, sha256=wanted[run_id])
-                    except (RequestError, UnreadableError) as error:
-                        broken.append(str(error))
+    for run_id, told in stream_predictions(runs, records):
+        if isinstance(told, str):
+            broken.append(told)
         else:
-            found |= {run.predictions.run_id: run.predictions for run in read_pack(source) if run.predictions}
-    return {run_id: found[run_id] for run_id in wanted if run_id in found}, broken
+            found[run_id] = told
+    return found, broken
+
+
+def stream_predictions(runs: Sources, records: Iterable[Record]) -> Iterator[tuple[str, Predictions | str]]:
+    """What runs predicted, run by run: its id, and its predictions or the message on a file that cannot be read.
+
+    Args:
+      runs: as for `find_records`.
+      records: of the runs that are asked for; those that kept no predictions are passed over.
+    """
+    wanted = {record.run_id: record.predictions_sha256 for record in records if record.predictions_sha256}
+    named = set(wanted)
+    for source in list_sources(runs):  # of packs also where nothing is wanted: a damaged one is refused
+        if source.is_dir():
+            folders = [path.parent for path in _find_files(source, RECORD_FILE)]
+            for folder in [folder for folder in folders if folder.name in wanted]:
+                told = _read_or_tell(folder, wanted[folder.name])
+                yield folder.name, told
+                if not isinstance(told, str):
+                    del wanted[folder.name]
+            for folder in [folder for folder in folders if folder.name not in named] if wanted else ():
+                with contextlib.suppress(RequestError):  # `find_records` tells of it
+                    run_id = read_record(folder).run_id  # the folder has been given another name
+                    if run_id in wanted:
+                        told = _read_or_tell(folder, wanted[run_id])
+                        yield run_id, told
+                        if not isinstance(told, str):
+                            del wanted[run_id]
+        else:
+            for run in read_pack(source):
+                if run.predictions and wanted.pop(run.predictions.run_id, None):
+                    yield run.predictions.run_id, run.predictions
+
+
+def _read_or_tell(folder: Path, sha256: str | None) -> Predictions | str:
+    try:
+        return read_predictions(folder, sha256=sha256)
+    except (RequestError, UnreadableError) as error:
+        return str(error)
 
 
 def none_found(runs: Sources, broken: Sequence[str]) -> RequestError:
