@@ -182,6 +182,7 @@ def _judge_claims(values: flags.FlagValues, runs: pd.DataFrame, records: list[Re
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
     from tfmt.results.crossfit import tell_uncertain_halves
     from tfmt.results.groups import tell_left_out
+    from tfmt.results.predicted import Predicted
     from tfmt.results.rows import annotate
     from tfmt.runs.records import find_distributions
 
@@ -197,6 +198,7 @@ def _judge_claims(values: flags.FlagValues, runs: pd.DataFrame, records: list[Re
         change=tabulate_change(records),
         weights=None if weights.empty else weights,
         fisher=None if fisher.empty else fisher,
+        predicted=Predicted(values.runs, records, values.epoch),
         **asked,
     )
     broken = [*runs.attrs["broken"], *unreadable]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,10 +27,12 @@ from tfmt.results.groups import (
 from tfmt.results.rows import Row, annotate, is_token_task, keep_runs, none_if_missing
 from tfmt.results.tables import format_rate
 from tfmt.spec import TASK_NAMES, RunSpec
-from tfmt.words import without_folders
+from tfmt.words import counted, without_folders
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from tfmt.results.predicted import Predicted
 
 Outcome = Literal["holds", "fails", "mixed", "undecided", "not enough runs"]
 
@@ -79,6 +81,7 @@ def evaluate_claims(
     fisher: pd.DataFrame | None = None,
     protocol: str | None = None,
     roles: Seeds = ALL_SEEDS,
+    predicted: Predicted | None = None,
 ) -> tuple[Verdict, ...]:
     """Judges every claim.
 
@@ -91,6 +94,8 @@ def evaluate_claims(
       protocol: the scores that decide: `paper`'s, `crossfit`ted ones, or None: the papers', and where runs have scores
         on halves each verdict's `crossfit` says what those would decide.
       roles: which seeds choose the learning rate, and on which of them the claims are judged.
+      predicted: what the runs predicted, of that epoch, for intervals over seeds and examples; None leaves those over
+        seeds alone.
 
     Returns:
       The verdicts in the order of `RULES`; more than one for a claim that runs decide which may not be compared with
@@ -107,6 +112,17 @@ def evaluate_claims(
     annotated = annotate(runs, epoch)
     full = keep_runs(annotated, (row == Row("full") for row in annotated["row"]))
     kept = "".join(analyses.tell_kept_epoch(full[full["outcome"] == "scored"], epoch))
+    groups_of = {
+        rule.name: [
+            dataclasses.replace(group, predicted=predicted)
+            for group in group_runs(keep_runs(annotated, _looked_at(rule, annotated)), roles)
+        ]
+        for rule in RULES
+        if rule.needs in ("group", "change")
+    }
+    if predicted is not None:
+        scored = [group for rule in RULES if rule.needs == "group" for group in groups_of[rule.name]]
+        predicted.load(_cells(scored, protocol))
     verdicts: list[Verdict] = []
     for rule in RULES:
         frame = supplied.get(rule.needs)
@@ -118,7 +134,7 @@ def evaluate_claims(
             for told, part in _part(frame):
                 verdicts.append(_judge(rule, tuple(rule.measure(part)), rule.make, runs=told))
             continue
-        groups = group_runs(keep_runs(annotated, _looked_at(rule, annotated)), roles)
+        groups = groups_of[rule.name]
         extra = () if frame is None else (frame,)
         # What weights do is no score.
         first = "" if extra else protocol or "paper"
@@ -144,6 +160,15 @@ def evaluate_claims(
         else verdict
         for verdict in verdicts
     )
+
+
+def _cells(groups: Iterable[Group], protocol: str | None) -> Iterator[tuple[Group, Row, str]]:
+    """The cells of groups that may be compared, under every protocol that is asked for."""
+    for group in groups:
+        views = [group] if protocol != "crossfit" else []
+        views += [group.under("crossfit")] if protocol != "paper" and has_halves(group.runs) else []
+        for view in views:
+            yield from ((view, row, column) for (row, column), cell in view.cells.items() if cell.eligible)
 
 
 def _seen(group: Group, protocol: str) -> Group:
@@ -269,7 +294,7 @@ def tabulate_claims(
         "what it says",
         "runs",
     )
-    compared = ("claim", "task", "compared", "value", "95 % interval", "bound", "seeds", "for it", "runs")
+    compared = ("claim", "task", "compared", "value", "95 % interval", "over", "bound", "seeds", "for it", "runs")
     blocks = [
         _block("", heads, summary),
         _block("The numbers", compared, numbers[""]),
@@ -290,7 +315,9 @@ def tabulate_claims(
         " that side of the bound.",
         *_tell_kept(verdicts),
         *([_COLLAPSED] if any(each.collapsed for verdict in verdicts for each in verdict.comparisons) else []),
-        f"Interval: 95 % by Student's t over the differences of seeds that both sides share, at least {LEAST_SEEDS}.",
+        f"Interval: 95 %, of comparisons of scores for other seeds and other examples, from what the runs predicted;"
+        f" else by Student's t over seeds alone. Seeds are those that both sides share, at least {LEAST_SEEDS}.",
+        *_tell_not_predicted(verdicts),
         "Several comparisons are made at once, without correction: read a single clear one with care.",
         *(f"Runs: {settings}." for settings in dict.fromkeys(verdict.settings for verdict in verdicts) if settings),
         *notes,
@@ -348,7 +375,9 @@ def _tell_differing(verdicts: Iterable[Verdict]) -> str:
 
 
 _METRICS = ("correlations", "F1")  # what claims' scores may be that are no means over examples
-_RECORDED = ("task", "compared", "unit", "value", "low", "high", "bound", "seeds", "holds", "clear", "collapsed")
+_MOST_REASONS = 3
+_RECORDED = ("task", "compared", "unit", "value", "low", "high", "over", "examples", "not_predicted", "bound", "seeds",
+             "holds", "clear", "collapsed")  # fmt: skip
 _COLLAPSED = (
     "Collapsed: a run that the comparison reads predicts one class only, or a constant. Two models that learned nothing"
     " are on par whatever was tuned, so such a comparison decides nothing. Where its outcome could change the verdict,"
@@ -361,6 +390,20 @@ def _tell_kept(verdicts: Iterable[Verdict]) -> list[str]:
     told = [verdict for verdict in verdicts if verdict.kept]
     names = ", ".join(dict.fromkeys(verdict.rule.name for verdict in told))
     return [f"{names}: {told[0].kept}"] if told else []
+
+
+def _tell_not_predicted(verdicts: Iterable[Verdict]) -> list[str]:
+    """Which comparisons of scores have an interval over seeds alone, and why."""
+    judged = [each for verdict in verdicts for each in (verdict, verdict.crossfit) if each]
+    alone = [one for verdict in judged for one in verdict.comparisons if one.not_predicted]
+    if not alone:
+        return []
+    reasons = list(dict.fromkeys(one.not_predicted for one in alone))
+    more = f"; and {len(reasons) - _MOST_REASONS} reasons more" if len(reasons) > _MOST_REASONS else ""
+    told = "; ".join(reasons[:_MOST_REASONS]) + more
+    return [
+        f"Over seeds alone, as what the runs predicted is not at hand: {counted(len(alone), 'comparison')} ({told})."
+    ]
 
 
 def _tell_collapsed(verdict: Verdict) -> str:
@@ -398,8 +441,8 @@ def _share(share: float) -> str:
     return "all" if share == 1 else f"{100 * share:.0f} %"
 
 
-def _texts(each: Comparison) -> tuple[str, str, str, str, str]:
-    """A comparison as text: value, interval, bound, seeds, verdict."""
+def _texts(each: Comparison) -> tuple[str, str, str, str, str, str]:
+    """A comparison as text: value, interval, what that is over, bound, seeds, verdict."""
     signed = each.unit in ("points", "points a step")
     unit = {"points": "", "points a step": " a step", "times": " times", "index": ""}[each.unit]
 
@@ -409,6 +452,9 @@ def _texts(each: Comparison) -> tuple[str, str, str, str, str]:
         return f"{value:.2f}" if abs(value) < 1000 else f"{value:.1e}"
 
     interval = "-" if each.low is None or each.high is None else f"{tell(each.low)} to {tell(each.high)}"
+    over = each.over.removeprefix("t over ") + (f", N={each.examples:,}" if each.examples else "")
+    if interval == "-" and each.over.startswith("t over "):
+        over = "-"  # of a single seed
     told = {True: "yes", False: "no", None: "collapsed"}
     judged = told[each.holds] + (", clearly" if each.clear else "")
-    return tell(each.value) + unit, interval, tell(each.bound), str(each.seeds), judged
+    return tell(each.value) + unit, interval, over, tell(each.bound), str(each.seeds), judged

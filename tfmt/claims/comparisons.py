@@ -1,16 +1,23 @@
-"""What a claim is decided by: one number a comparison, its interval over seeds, and the bound it must reach."""
+"""What a claim is decided by: one number a comparison, its interval, and the bound it must reach.
+
+The interval of a comparison of scores is over seeds and examples together where the runs' predictions were read
+(`tfmt.results.intervals`), of others over seeds alone.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from tfmt.results.groups import Group, column_title
+from tfmt.results.intervals import CONFIDENCE, SEEDS, SEEDS_ALONE, mean_interval
+from tfmt.results.predicted import NotPredictedError
 from tfmt.results.rows import Row
 
-CONFIDENCE = 0.95
 LEAST_SEEDS = 2
 
 
@@ -29,6 +36,9 @@ class Comparison:
       seeds: how many seeds both sides share.
       collapsed: what it read of which a run predicted one class only, or a constant: `Full-FT 2 of 3`. Such a
         comparison decides nothing: two models that learned nothing are on par, whatever was tuned.
+      over: what the interval is over, or why there is none, in the words of `Interval.method`.
+      examples: how many examples it is over, if it is.
+      not_predicted: of a comparison of scores without them, why.
     """
 
     task: str
@@ -40,6 +50,9 @@ class Comparison:
     bound: float
     seeds: int
     collapsed: tuple[str, ...] = ()
+    over: str = SEEDS
+    examples: int | None = None
+    not_predicted: str = ""
 
     @property
     def holds(self) -> bool | None:
@@ -125,12 +138,60 @@ def tell_collapsed(group: Group, rows: Iterable[Row], column: str) -> tuple[str,
     )
 
 
+def contrast(
+    group: Group,
+    column: str,
+    compared: str,
+    weights: Mapping[int, Mapping[Row, float]],
+    bound: float,
+    unit: str = "points",
+    collapsed: tuple[str, ...] = (),
+) -> Comparison | Gap:
+    """The comparison of sums of cells' scores, each score times a weight.
+
+    Its interval is over seeds and examples where it is known what the runs predicted: a score is the mean of what each
+    example adds to it, so each seed's sum of scores is the mean of as many numbers as there are examples.
+
+    Args:
+      group: the runs.
+      column: the task's column.
+      compared: what is compared.
+      weights: seed to row to weight; the rows' cells have a score of that seed.
+      bound: the least value that speaks for the claim.
+      unit: the unit.
+      collapsed: what of it collapsed, from `tell_collapsed`.
+    """
+    scores = {row: seed_scores(group, row, column) for by_row in weights.values() for row in by_row}
+    by_seed = {
+        seed: math.fsum(weight * scores[row][seed] for row, weight in by_row.items())
+        for seed, by_row in weights.items()
+    }
+    found = compare(column, compared, by_seed, bound, unit, collapsed=collapsed)
+    if isinstance(found, Gap):
+        return found
+    seeds = {row: [seed for seed, by_row in weights.items() if row in by_row] for row in scores}
+    try:
+        if group.predicted is None:
+            raise NotPredictedError("no predictions were read")
+        parts = group.predicted.of_cells(group, column, seeds)
+    except NotPredictedError as error:
+        return replace(found, over=SEEDS_ALONE, not_predicted=str(error))
+    matrix = 100 * np.stack(
+        [
+            sum(weight * parts[row][seeds[row].index(seed)] for row, weight in by_row.items())
+            for seed, by_row in weights.items()
+        ]
+    )
+    interval = mean_interval(matrix)
+    return replace(found, low=interval.low, high=interval.high, over=interval.method, examples=matrix.shape[1])
+
+
 def difference(group: Group, column: str, left: Row, right: Row, bound: float) -> Comparison | Gap:
     """`left` minus `right` in points, paired over the seeds that both have."""
     ours, theirs = seed_scores(group, left, column), seed_scores(group, right, column)
-    by_seed = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+    weights = {seed: {left: 1.0, right: -1.0} for seed in ours if seed in theirs}
     collapsed = tell_collapsed(group, (left, right), column)
-    return compare(column, f"{left.title} - {right.title}", by_seed, bound, collapsed=collapsed)
+    return contrast(group, column, f"{left.title} - {right.title}", weights, bound, collapsed=collapsed)
 
 
 def all_or_gaps(found: Iterable[Comparison | Gap]) -> Iterator[Comparison | Gap]:

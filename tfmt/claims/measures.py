@@ -14,7 +14,7 @@ from tfmt.claims.comparisons import (
     Found,
     Gap,
     all_or_gaps,
-    compare,
+    contrast,
     difference,
     seed_scores,
     tell_collapsed,
@@ -99,15 +99,15 @@ def best_block_against_all(group: Group) -> Found:
         if isinstance(blocks, Gap):
             yield blocks
             continue
-        whole = seed_scores(group, Row("layernorm"), column)
-        shared = set(whole).intersection(*blocks)
-        by_seed = {}
+        whole = Row("layernorm")
+        shared = set(seed_scores(group, whole, column)).intersection(*blocks)
+        weights = {}
         for seed in sorted(shared) if len(shared) > 1 else ():
             others = shared - {seed}
-            best = max(blocks, key=lambda block: statistics.fmean(block[other] for other in others))
-            by_seed[seed] = best[seed] - whole[seed]
-        collapsed = tell_collapsed(group, (Row("layernorm"), *map(_block, range(len(blocks)))), column)
-        yield compare(column, "best block's LayerNorms - LayerNorms", by_seed, -CLOSE, collapsed=collapsed)
+            best = max(range(len(blocks)), key=lambda block: statistics.fmean(blocks[block][other] for other in others))
+            weights[seed] = {_block(best): 1.0, whole: -1.0}
+        collapsed = tell_collapsed(group, (whole, *map(_block, range(len(blocks)))), column)
+        yield contrast(group, column, "best block's LayerNorms - LayerNorms", weights, -CLOSE, collapsed=collapsed)
 
 
 def middle_blocks_against_others(group: Group) -> Found:
@@ -120,13 +120,12 @@ def middle_blocks_against_others(group: Group) -> Found:
         shared = sorted(set(blocks[0]).intersection(*blocks))
         first, middle, last = thirds(len(blocks))
         for name, third in (("first", first), ("last", last)):
-            by_seed = {
-                seed: statistics.fmean(blocks[i][seed] for i in middle)
-                - statistics.fmean(blocks[i][seed] for i in third)
-                for seed in shared
-            }
+            by_row = {_block(i): 1 / len(middle) for i in middle} | {_block(i): -1 / len(third) for i in third}
+            weights = dict.fromkeys(shared, by_row)
             collapsed = tell_collapsed(group, map(_block, sorted({*middle, *third})), column)
-            yield compare(column, f"middle third of blocks - {name} third", by_seed, BETTER, collapsed=collapsed)
+            yield contrast(
+                group, column, f"middle third of blocks - {name} third", weights, BETTER, collapsed=collapsed
+            )
 
 
 def outliers_against_frozen(group: Group) -> Found:
@@ -143,19 +142,21 @@ def score_by_outliers(group: Group) -> Found:
     for column in group.columns:
         for pool in sorted({row.outlier_pool for row in group.rows}):
             rows = [row for row in group.rows if row.mode == "outliers" and row.outlier_pool == pool]
-            scores = {row.mask_size or 1: seed_scores(group, row, column) for row in rows}
-            scores = {size: by_seed for size, by_seed in scores.items() if by_seed}
+            sizes = {row.mask_size or 1: row for row in rows if seed_scores(group, row, column)}
+            scores = {row: seed_scores(group, row, column) for row in sizes.values()}
             name = "slope over n" + ("" if pool == Row("outliers").outlier_pool else f" ({pool} alone)")
             if len(scores) < 3:
                 yield Gap(column_title(column), f"{name}: {len(scores)} of at least 3 numbers of outliers")
                 continue
-            steps = [math.log(size, 4) for size in scores]
             shared = sorted(set(next(iter(scores.values()))).intersection(*scores.values()))
-            by_seed = {
-                seed: statistics.linear_regression(steps, [by[seed] for by in scores.values()]).slope for seed in shared
-            }
+            # The slope of a line fitted by least squares is a sum of the scores, each times a weight of its step.
+            steps = {row: math.log(row.mask_size or 1, 4) for row in scores}
+            centre = statistics.fmean(steps.values())
+            spread = sum((step - centre) ** 2 for step in steps.values())
+            by_row = {row: (step - centre) / spread for row, step in steps.items()}
+            weights = dict.fromkeys(shared, by_row)
             collapsed = tell_collapsed(group, rows, column)
-            yield compare(column, name, by_seed, BETTER, unit="points a step", collapsed=collapsed)
+            yield contrast(group, column, name, weights, BETTER, "points a step", collapsed)
 
 
 def outliers_against_control(group: Group) -> Found:

@@ -23,6 +23,8 @@ from tfmt.words import counted, without_folders
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tfmt.results.predicted import Predicted
+
 PAPER_EPOCHS = "by P1's rule"
 TASK_FIELDS = CONDITIONAL_FIELDS.difference(ROW_FIELDS) | {"data_sha256"}
 # Where a run computed, where its files lie and what it kept do not change its score beyond rounding. The model is told
@@ -51,6 +53,7 @@ class Group:
       cells: (row, column) to cell.
       seeds: the seeds of these runs.
       roles: which of them choose the learning rate, and which are reported.
+      predicted: what the runs predicted, where that was read.
     """
 
     settings: Mapping[str, Any]
@@ -58,6 +61,7 @@ class Group:
     cells: Mapping[tuple[Row, str], Cell]
     seeds: tuple[int, ...]
     roles: Seeds = ALL_SEEDS
+    predicted: Predicted | None = field(default=None, repr=False, compare=False)
 
     @property
     def reported(self) -> tuple[int, ...]:
