@@ -149,11 +149,9 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     from tfmt.results.predicted import Predicted
 
     tables = [*_build(values, runs, values.table)] if values.table else []
-    predicted = Predicted(values.runs, records, values.epoch)
     if values.compare:
-        tables += compare_settings(
-            runs, values.compare, epoch=values.epoch, predicted=predicted, **_asked(values, runs)
-        )
+        asked = _asked(values, runs) | {"predicted": Predicted(values.runs, records, values.epoch)}
+        tables += compare_settings(runs, values.compare, epoch=values.epoch, **asked)
     if values.claims:
         tables.append(_judge_claims(values, runs, records))
     return format_tables(tables, values.format)
