@@ -142,7 +142,7 @@ def _report(recorded: Record, again: Record, audit: Audit) -> str:
     from tfmt.results.formats import Table, format_tables
     from tfmt.runs.audit import LOSS_BOUND, PREDICTIONS_BOUND
 
-    numbers = [each for each in audit.numbers if ", half " not in each.what]
+    numbers = [each for each in audit.numbers if ", half " not in each.what or each.difference]
     block = scores_block(numbers, audit.answers, ("recorded", "again"))
     made = f"recorded {recorded.origin.finished[:10]} by tfmt {recorded.origin.tfmt}"
     lines = [format_tables([Table("audit", f"{recorded.run_id}, {made}", (), (block,), ())], "markdown")]

@@ -147,6 +147,21 @@ def test_predictions_alone_are_compared_one_by_one(study):
     assert Answers(1, "validation", 0, 20, None) in compare(records[0], records[0], (one, one)).answers
 
 
+def test_a_half_alone_that_differs_is_shown(study, tmp_path, capsys):
+    runs = shutil.copytree(study / "runs", tmp_path / "runs")
+
+    def change(content):
+        content["result"]["epochs"][1]["halves"]["validation"][0]["accuracy"] = 0.125
+
+    edit(next(runs.glob("*-s0-*")), change)
+    status, out, _ = call(capsys, f"--runs={runs}", "--run=-s0-")
+    assert status == 1
+    assert "differs    since epoch 2" in out
+    (row,) = (line for line in out.splitlines() if "half" in line)
+    assert "validation accuracy, half 0" in row
+    assert "12.50" in row
+
+
 def test_a_record_whose_settings_were_edited_is_refused(study, tmp_path, capsys):
     runs = shutil.copytree(study / "runs", tmp_path / "runs")
     edit(next(runs.glob("*-s0-*")), lambda content: content["spec"].update(warmup_ratio=0.2))
