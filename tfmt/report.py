@@ -123,7 +123,7 @@ def _main(values: flags.FlagValues) -> int:
     kept = set(runs["run_id"])
     records = [record for record in records if record.run_id in kept]
     if values.pack:
-        return _pack(values, records, broken)
+        return _pack(values, runs, records, broken)
     for line in [*broken, *runs.attrs["left_out"], *unread]:
         print(f"tfmt-report: {line}", file=sys.stderr)
     if values.html:
@@ -246,14 +246,17 @@ def _tell_difference(values: flags.FlagValues) -> str:
     return format_tables([tabulate_difference(one, other, (predictions[0], predictions[1]))], values.format)
 
 
-def _pack(values: flags.FlagValues, records: list[Record], broken: list[str]) -> int:
+def _pack(values: flags.FlagValues, runs: pd.DataFrame, records: list[Record], broken: list[str]) -> int:
     """Writes the runs as one file."""
+    from tfmt.runs.paused import find_paused
     from tfmt.runs.records import pack_runs
 
     if broken:
         raise RequestError(f"--pack={values.pack}: not all can be read, so nothing is packed: {broken[0]}")
     path = Path(values.pack)
-    pack_runs(values.runs, records, path)
+    stopped = {each.run_id for each in runs.attrs["stopped"]}
+    paused = {each.run_id: each.to_json() for each in find_paused(values.runs)[0] if each.run_id in stopped}
+    pack_runs(values.runs, records, path, paused)
     print(f"wrote {path}  ({counted(len(records), 'run')}, {path.stat().st_size / 1000:,.0f} kB)", file=sys.stderr)
     return 0
 

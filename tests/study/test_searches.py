@@ -136,6 +136,18 @@ def test_tables_tell_of_the_runs_that_were_stopped(searched, capsys):
     assert "topped" not in capsys.readouterr().out  # all that were stopped have the first seed
 
 
+def test_packed_studies_tell_of_them_as_well(searched, tmp_path, capsys):
+    pack = tmp_path / "study.jsonl.gz"
+    assert report.main([f"--runs={searched['halving']}", f"--pack={pack}"]) == 0
+    assert find_paused(pack) == find_paused(searched["halving"])
+    assert find_paused([pack, searched["halving"]]) == find_paused(pack)
+    told = []
+    for runs in (pack, searched["halving"]):
+        assert report.main([f"--runs={runs}", "--table=runs"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+
+
 def test_killed_sweeps_go_on_deciding_the_same(shared, searched, tmp_path, monkeypatch):
     real = files.os.fsync
     for writes in (1, 4, 9, 13, 6, 15, 11, 3):

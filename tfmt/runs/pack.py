@@ -2,7 +2,8 @@
 
 The first line says what the file is and how much is in it. Then come the *truths*, what predictions are compared with
 (labels and halves of a split), each once however many runs share it, and the runs, one a line in the order of their
-ids: the record, what the run predicted, and how its weights are distributed. Arrays are `type:base64`, little-endian.
+ids: the record, what the run predicted, and how its weights are distributed; last what is known of runs that a search
+stopped. Arrays are `type:base64`, little-endian.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class PackedRun:
 
 
 def write_pack(
-    path: Path, records: Mapping[str, str], predictions: Mapping[str, Predictions], distributions: Mapping[str, str]
-) -> None:
+    path: Path, records: Mapping[str, str], predictions: Mapping[str, Predictions], distributions: Mapping[str, str],
+    paused: Mapping[str, str],
+) -> None:  # fmt: skip
     """Writes a study, whole or not at all; equal runs give equal bytes.
 
     Args:
@@ -60,6 +62,7 @@ def write_pack(
       records: the runs' records as JSON, by run id.
       predictions: what they predicted, by run id.
       distributions: what distributions.json holds, by run id.
+      paused: what paused.json holds of runs that a search stopped, by run id.
 
     Raises:
       UnwritableError: the disk is full, or the file cannot be written.
@@ -73,7 +76,9 @@ def write_pack(
         if run_id in distributions:
             told["distributions"] = json.loads(distributions[run_id])
         runs.append(told)
-    head = {"format": FORMAT, "schema": SCHEMA, "tfmt": __version__, "truths": len(truths), "runs": len(runs)}
+    runs += [{"paused": json.loads(paused[run_id])} for run_id in sorted(paused)]
+    head = {"format": FORMAT, "schema": SCHEMA, "tfmt": __version__, "truths": len(truths), "runs": len(records),
+            "paused": len(paused)}  # fmt: skip
     content = io.BytesIO()
     # Without the file's name and the time, which gzip would note.
     with gzip.GzipFile(filename="", mode="wb", fileobj=content, compresslevel=9, mtime=0) as file:
@@ -122,7 +127,7 @@ def read_pack(path: Path) -> Iterator[PackedRun]:
     number = 0
     truths: dict[str, SplitTruth] = {}
     head: dict[str, Any] = {}
-    runs, last = 0, ""
+    runs, last, paused = 0, "", 0
     try:
         with gzip.open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -131,6 +136,8 @@ def read_pack(path: Path) -> Iterator[PackedRun]:
                     head = _check_head(content)
                 elif "truth" in content:
                     truths[content["truth"]] = _read_truth(content)
+                elif "paused" in content:
+                    paused += 1
                 else:
                     run_id = content["record"]["run_id"]
                     if run_id <= last:
@@ -140,7 +147,7 @@ def read_pack(path: Path) -> Iterator[PackedRun]:
                     yield PackedRun(f"{path}:{number}", content["record"], predictions, content["distributions"])
         if not head:
             raise ValueError("the file is empty")
-        if (len(truths), runs) != (head["truths"], head["runs"]):
+        if (len(truths), runs, paused) != (head["truths"], head["runs"], head.get("paused", 0)):
             raise ValueError(f"the file ends here, with {runs:,} of {head['runs']:,} runs")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         broken = f"{path}:{number + 1}: " if number else f"{path}: "
@@ -150,6 +157,13 @@ def read_pack(path: Path) -> Iterator[PackedRun]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise RequestError(f"{path}:{max(number, 1)}: {what}; {_REMEDY}") from None
+
+
+def read_packed_paused(path: Path) -> list[bytes]:
+    """What paused.json held of the runs that a search had stopped, of a study that `read_pack` reads to its end."""
+    with gzip.open(path, "rb") as file:
+        lines = [_read_line(line) for line in file]
+    return [json.dumps(line["paused"]).encode() for line in lines[1:] if "paused" in line]
 
 
 def _read_line(line: bytes) -> dict[str, Any]:

@@ -8,7 +8,6 @@ still has it, so that what a search decided by it is decided the same way again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tfmt.errors import RequestError
 from tfmt.files import UnreadableError, exists
-from tfmt.runs.records import RECORD_FILE, ModelFacts
+from tfmt.runs.pack import read_packed_paused
+from tfmt.runs.records import RECORD_FILE, ModelFacts, Sources, list_sources
 from tfmt.runs.sealed import seal_json, unseal
 from tfmt.spec import RunSpec
 from tfmt.training.epoch import Count, Epoch
@@ -94,21 +94,26 @@ def read_paused(folder: str | Path) -> Paused | None:
         raise RequestError(f"{path}: broken: {where}: {what}; delete it, and the next sweep makes it anew") from None
 
 
-def find_paused(runs: str | Path | Sequence[str | Path]) -> tuple[list[Paused], list[str]]:
-    """The runs below a folder that a search stopped and that have no record.
+def find_paused(runs: Sources) -> tuple[list[Paused], list[str]]:
+    """The runs that a search stopped and that have no record.
 
     Args:
-      runs: the `--output_dir` of the runs, one run's own folder, or several of these.
+      runs: as for `find_records`, which has read packed studies before.
 
     Returns:
-      What each left, and a message for each that cannot be read.
+      What each left, in the order of their ids, and a message for each that cannot be read.
     """
-    roots = [Path(root) for root in ([runs] if isinstance(runs, str | Path) else runs)]
-    found, broken = [], []
-    for path in sorted(path for root in roots for at in ("", "*/") for path in root.glob(f"{at}{PAUSED_FILE}")):
-        try:
-            if not exists(path.parent / RECORD_FILE) and (paused := read_paused(path.parent)) is not None:
-                found.append(paused)
-        except (RequestError, UnreadableError) as error:
-            broken.append(str(error))
-    return found, broken
+    found: dict[str, Paused] = {}
+    broken = []
+    for source in list_sources(runs):
+        if not source.is_dir():
+            told = [Paused.model_validate_json(content) for content in read_packed_paused(source)]
+            found |= {paused.run_id: paused for paused in told}
+            continue
+        for path in (*source.glob(PAUSED_FILE), *source.glob(f"*/{PAUSED_FILE}")):
+            try:
+                if not exists(path.parent / RECORD_FILE) and (paused := read_paused(path.parent)) is not None:
+                    found[paused.run_id] = paused
+            except (RequestError, UnreadableError) as error:
+                broken.append(str(error))
+    return [found[run_id] for run_id in sorted(found)], sorted(broken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -509,13 +509,14 @@ def _first(messages: Sequence[str]) -> str:
     return messages[0] + more
 
 
-def pack_runs(runs: Sources, records: Sequence[Record], path: Path) -> None:
+def pack_runs(runs: Sources, records: Sequence[Record], path: Path, paused: Mapping[str, str] | None = None) -> None:
     """Writes runs as one file, which everything reads that reads folders of runs; see `tfmt.runs.pack`.
 
     Args:
       runs: where they lie.
       records: of the runs to pack.
       path: the file.
+      paused: what paused.json holds of the runs to pack that a search stopped, by run id.
 
     Raises:
       RequestError: what one of them predicted, or its distributions, are missing or broken.
@@ -530,6 +531,7 @@ def pack_runs(runs: Sources, records: Sequence[Record], path: Path) -> None:
         {record.run_id: record.to_json() for record in records},
         predictions,
         {run_id: told.to_json() for run_id, told in distributions.items()},
+        paused or {},
     )
 
 
