@@ -147,6 +147,20 @@ def test_predictions_alone_are_compared_one_by_one(study):
     assert Answers(1, "validation", 0, 20, None) in compare(records[0], records[0], (one, one)).answers
 
 
+def test_a_score_on_a_test_split_is_compared_where_both_have_one(study):
+    record = find_records(study / "runs")[0][0]
+
+    def scored(score, digest):
+        result = record.result.model_copy(update={"test": {"f1": score}, "score_test": score})
+        origin = record.origin.model_copy(update={"test_sha256": digest * 64})
+        return record.model_copy(update={"result": result, "origin": origin})
+
+    found = compare(scored(0.5, "a"), scored(0.25, "a"), (None, None))
+    assert [name for name, _, _ in found.rounded] == ["test", "score_test"]
+    assert compare(scored(0.5, "a"), scored(0.5, "b"), (None, None)).exact
+    assert compare(scored(0.5, "a"), record, (None, None)).identical
+
+
 def test_a_half_alone_that_differs_is_shown(study, tmp_path, capsys):
     runs = shutil.copytree(study / "runs", tmp_path / "runs")
 

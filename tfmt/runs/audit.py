@@ -158,15 +158,21 @@ def compare(recorded: Record, again: Record, predictions: tuple[Predictions | No
     rounded = compare_facts(_rounded(recorded), _rounded(again))
     if recorded.tuned_sha256 is None or again.tuned_sha256 is None:
         rounded = [each for each in rounded if each[0] != "tuned weights"]
+    exact = compare_facts(_exact(recorded), _exact(again))
+    if None in (recorded.origin.test_sha256, again.origin.test_sha256):  # one of the two machines has no test split
+        exact, rounded = ([each for each in facts if each[0] not in _TEST] for facts in (exact, rounded))
     cost = recorded.cost
     return Audit(
         numbers=list(compare_epochs(recorded, again, halves=True)),
         answers=list(compare_predictions(first, second)) if first and second else [],
-        exact=compare_facts(_exact(recorded), _exact(again)),
+        exact=exact,
         rounded=rounded,
         surroundings=compare_facts(surroundings_of(recorded), surroundings_of(again)),
         unknown=cost is None or cost.processor is None,
     )
+
+
+_TEST = ("test split's sha256", "test", "score_test")
 
 
 def _exact(record: Record) -> dict[str, Any]:
@@ -181,6 +187,7 @@ def _exact(record: Record) -> dict[str, Any]:
     if record.result:
         told |= {"examples": record.result.examples, "words": record.result.words}
         told["score_name"] = record.result.score_name
+    told[_TEST[0]] = record.origin.test_sha256
     return told
 
 
@@ -191,6 +198,6 @@ def _rounded(record: Record) -> dict[str, Any]:
     if record.proof:
         told["selected_changed"] = record.proof.selected_changed
     if record.result:
-        names = ("best_epoch", "score_best", "score_last", "collapsed", "predicted", "reasons")
+        names = ("best_epoch", "score_best", "score_last", "collapsed", "predicted", "reasons", "test", "score_test")
         told |= {name: getattr(record.result, name) for name in names}
     return told
