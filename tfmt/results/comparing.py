@@ -45,7 +45,7 @@ from tfmt.results.intervals import (
 from tfmt.results.predicted import NotPredictedError, Predicted
 from tfmt.results.row_names import find_row, split_names
 from tfmt.results.rows import Row, annotate, keep_runs
-from tfmt.results.tables import PROTOCOL_HEADINGS, format_rates, tell_runs, tell_tries
+from tfmt.results.tables import PROTOCOL_HEADINGS, format_rates, tell_choosers, tell_runs, tell_tries
 from tfmt.words import without_folders
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def compare_settings(
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
       protocol: `paper`: rate and epoch are chosen on the split that is reported; `crossfit`: on one half of it, and
         scored on the other; None for both, where records have scores on halves.
-      roles: which seeds choose the learning rate, and which are reported.
+      roles: which seeds choose the learning rate, and which are compared.
       predicted: what the runs predicted, of that epoch; None compares over seeds alone.
 
     Returns:
@@ -303,14 +303,15 @@ def _caption(
     left, right = (row.title for row in rows)
     found = [each for by_column in compared.values() for each in by_column.values() if isinstance(each, Difference)]
     lines = [
-        f"Points (percent of the score) on the development split, {epoch} epoch of each run: {left} less {right}, each"
-        " at its own learning rate with the best mean, over the seeds that both have, run against run.",
+        f"Points (percent of the score) on the development split, {epoch} epoch of each run: {left} less {right},"
+        f" {group.roles.describe(group.seeds)}, each setting's own. Run against run where both have a seed.",
         f"Low, high: a {100 * CONFIDENCE:.0f} % interval for other seeds and other examples.",
     ]
     if "paper" in compared:
         lines[-1] += " Of the choice below it knows nothing."
         lines.append(describe_paper_choice(epoch))
         lines += tell_tries(group.cells) if epoch == "best" else []
+    lines += tell_choosers(cell for each in found for cell in each.cells)
     if "crossfit" in compared:
         names = group.runs["score_name"].dropna()
         lines += [describe_crossfit(epoch, names), *tell_uncertain_halves(group.runs)]

@@ -66,8 +66,9 @@ class Predicted:
         """
         wanted: set[str] = set()
         for group, row, column in cells:
-            for rate in group.cells[row, column].rates:
-                wanted.update(self._index(group)[row, column, rate].values())
+            cell = group.cells[row, column]
+            for rate in cell.rates:
+                wanted.update(self._index(group)[row, column, rate][seed] for seed in cell.scores)
         known = self._records.keys() - self._kept.keys()
         records = [self._records[run_id] for run_id in sorted(wanted & known)]
         for run_id, found in stream_predictions(self._runs, records) if records else ():
