@@ -103,7 +103,8 @@ def test_conll2003_has_the_order_of_its_files(conll, monkeypatch, capfd):
     stored = [example["tokens"][0].decode() for example in tfds.as_numpy(tfds.load("conll2003", split="test"))]
     capfd.readouterr()
     dataset, expected = read_dataset("conll2003_ner"), read_dataset("conll2003_ner", str(files))
-    assert dataset.digest == expected.digest
+    assert dataset.digests == expected.digests
+    assert dataset.test is not None
     assert dataset.notes["entity_tags"] == expected.notes["entity_tags"]
     assert dataset.notes["sentences"] == {"train": 90, "validation": 7}
     test = read_test_split("conll2003_ner", "", "test")

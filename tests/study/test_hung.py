@@ -186,7 +186,7 @@ def test_worker_hands_signs_of_life_on(tmp_path, monkeypatch):
     monkeypatch.setattr(worker.Sources, "from_json", lambda text: text)
     monkeypatch.setattr(worker, "keep_memory", lambda: None)
     ours, theirs = multiprocessing.Pipe()
-    ours.send(("spec", "sources"))
+    ours.send(("spec", "sources", None))
     ours.send("")
     worker._work(theirs, Place(), tmp_path, 0)
     assert ours.recv() is None
