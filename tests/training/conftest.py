@@ -26,6 +26,12 @@ def bench(settings, tmp_path_factory):
 
 
 @pytest.fixture
+def prepared(settings, tmp_path):
+    """Prepares a run of the test file's settings, below a folder of this name."""
+    return lambda name, **changes: prepare(RunSpec.make(**settings | changes), tmp_path / name)
+
+
+@pytest.fixture
 def die_before_write():
     """Executes a run whose process dies before its n-th write, counted from 0; the events' file is none of them."""
 

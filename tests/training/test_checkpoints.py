@@ -23,11 +23,6 @@ def settings(small):
     return small | {"mode": "layernorm", "epochs": 3}
 
 
-@pytest.fixture
-def prepared(settings, tmp_path):
-    return lambda name, **changes: prepare(RunSpec.make(**settings | changes), tmp_path / name)
-
-
 def run(request, bench):
     return execute(request, bench, started=0.0, quiet=True)
 

@@ -6,19 +6,13 @@ from tfmt.errors import RequestError
 from tfmt.runs.folder import drop_paused, tidy_finished
 from tfmt.runs.paused import Paused, find_paused, read_paused
 from tfmt.runs.records import Record, read_record
-from tfmt.runs.runner import execute, execute_until, make_bench, prepare, record_failure
-from tfmt.spec import RunSpec
+from tfmt.runs.runner import execute, execute_until, make_bench, record_failure
 from tfmt.training.workbench import Workbench
 
 
 @pytest.fixture(scope="module")
 def settings(small):
     return small | {"mode": "layernorm", "epochs": 4}
-
-
-@pytest.fixture
-def prepared(settings, tmp_path):
-    return lambda name, **changes: prepare(RunSpec.make(**settings | changes), tmp_path / name)
 
 
 def run(request, bench, until=None, **more):

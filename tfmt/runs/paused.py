@@ -7,24 +7,23 @@ still has it, so that what a search decided by it is decided the same way again.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from tfmt.errors import RequestError
 from tfmt.files import UnreadableError, exists
 from tfmt.runs.pack import read_packed_paused
 from tfmt.runs.records import RECORD_FILE, ModelFacts, Sources, list_sources
-from tfmt.runs.sealed import seal_json, unseal
+from tfmt.runs.sealed import Sealed, reason_of
 from tfmt.spec import RunSpec
 from tfmt.training.epoch import Count, Epoch
 
 PAUSED_FILE = "paused.json"
 
 
-class Paused(BaseModel):
+class Paused(Sealed):
     """A run that was stopped after an epoch, to go on later or never.
 
     Attributes:
@@ -38,11 +37,6 @@ class Paused(BaseModel):
       arithmetic: the number of tfmt's arithmetic.
       data_sha256: digest of the data.
     """
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", allow_inf_nan=False, protected_namespaces=(),
-        alias_generator=lambda name: name.rstrip("_"), populate_by_name=True,
-    )  # fmt: skip
 
     schema_: Literal[1]
     run_id: str
@@ -59,15 +53,6 @@ class Paused(BaseModel):
     def epoch(self) -> int:
         """How many epochs have ended."""
         return len(self.epochs)
-
-    def to_json(self) -> str:
-        """The content as it is stored, with a digest of itself."""
-        return seal_json(json.loads(self.model_dump_json(by_alias=True)))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _unseal(cls, content: Any) -> Any:
-        return unseal(content)
 
 
 def read_paused(folder: str | Path) -> Paused | None:
@@ -88,10 +73,7 @@ def read_paused(folder: str | Path) -> Paused | None:
     except OSError as error:
         raise UnreadableError.of(path, error) from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        what = first["msg"].removeprefix("Value error, ")
-        raise RequestError(f"{path}: broken: {where}: {what}; delete it, and the next sweep makes it anew") from None
+        raise RequestError(f"{path}: broken: {reason_of(error)}; delete it, and the next sweep makes it anew") from None
 
 
 def find_paused(runs: Sources) -> tuple[list[Paused], list[str]]:

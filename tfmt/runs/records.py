@@ -7,16 +7,16 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from tfmt.bert.configs import public_name
 from tfmt.errors import RequestError
 from tfmt.files import UnreadableError, check_path, exists, parse_json
 from tfmt.metrics import NO_PREDICTION, headline
 from tfmt.runs.pack import PackedRun, read_pack, write_pack
-from tfmt.runs.sealed import seal_json, unseal
+from tfmt.runs.sealed import Part, Sealed, reason_of
 from tfmt.selection.stored import FisherNotes
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task, custom_task, find_task
@@ -35,30 +35,7 @@ DISTRIBUTIONS_FILE = "distributions.json"
 Sources = str | Path | Sequence[str | Path]
 
 
-class _Part(BaseModel):
-    # Pydantic below 2.10 keeps names that begin with `model_` for itself.
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
-class _Sealed(_Part):
-    """A file of its own, which carries a digest of its content: most single bits that flip leave JSON that parses."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", allow_inf_nan=False, protected_namespaces=(),
-        alias_generator=lambda name: name.rstrip("_"), populate_by_name=True,
-    )  # fmt: skip
-
-    def to_json(self) -> str:
-        """The content as it is stored; `sha256` is of the rest in one canonical form, whatever the layout."""
-        return seal_json(json.loads(self.model_dump_json(by_alias=True)))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _unseal(cls, content: Any) -> Any:
-        return unseal(content)
-
-
-class Parameters(_Part):
+class Parameters(Part):
     """Counts of weights; `tuned_percent` is tuned / (total - head), in percent."""
 
     total: Count
@@ -68,7 +45,7 @@ class Parameters(_Part):
     tuned_percent: Annotated[float, Field(ge=0, le=100)]
 
 
-class Result(_Part):
+class Result(Part):
     """Scores as fractions.
 
     `test` has the metrics of a test split with labels at the kept epoch, which chose nothing, and `score_test` is
@@ -101,7 +78,7 @@ class Result(_Part):
         return self.examples | {split: told["words"] for split, told in self.words.items()}
 
 
-class Cost(_Part):
+class Cost(Part):
     """What the run took. Seconds and tokens add up over resumptions; `tokens` are real ones, `padded_tokens` all.
 
     `peak_rss_mb` is the process's largest memory during the run (what it held before included), `peak_gpu_mb` the
@@ -131,7 +108,7 @@ class Cost(_Part):
     onednn: bool | None = None
 
 
-class Proof(_Part):
+class Proof(Part):
     """That nothing outside the selection moved: changed weights counted against the base model's file."""
 
     selected_changed: Count
@@ -140,7 +117,7 @@ class Proof(_Part):
     frozen_sha256_after: str
 
 
-class ModelFacts(_Part):
+class ModelFacts(Part):
     """The base model: as it was asked for, the hub's commit (null for a local folder and `demo`), and its digest."""
 
     name: str
@@ -149,7 +126,7 @@ class ModelFacts(_Part):
     sha256: str
 
 
-class Origin(_Part):
+class Origin(Part):
     """What made the record."""
 
     tfmt: str
@@ -167,7 +144,7 @@ class Origin(_Part):
     finished: str
 
 
-class Record(_Sealed):
+class Record(Sealed):
     """One run that ended; docs/records.md says how to read it.
 
     `warnings` says where what was asked for was not had, as GPUs, and what was found damaged on the way.
@@ -236,7 +213,7 @@ class Record(_Sealed):
         return custom_task(self.spec.task_type, self.spec.text_columns, named)
 
 
-class WeightDistributions(_Sealed):
+class WeightDistributions(Sealed):
     """How the weights of a `full` run were distributed before and after it, at the kept epoch.
 
     Attributes:
@@ -276,10 +253,7 @@ def _tell_broken(place: Path | str, content: bytes | str, error: ValidationError
     schema = _schema_of(content)
     if schema != SCHEMA:
         return RequestError(f"{place}: schema {schema!r}, this tfmt reads schema {SCHEMA}; {remedy}")
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the file"
-    what = first["msg"].removeprefix("Value error, ")
-    return RequestError(f"{place}: broken record: {where}: {what}; {remedy}")
+    return RequestError(f"{place}: broken record: {reason_of(error)}; {remedy}")
 
 
 def _schema_of(content: bytes | str) -> Any:
