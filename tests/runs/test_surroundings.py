@@ -50,7 +50,7 @@ MET = {
     "no process": (BlockingIOError(errno.EAGAIN, "no more processes"), "BlockingIOError: [Errno 11] no more"),
     "full": (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
     "full for TensorFlow": (
-        tf.errors.ResourceExhaustedError(None, None, "/tmp/x; No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "part; No space left on device"),
         "the disk is full",
     ),
     "temporary": (FileNotFoundError(errno.ENOENT, "No usable temporary directory"), "No usable temporary directory"),

@@ -32,6 +32,7 @@ from tfmt.results.groups import (
     describe_settings,
     differing_settings,
     group_runs,
+    name_parts,
     tell_left_out,
 )
 from tfmt.results.intervals import (
@@ -141,10 +142,8 @@ def compare_settings(
         every = [view for _, views in found for view in views.values()]
         predicted.load((view, row, column) for view in every for column in view.columns
                        if _both(view, column, left, right) for row in (left, right))  # fmt: skip
-    differing = differing_settings(group for group, _ in found)
     tables = []
-    for part, (group, views) in enumerate(found, 1):
-        behind = f" ({part} of {len(found)}: {describe_settings(group, differing)})" if len(found) > 1 else ""
+    for (group, behind), (_, views) in zip(name_parts([group for group, _ in found]), found, strict=True):
         compared = {name: _compare_columns(view, left, right, predicted) for name, view in views.items()}
         tables.append(_tabulate(title + behind, group, (left, right), compared, epoch, notes))
     return tuple(tables)

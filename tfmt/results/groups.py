@@ -8,7 +8,7 @@ named here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +211,15 @@ def differing_settings(groups: Iterable[Group]) -> list[str]:
     """The settings in which groups differ."""
     groups = list(groups)
     return [name for name in (*SETTINGS, "epochs") if len({str(group.settings[name]) for group in groups}) > 1]
+
+
+def name_parts(groups: Sequence[Group]) -> list[tuple[Group, str]]:
+    """Groups that have a table each, with what stands behind the table's title: which it is, where there are more."""
+    differing = differing_settings(groups)
+    return [
+        (group, f" ({part} of {len(groups)}: {describe_settings(group, differing)})" if len(groups) > 1 else "")
+        for part, group in enumerate(groups, 1)
+    ]
 
 
 def tell_left_out(runs: pd.DataFrame) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tfmt.results.cells import ALL_SEEDS, Cell, Seeds
 from tfmt.results.crossfit import check_protocol, describe_crossfit, has_halves, tell_uncertain_halves
 from tfmt.results.formats import Block, Table
-from tfmt.results.groups import Group, column_title, describe_settings, differing_settings, group_runs, tell_left_out
+from tfmt.results.groups import Group, column_title, describe_settings, group_runs, name_parts, tell_left_out
 from tfmt.results.rows import Row, annotate, none_if_missing
 from tfmt.results.tables import average, tell_runs, tell_tries
 from tfmt.words import without_folders
@@ -88,12 +88,7 @@ def build_optimism(
     groups = group_runs(annotate(runs, epoch), roles)
     if not groups:
         return (Table("optimism", TITLE, ("No runs.", *notes), (), ()),)
-    differing = differing_settings(groups)
-    tables = []
-    for part, group in enumerate(groups, 1):
-        told = f" ({part} of {len(groups)}: {describe_settings(group, differing)})" if len(groups) > 1 else ""
-        tables.append(_fill(TITLE + told, group, epoch, protocol, notes))
-    return tuple(tables)
+    return tuple(_fill(TITLE + behind, group, epoch, protocol, notes) for group, behind in name_parts(groups))
 
 
 def _fill(title: str, group: Group, epoch: str, protocol: str | None, notes: tuple[str, ...]) -> Table:

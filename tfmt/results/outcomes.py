@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tfmt.metrics import COLLAPSED_MARK
 from tfmt.results.cells import make_cell
 from tfmt.results.formats import Block, Table
-from tfmt.results.groups import column_title, describe_settings, differing_settings, group_runs
+from tfmt.results.groups import column_title, group_runs, name_parts
 from tfmt.results.rows import annotate
 from tfmt.results.tables import format_rate
 from tfmt.words import counted, without_folders
@@ -33,10 +33,8 @@ def tabulate_rates(runs: pd.DataFrame, epoch: str = "best") -> tuple[Table, ...]
       One table for each group of runs that may be compared, the largest group first. `numbers` has a mapping for each
       cell and rate: `column`, `row`, `learning_rate`, `mean`, `deviation` (fractions), `seeds`, `chosen`.
     """
-    groups = group_runs(annotate(runs, epoch))
-    differing = differing_settings(groups)
     tables = []
-    for part, group in enumerate(groups, 1):
+    for group, behind in name_parts(group_runs(annotate(runs, epoch))):
         blocks, numbers = [], []
         for column in group.columns:
             mine = group.runs[group.runs["column"] == column]
@@ -62,9 +60,6 @@ def tabulate_rates(runs: pd.DataFrame, epoch: str = "best") -> tuple[Table, ...]
                     )
                 rows.append(tuple(texts))
             blocks.append(Block(column_title(column), ("", *map(format_rate, rates)), tuple(rows)))
-        title = "Score by learning rate"
-        if len(groups) > 1:
-            title += f" ({part} of {len(groups)}: {describe_settings(group, differing)})"
         caption: tuple[str, ...] = (
             f"Percent, {epoch} epoch of each run: mean ± sample standard deviation (n - 1) over seeds"
             f" {', '.join(map(str, group.seeds))}. {CHOSEN}: the rate with the best mean, which tables report. A dash:"
@@ -72,7 +67,7 @@ def tabulate_rates(runs: pd.DataFrame, epoch: str = "best") -> tuple[Table, ...]
         )
         if any(COLLAPSED_MARK in text for block in blocks for row in block.rows for text in row):
             caption += (f"{COLLAPSED_MARK}: with runs that predict one class only, or a constant.",)
-        tables.append(Table("rates", title, caption, tuple(blocks), tuple(numbers)))
+        tables.append(Table("rates", "Score by learning rate" + behind, caption, tuple(blocks), tuple(numbers)))
     return tuple(tables)
 
 

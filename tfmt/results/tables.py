@@ -27,14 +27,7 @@ from tfmt.results.crossfit import (
     tell_uncertain_halves,
 )
 from tfmt.results.formats import Block, Table
-from tfmt.results.groups import (
-    Group,
-    column_title,
-    describe_settings,
-    differing_settings,
-    group_runs,
-    tell_left_out,
-)
+from tfmt.results.groups import Group, column_title, describe_settings, group_runs, name_parts, tell_left_out
 from tfmt.results.rows import (
     GLUE_TASKS,
     P2_TASKS,
@@ -195,14 +188,10 @@ def build_tables(
     if not groups:
         caption = (f"No runs for it here. Make them: tfmt-sweep --flagfile={layout.flagfile}", *broken)
         return (Table(name, layout.title, caption, (), ()),)
-    differing = differing_settings(groups)
-    tables = []
-    for part, group in enumerate(groups, 1):
-        title = layout.title
-        if len(groups) > 1:
-            title += f" ({part} of {len(groups)}: {describe_settings(group, differing)})"
-        tables.append(_fill(name, layout, title, group, epoch, protocol, every_seed, broken))
-    return tuple(tables)
+    return tuple(
+        _fill(name, layout, layout.title + behind, group, epoch, protocol, every_seed, broken)
+        for group, behind in name_parts(groups)
+    )
 
 
 def _fill(
