@@ -46,7 +46,7 @@ help:
 	@echo "make tracking-check  run the recipes of docs/tracking.md with MLflow, Weights & Biases and Trackio"
 	@echo "make bench    measure tfmt's speed, against PyTorch if \`make bench-env\` made an environment for it"
 	@echo "make gpu-check  try on a GPU what could only be read: determinism, masks, devices, memory, kernels"
-	@echo "make chaos    kill, stop and starve runs and sweeps, damage their files, and compare the ends (20 minutes on two free cores)"
+	@echo "make chaos    kill, stop and starve runs and sweeps, damage their files, and compare the ends (an hour on two cores)"
 	@echo "make flags-page  write docs/flags.md anew from the definitions of the flags"
 	@echo "make lint     set up and run ruff and mypy"
 	@echo "make clean    remove the environments"

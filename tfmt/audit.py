@@ -108,9 +108,7 @@ def _threads(asked: int, recorded: Record) -> int:
 def _took(record: Record) -> str:
     from tfmt.study.times import format_seconds
 
-    cost = record.cost
-    seconds = cost.setup_seconds + cost.train_seconds + cost.eval_seconds if cost else None
-    return "-" if seconds is None else format_seconds(seconds)
+    return format_seconds(record.cost.seconds) if record.cost else "-"
 
 
 def _list_runs(runs: Sequence[str]) -> str:

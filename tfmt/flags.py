@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 import re
 import sys
@@ -22,6 +20,7 @@ from tfmt.help import format_help
 from tfmt.spec import RunSpec, find_idle
 from tfmt.study.grid import AXES, EACH
 from tfmt.version import __version__
+from tfmt.words import comma_list
 
 # One sentence each, with the reason of the default.
 _HELP = {
@@ -144,9 +143,6 @@ def read_spec(values: flags.FlagValues) -> RunSpec:
     return spec
 
 
-_NAMING = ("model", "task", "mode", "learning_rate", "seed")
-
-
 def write_flags(spec: RunSpec) -> list[str]:
     """The flags of tfmt-train that ask for a spec: those that name a run, and those that are off their defaults.
 
@@ -157,16 +153,9 @@ def write_flags(spec: RunSpec) -> list[str]:
     given = []
     for name, field in RunSpec.model_fields.items():
         value = getattr(spec, name)
-        if name in _NAMING or value != field.default:
-            given.append(f"--{name}={_write_list(value) if isinstance(value, tuple) else value}")
+        if name == "seed" or value != field.default:  # a rate and what names a run are never at a default
+            given.append(f"--{name}={comma_list(value) if isinstance(value, tuple) else value}")
     return given
-
-
-def _write_list(entries: tuple[str, ...]) -> str:
-    """A comma list as absl reads it, whose entries may hold commas and quotes."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(entries)
-    return text.getvalue()
 
 
 def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:

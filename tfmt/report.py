@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tfmt.results.formats import Table
+    from tfmt.results.predicted import Predicted
     from tfmt.runs.records import Record
 
 _SUMMARY = "Prints the papers' tables and checks their claims, from the records of runs; packs runs into one file."
@@ -123,7 +124,7 @@ def _main(values: flags.FlagValues) -> int:
     kept = set(runs["run_id"])
     records = [record for record in records if record.run_id in kept]
     if values.pack:
-        return _pack(values, runs, records, broken)
+        return _pack(values, runs, records, [*broken, *unread])
     for line in [*broken, *runs.attrs["left_out"], *unread]:
         print(f"tfmt-report: {line}", file=sys.stderr)
     if values.html:
@@ -149,11 +150,12 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     from tfmt.results.predicted import Predicted
 
     tables = [*_build(values, runs, values.table)] if values.table else []
+    predicted = Predicted(values.runs, records, values.epoch)
     if values.compare:
-        asked = _asked(values, runs) | {"predicted": Predicted(values.runs, records, values.epoch)}
+        asked = _asked(values, runs) | {"predicted": predicted}
         tables += compare_settings(runs, values.compare, epoch=values.epoch, **asked)
     if values.claims:
-        tables.append(_judge_claims(values, runs, records))
+        tables.append(_judge_claims(values, runs, records, predicted))
     return format_tables(tables, values.format)
 
 
@@ -174,14 +176,14 @@ def _build(values: flags.FlagValues, runs: pd.DataFrame, name: str) -> tuple[Tab
     return build_tables(runs, name, values.epoch, every_seed=values.seeds, **_asked(values, runs))
 
 
-def _judge_claims(values: flags.FlagValues, runs: pd.DataFrame, records: list[Record]) -> Table:
+def _judge_claims(values: flags.FlagValues, runs: pd.DataFrame, records: list[Record], predicted: Predicted) -> Table:
     """The verdicts on these runs."""
     from tfmt.claims.claims import evaluate_claims, tabulate_claims
     from tfmt.results.analyses import tabulate_change, tabulate_fisher, tabulate_weights
     from tfmt.results.crossfit import tell_uncertain_halves
     from tfmt.results.groups import tell_left_out
-    from tfmt.results.predicted import Predicted
     from tfmt.results.rows import annotate
+    from tfmt.results.stopped import tell_searched
     from tfmt.runs.records import find_distributions
 
     asked = _asked(values, runs)
@@ -196,26 +198,30 @@ def _judge_claims(values: flags.FlagValues, runs: pd.DataFrame, records: list[Re
         change=tabulate_change(records),
         weights=None if weights.empty else weights,
         fisher=None if fisher.empty else fisher,
-        predicted=Predicted(values.runs, records, values.epoch),
+        predicted=predicted,
         **asked,
     )
-    broken = [*runs.attrs["broken"], *unreadable]
     notes = [*tell_left_out(runs)]
-    if any(verdict.crossfit or verdict.protocol == "crossfit" for verdict in verdicts):
-        notes += tell_uncertain_halves(annotate(runs, values.epoch))
-    return tabulate_claims(verdicts, values.epoch, broken, notes, asked["roles"])
+    annotated = annotate(runs, values.epoch)
+    halves = any(verdict.crossfit or verdict.protocol == "crossfit" for verdict in verdicts)
+    notes += tell_uncertain_halves(annotated) if halves else []
+    notes += tell_searched(annotated, halves=halves)
+    return tabulate_claims(verdicts, values.epoch, unreadable, notes, asked["roles"])
 
 
 def _make_page(values: flags.FlagValues, runs: pd.DataFrame, records: list[Record]) -> str:
     """The study as one page, with every table there is."""
     from tfmt.page.drawings import draw_all
     from tfmt.page.page import build_page
+    from tfmt.results.predicted import Predicted
 
     names = [name for name in _TABLES if name != "runs"]  # which the page lists in its own way
     tables = [table for name in names for table in _build(values, runs, name)]
-    claims = _judge_claims(values, runs, records)
+    claims = _judge_claims(values, runs, records, Predicted(values.runs, records, values.epoch))
     drawings = list(draw_all(values.runs, values.where, values.epoch))
-    return build_page(runs, records, tables, claims, drawings, write_flags, values.epoch)
+    again = [shlex.quote(values[name].serialize()) for name in _ALONE["html"] if values[name].present]
+    roles = _asked(values, runs)["roles"]
+    return build_page(runs, records, tables, claims, drawings, write_flags, values.epoch, roles, again)
 
 
 def _tell_command(values: flags.FlagValues) -> str:

@@ -52,15 +52,13 @@ def _digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
 
 
 def read_tensors(
-    path: Path, missing: str = "run it again", *, broken: str = "delete the run's folder and run it again",
-    sha256: str | None = None,
+    path: Path, missing: str = "run it again", *, sha256: str | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:  # fmt: skip
     """The arrays and the JSON object that `write_tensors` wrote.
 
     Args:
       path: the file.
       missing: what to do where there is none, for the message.
-      broken: what to do where it is broken.
       sha256: what `write_tensors` returned, where that is known; None checks what the file says of itself alone.
 
     Raises:
@@ -89,7 +87,9 @@ def read_tensors(
     except OSError as error:
         raise UnreadableError.of(path, error) from None
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{path}: not a file that tfmt wrote, or broken ({error}); {broken}") from None
+        raise RequestError(
+            f"{path}: not a file that tfmt wrote, or broken ({error}); delete the run's folder and run it again"
+        ) from None
 
 
 def reason_of(path: Path, error: ValueError) -> str:

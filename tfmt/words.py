@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Iterable
+from typing import Any
 
 # Folders of an absolute path, or of one from here or from home: no slash within a word, no URL, no division.
 _FOLDERS = r"""(?<![\w./~:-])(?:~|\.\.?)?/(?:[^\s/,;:'"()]+/)*(?=(?:[^\s/]+/){%d}[^\s/])"""
@@ -17,6 +21,13 @@ def counted(number: int, noun: str, plural: str = "") -> str:
       plural: where it is not the noun with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def comma_list(entries: Iterable[Any]) -> str:
+    """A comma list as a flag reads it, whose entries may hold commas and quotes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(entries)
+    return text.getvalue()
 
 
 def without_folders(text: str, kept: int = 1) -> str:

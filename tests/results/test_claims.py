@@ -122,9 +122,13 @@ def test_c5_looks_at_token_tasks_alone(add_score: Add, runs: Runs, scores: dict[
     assert {each.task for each in verdict_on("C4", runs()).comparisons} <= {"MRPC"}
 
 
-def add_blocks(add_score: Add, scores: list[float], whole: float | None = 0.8, task: str = "cola") -> None:
+def add_blocks(
+    add_score: Add, scores: list[float], whole: float | None = 0.8, task: str = "cola", prefix: str = "live"
+) -> None:
     for block, score in enumerate(scores):
-        add_score(score, mode="layernorm", layers=str(block), task=task, tuned=100)
+        # Below block 0 there is nothing to cache.
+        more = {"frozen_prefix": prefix} if block else {}
+        add_score(score, mode="layernorm", layers=str(block), task=task, tuned=100, **more)
     if whole is not None:
         add_score(whole, mode="layernorm", task=task, tuned=600)
 
@@ -139,8 +143,9 @@ def add_blocks(add_score: Add, scores: list[float], whole: float | None = 0.8, t
         ([0.50, 0.60, 0.79, 0.70, 0.60], "not enough runs", "not enough runs"),
     ],
 )
-def test_single_blocks(add_score: Add, runs: Runs, scores: list[float], c6: str, c7: str) -> None:
-    add_blocks(add_score, scores)
+@pytest.mark.parametrize("prefix", ["live", "cached"])
+def test_single_blocks(add_score: Add, runs: Runs, scores: list[float], c6: str, c7: str, prefix: str) -> None:
+    add_blocks(add_score, scores, prefix=prefix)
     frame = runs()
     assert verdict_on("C6", frame).outcome == c6
     assert verdict_on("C7", frame).outcome == c7

@@ -132,6 +132,10 @@ def test_tables_tell_of_the_runs_that_were_stopped(searched, capsys):
     assert f"Stopped by a search before their end, and in no number here: {counts}" in " ".join(told.split())
     for paused in stopped:
         assert re.search(rf"{paused.run_id}.*stopped at epoch {paused.epoch} of 5", told)
+    for way, how in (("halving", "by stopping some rates early"), ("first_seed", "with some of the seeds")):
+        assert report.main([f"--runs={searched[way]}", "--table=1"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert f"Learning rates were searched {how}: LayerNorms on mrpc. A search looks at the whole split" in told
     assert report.main([f"--runs={searched['halving']}", "--table=1", "--where=seed=1"]) == 0
     assert "topped" not in capsys.readouterr().out  # all that were stopped have the first seed
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from tfmt.bert.checkpoint import StoredTensor, digest_weights, find_weights, open_tensors
-from tfmt.bert.configs import ACTIVATIONS, read_config, shape_of
+from tfmt.bert.configs import ACTIVATIONS, BertSettings, read_config, shape_of
 from tfmt.bert.digests import file_digest, json_digest, recall, remember
 from tfmt.bert.tokenizer import describe_tokenizer, uses_bert_class
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.words import counted
 
-# What the forward pass depends on beside the weights, with what transformers takes where a config is silent.
-_CONFIG_DEFAULTS = {
-    "attention_probs_dropout_prob": 0.1, "classifier_dropout": None, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
-    "initializer_range": 0.02, "layer_norm_eps": 1e-12, "num_attention_heads": 12,
-}  # fmt: skip
+# What the forward pass depends on beside the weights.
+_DECIDING = (
+    "attention_probs_dropout_prob", "classifier_dropout", "hidden_act", "hidden_dropout_prob", "initializer_range",
+    "layer_norm_eps", "num_attention_heads",
+)  # fmt: skip
 _BLOCK = re.compile(r"^bert[./]encoder[./]layer(?:\.|_\._)(\d{1,9})[./]", re.MULTILINE)
 # {the path of a weight, without the block's number: what config.json calls its sizes}.
 _SIZES = {
@@ -182,7 +182,8 @@ def describe_model(folder: Path) -> tuple[str, dict[str, Any]]:
     """
     config = read_config(folder)
     weights = digest_weights(folder)
-    settings = {key: config.get(key, default) for key, default in _CONFIG_DEFAULTS.items()}
+    # As the file writes them: 0 and 0.0 have other digests, which ids of runs rest on.
+    settings = {key: config.get(key, BertSettings.model_fields[key].default) for key in _DECIDING}
     settings["hidden_act"] = ACTIVATIONS[str(settings["hidden_act"])]  # some functions have two names
     blocks = shape_of(config, folder / "config.json").num_hidden_layers
     if blocks < count_blocks(_plain_names(open_tensors(folder))):
@@ -221,7 +222,7 @@ def is_model(folder: Path, sha256: str) -> bool:
     files = [folder / name for name in _EARLIER_VOCABULARY_FILES]
     parts = {
         "weights": file_digest(source),
-        "config": {key: config.get(key) for key in _CONFIG_DEFAULTS},
+        "config": {key: config.get(key) for key in _DECIDING},
         "vocabulary": {path.name: file_digest(path) for path in files if path.is_file()},
     }
     return json_digest(parts) == sha256

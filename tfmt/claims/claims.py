@@ -12,7 +12,7 @@ from tfmt.claims.comparisons import LEAST_SEEDS, Comparison, Gap
 from tfmt.claims.rules import RULES, Rule
 from tfmt.results import analyses
 from tfmt.results.cells import ALL_SEEDS, Seeds
-from tfmt.results.crossfit import check_protocol, describe_crossfit, has_halves
+from tfmt.results.crossfit import check_protocol, describe_crossfit, has_halves, protocols_of
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import (
     PAPER_EPOCHS,
@@ -27,7 +27,7 @@ from tfmt.results.groups import (
 from tfmt.results.rows import Row, annotate, is_token_task, keep_runs, none_if_missing
 from tfmt.results.tables import format_rate
 from tfmt.spec import TASK_NAMES, RunSpec
-from tfmt.words import counted, without_folders
+from tfmt.words import comma_list, counted, without_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +138,7 @@ def evaluate_claims(
         extra = () if frame is None else (frame,)
         # What weights do is no score.
         first = "" if extra else protocol or "paper"
-        judged = [(group, tuple(rule.measure(_seen(group, first), *extra))) for group in groups]
+        judged = [(group, tuple(rule.measure(group.under(first), *extra))) for group in groups]
         decided = [(group, found) for group, found in judged if any(isinstance(each, Comparison) for each in found)]
         differing = differing_settings(group for group, _ in decided)
         for group, found in decided or judged[:1]:
@@ -165,14 +165,8 @@ def evaluate_claims(
 def _cells(groups: Iterable[Group], protocol: str | None) -> Iterator[tuple[Group, Row, str]]:
     """The cells of groups that may be compared, under every protocol that is asked for."""
     for group in groups:
-        views = [group] if protocol != "crossfit" else []
-        views += [group.under("crossfit")] if protocol != "paper" and has_halves(group.runs) else []
-        for view in views:
+        for view in map(group.under, protocols_of(group.runs, protocol)):
             yield from ((view, row, column) for (row, column), cell in view.cells.items() if cell.eligible)
-
-
-def _seen(group: Group, protocol: str) -> Group:
-    return group.under(protocol) if protocol == "crossfit" else group
 
 
 def _part(numbers: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -241,7 +235,7 @@ def _command(rule: Rule, group: Group) -> str:
             shared[name] = values.pop()
     for name, value in shared.items():
         if value != RunSpec.model_fields[name].default:
-            flags[name] = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            flags[name] = comma_list(value) if isinstance(value, tuple) else value
     return shlex.join(["tfmt-sweep", *(f"--{name}={value}" for name, value in flags.items())])
 
 

@@ -68,12 +68,8 @@ def modules_and_random_on_tokens(group: Group) -> Found:
         yield from all_or_gaps([*close, difference(group, column, Row("layernorm"), Row("random"), CLEAR)])
 
 
-def _block(block: int) -> Row:
-    return Row("layernorm", layers=str(block))
-
-
-def _block_scores(group: Group, column: str) -> list[dict[int, float]] | Gap:
-    """Seed to score of each block's LayerNorms, for a model of three or more blocks all of which were run."""
+def _block_scores(group: Group, column: str) -> dict[Row, dict[int, float]] | Gap:
+    """Seed to score of each block's LayerNorms, in order, for a model of three or more blocks all of which were run."""
     blocks = {int(row.layers): row for row in group.rows if row.mode == "layernorm" and row.layers.isdecimal()}
     counted = group.runs[group.runs["tuned"].notna()]  # a run that failed early has no count
     tuned = dict(zip(counted["layers"], counted["tuned"], strict=True))
@@ -89,7 +85,7 @@ def _block_scores(group: Group, column: str) -> list[dict[int, float]] | Gap:
         return Gap(column_title(column), f"LayerNorms of block{'s' * (len(missing) > 1)} {told}: no score")
     if expected < 3:
         return Gap(column_title(column), f"{expected} blocks of at least 3")
-    return scores
+    return {blocks[block]: by_seed for block, by_seed in enumerate(scores)}
 
 
 def best_block_against_all(group: Group) -> Found:
@@ -100,13 +96,13 @@ def best_block_against_all(group: Group) -> Found:
             yield blocks
             continue
         whole = Row("layernorm")
-        shared = set(seed_scores(group, whole, column)).intersection(*blocks)
+        shared = set(seed_scores(group, whole, column)).intersection(*blocks.values())
         weights = {}
         for seed in sorted(shared) if len(shared) > 1 else ():
             others = shared - {seed}
-            best = max(range(len(blocks)), key=lambda block: statistics.fmean(blocks[block][other] for other in others))
-            weights[seed] = {_block(best): 1.0, whole: -1.0}
-        collapsed = tell_collapsed(group, (whole, *map(_block, range(len(blocks)))), column)
+            best = max(blocks, key=lambda row: statistics.fmean(blocks[row][other] for other in others))
+            weights[seed] = {best: 1.0, whole: -1.0}
+        collapsed = tell_collapsed(group, (whole, *blocks), column)
         yield contrast(group, column, "best block's LayerNorms - LayerNorms", weights, -CLOSE, collapsed=collapsed)
 
 
@@ -117,12 +113,13 @@ def middle_blocks_against_others(group: Group) -> Found:
         if isinstance(blocks, Gap):
             yield blocks
             continue
-        shared = sorted(set(blocks[0]).intersection(*blocks))
-        first, middle, last = thirds(len(blocks))
+        rows = list(blocks)
+        shared = sorted(set(blocks[rows[0]]).intersection(*blocks.values()))
+        first, middle, last = thirds(len(rows))
         for name, third in (("first", first), ("last", last)):
-            by_row = {_block(i): 1 / len(middle) for i in middle} | {_block(i): -1 / len(third) for i in third}
+            by_row = {rows[i]: 1 / len(middle) for i in middle} | {rows[i]: -1 / len(third) for i in third}
             weights = dict.fromkeys(shared, by_row)
-            collapsed = tell_collapsed(group, map(_block, sorted({*middle, *third})), column)
+            collapsed = tell_collapsed(group, [rows[i] for i in sorted({*middle, *third})], column)
             yield contrast(
                 group, column, f"middle third of blocks - {name} third", weights, BETTER, collapsed=collapsed
             )

@@ -139,13 +139,16 @@ def describe_sentences(splits: dict[str, Examples]) -> dict[str, Any]:
 
 def has_conll2003(data_dir: str, split: str) -> bool:
     """Whether a folder holds the file of a split."""
-    return any((Path(data_dir).expanduser() / name).is_file() for name in _FILES[split])
+    return _look_for(Path(data_dir).expanduser(), split) is not None
+
+
+def _look_for(folder: Path, split: str) -> Path | None:
+    return next((folder / name for name in _FILES[split] if (folder / name).is_file()), None)
 
 
 def _find_file(folder: Path, split: str) -> Path:
     if not folder.is_dir():
         raise RequestError(f"{folder}: there is no such folder; --data_dir is the folder that holds eng.train")
-    for name in _FILES[split]:
-        if (folder / name).is_file():
-            return folder / name
+    if found := _look_for(folder, split):
+        return found
     raise RequestError(f"{folder}: holds neither {' nor '.join(_FILES[split])}; check --data_dir")

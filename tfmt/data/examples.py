@@ -144,7 +144,7 @@ class Dataset:
     notes: dict[str, Any]
     test: Examples | None = None
 
-    @property
+    @functools.cached_property
     def digests(self) -> dict[str, str]:
         """What a run's id holds of the content: `data`, and where it is scored `test`, which decides nothing else."""
         test = {} if self.test is None else {"test": self._digest({"test": self.test})}

@@ -95,12 +95,11 @@ def read_own_data(
             notes["entity_tags"] = settled.notes
         elif resemble_entities(classes):
             _warn_of_accuracy(paths["train"], rows["train"], classes)
-    place = Path(data_dir).expanduser()
+    test, place = None, Path(data_dir).expanduser()
     with test_is_optional():
-        test = _find(place, "test") if place.is_dir() else None
-        if test is not None:
-            return Dataset(task, splits, notes, _read_test(test, task, label_column, encoding))
-    return Dataset(task, splits, notes)
+        path = _find(place, "test") if place.is_dir() else None
+        test = None if path is None else _read_test(path, task, label_column, encoding)
+    return Dataset(task, splits, notes, test)
 
 
 def _read_test(path: Path, task: Task, label_column: str, encoding: str) -> Examples | None:
@@ -109,10 +108,10 @@ def _read_test(path: Path, task: Task, label_column: str, encoding: str) -> Exam
     Raises:
       RequestError: it has labels and cannot be scored.
     """
-    rows = list(read_rows(path, encoding))
-    if not any(label_column in row.fields for row in rows):
+    # One without labels may be larger than memory, as what `tfmt-predict` reads.
+    if not any(label_column in row.fields for row in read_rows(path, encoding)):
         return None
-    rows = [_labelled(path, row, task.text_fields, label_column, task.kind) for row in rows]
+    rows = [_labelled(path, row, task.text_fields, label_column, task.kind) for row in read_rows(path, encoding)]
     if task.entities:
         settled = settle_tags({"test": rows}, "label")
         if settled is None:

@@ -82,8 +82,10 @@ def _read_conll(task: Task, data_dir: str, encoding: str) -> tuple[dict[str, Exa
         with test_is_optional():
             read["test"] = read_conll2003(task, data_dir, "test", encoding)
     splits = {name: examples for name, (examples, _) in read.items()}
-    tags = {name: tags for name, (_, tags) in read.items() if name != "test"}
-    return splits, {"source": "CoNLL-2003's own files", "entity_tags": tags}
+    return splits, {
+        "source": "CoNLL-2003's own files",
+        "entity_tags": {name: tags for name, (_, tags) in read.items()},
+    }
 
 
 def read_dataset_for(spec: RunSpec) -> Dataset:

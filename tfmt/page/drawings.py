@@ -22,13 +22,13 @@ from tfmt.words import without_folders
 _TOLD = {
     "rates": (
         "Score by learning rate",
-        "Means over seeds with one standard deviation. A ring: the rate that tables report; hollow: some seeds were"
-        " lost; crossed: all; a pale square: seeds that predict one class.",
+        "Means over seeds with one standard deviation. A ring: the rate with the best mean over all seeds; hollow:"
+        " some seeds were lost; crossed: all; a pale square: seeds that predict one class.",
     ),
     "curves": (
         "Training loss and score by epoch",
-        "Each row at its chosen rate. Thin lines are seeds, the thick one their mean; a cross: a run that diverged; an"
-        " arrow: a loss beyond the axis.",
+        "Each row at the rate with the best mean over all seeds. Thin lines are seeds, the thick one their mean; a"
+        " cross: a run that diverged; an arrow: a loss beyond the axis.",
     ),
     "layers": ("Score by block", "The LayerNorms of one block alone are tuned; lines are whole models."),
     "change": (

@@ -60,8 +60,7 @@ def tell_study(records: Sequence[Record], outcomes: Mapping[str, int]) -> Facts:
     tasks = [column_title(task) for task in dict.fromkeys(spec.task for spec in specs)]
     begun = min((record.origin.started for record in records if record.origin.started), default="")
     ended = max((record.origin.finished for record in records if record.origin.finished), default="")
-    costs = [record.cost for record in records if record.cost]
-    seconds = sum(cost.setup_seconds + cost.train_seconds + cost.eval_seconds for cost in costs)
+    seconds = sum(record.cost.seconds for record in records if record.cost)
     proofs = [record.proof for record in records if record.proof]
     moved = sum(proof.frozen_changed for proof in proofs)
     told = [

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from tfmt.metrics import COLLAPSED_MARK
 from tfmt.page.drawings import Drawing
 from tfmt.page.facts import tell_run, tell_study
+from tfmt.results.cells import ALL_SEEDS, Seeds
 from tfmt.results.formats import Block, Table
 from tfmt.results.outcomes import CHOSEN, tabulate_lost, tabulate_rates
 from tfmt.results.tables import build_tables
@@ -33,6 +34,7 @@ _NUMBER = re.compile(rf"[-+]?[\d,]+(\.\d+)?(e[-+]?\d+)?{COLLAPSED_MARK}?")
 def build_page(
     runs: pd.DataFrame, records: Sequence[Record], tables: Sequence[Table], claims: Table,
     drawings: Sequence[Drawing], write: Callable[[RunSpec], Sequence[str]], epoch: str = "best",
+    roles: Seeds = ALL_SEEDS, again: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """A study as one HTML page, the same text for the same runs.
 
@@ -44,6 +46,8 @@ def build_page(
       drawings: what `draw_all` gave.
       write: gives the flags of tfmt-train that ask for a spec.
       epoch: whose scores they all show.
+      roles: which seeds choose the learning rates of the tables, and which are reported.
+      again: the flags that ask for just this page, beside those that say where the runs are and where it goes.
     """
     lost = tabulate_lost(runs, records, epoch)
     (listed,) = build_tables(runs, "runs", epoch)
@@ -52,7 +56,7 @@ def build_page(
         "claims": claims,
         "tables": [table for table in tables if table.blocks],
         "missing": [table for table in tables if not table.blocks],
-        "rates": tabulate_rates(runs, epoch),
+        "rates": tabulate_rates(runs, epoch, roles),
         "lost": lost,
         "drawn": [drawing for drawing in drawings if drawing.svg],
         "undrawn": [drawing for drawing in drawings if not drawing.svg],
@@ -62,6 +66,7 @@ def build_page(
         "choices": _CHOICES,
         "chosen": CHOSEN,
         "epoch": epoch,
+        "again": again,
     }
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined,

@@ -18,11 +18,10 @@ from tfmt.metrics import COLLAPSED_MARK
 from tfmt.results import intervals
 from tfmt.results.cells import ALL_SEEDS, Cell, Seeds
 from tfmt.results.crossfit import (
-    PROTOCOLS,
     check_protocol,
     describe_crossfit,
     describe_paper_choice,
-    has_halves,
+    protocols_of,
     tell_uncertain_halves,
 )
 from tfmt.results.formats import Block, Table
@@ -46,8 +45,8 @@ from tfmt.results.intervals import (
 from tfmt.results.predicted import NotPredictedError, Predicted
 from tfmt.results.row_names import find_row, split_names
 from tfmt.results.rows import Row, annotate, keep_runs
+from tfmt.results.stopped import tell_searched
 from tfmt.results.tables import PROTOCOL_HEADINGS, format_rates, tell_choosers, tell_runs, tell_tries
-from tfmt.words import without_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,11 +123,9 @@ def compare_settings(
     groups = group_runs(keep_runs(annotated, (row in (left, right) for row in annotated["row"])), roles)
     title = f"{left.title} against {right.title}"
     notes = tell_left_out(runs)
-    notes += tuple(without_folders(f"Not read: {message}", 2) for message in runs.attrs.get("broken", ()))
     found, apart = [], []
     for group in groups:
-        names = [protocol] if protocol else list(PROTOCOLS) if has_halves(group.runs) else ["paper"]
-        views = {name: group.under(name) for name in names}
+        views = {name: group.under(name) for name in protocols_of(group.runs, protocol)}
         if any(_both(view, column, left, right) for view in views.values() for column in view.columns):
             found.append((group, views))
         else:
@@ -314,6 +311,7 @@ def _caption(
     if "crossfit" in compared:
         names = group.runs["score_name"].dropna()
         lines += [describe_crossfit(epoch, names), *tell_uncertain_halves(group.runs)]
+    lines += tell_searched(group.runs, halves="crossfit" in compared)
     if any(cell.mark for each in found for cell in each.cells):
         lines.append(
             f"{COLLAPSED_MARK}: with runs that collapsed, which predict one class only, or a constant; a difference"

@@ -67,6 +67,11 @@ def has_halves(runs: pd.DataFrame) -> bool:
     return any(folds is not None for folds in runs["folds"])
 
 
+def protocols_of(runs: pd.DataFrame, protocol: str | None) -> tuple[str, ...]:
+    """The protocols whose scores are shown of runs, as `annotate` leaves them: the one that is asked for, or both."""
+    return (protocol,) if protocol else PROTOCOLS if has_halves(runs) else PROTOCOLS[:1]
+
+
 def check_protocol(protocol: str | None) -> None:
     """Refuses a protocol that there is not."""
     if protocol is not None and protocol not in PROTOCOLS:
@@ -100,27 +105,13 @@ def describe_crossfit(epoch: str, score_names: Iterable[str]) -> str:
 
 
 def tell_uncertain_halves(runs: pd.DataFrame) -> list[str]:
-    """Caption lines on the runs that have no scores on halves, and on those of which both halves know.
-
-    A search that chose which runs to train looked at the whole split.
+    """Caption lines on the runs that have no scores on halves.
 
     Args:
-      runs: with the columns of `annotate`, and `search` where records say how they were searched; `all` is no search.
+      runs: with the columns of `annotate`.
     """
-    lines = []
     ended = runs["outcome"].isin(("scored", "undefined"))
-    if count := int(sum(folds is None for folds in runs.loc[ended, "folds"])):
-        lines.append(
-            f"Not cross-fitted: {counted(count, 'run')} without scores on halves, from before they were recorded."
-        )
-    places: dict[str, list[str]] = {}
-    searches = runs.get("search", [None] * len(runs))
-    for search, row, task in zip(searches, runs["row"], runs["task"], strict=True):
-        if isinstance(search, str) and search not in ("", "all"):
-            places.setdefault(search, []).append(f"{row.title} on {task}")
-    lines += [
-        f"Searched ({search}): {', '.join(dict.fromkeys(told))}. The search looked at the whole split, so what it chose"
-        " leaks into both halves."
-        for search, told in places.items()
-    ]
-    return lines
+    count = int(sum(folds is None for folds in runs.loc[ended, "folds"]))
+    if not count:
+        return []
+    return [f"Not cross-fitted: {counted(count, 'run')} without scores on halves, from before they were recorded."]

@@ -8,6 +8,7 @@ named here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,11 @@ class Group:
 
     def under(self, protocol: str) -> Group:
         """The same runs with the cells of a protocol, `paper` or `crossfit`."""
-        return replace(self, cells=_make_cells(self.runs, self.seeds, self.roles, protocol))
+        return self._crossfit if protocol == "crossfit" else self
+
+    @functools.cached_property
+    def _crossfit(self) -> Group:
+        return replace(self, cells=_make_cells(self.runs, self.seeds, self.roles, "crossfit"))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -230,6 +235,7 @@ def tell_left_out(runs: pd.DataFrame) -> tuple[str, ...]:
     """
     lines = [without_folders(f"L{line[1:]}.") for line in runs.attrs.get("left_out", ())]
     lines += tell_stopped(runs.attrs.get("stopped", ()))
+    lines += [without_folders(f"Not read: {message}", 2) for message in runs.attrs.get("broken", ())]
     counts = runs["arithmetic"].value_counts().sort_index()
     if others := [f"{count:,} of arithmetic {number}" for number, count in counts.items() if number != ARITHMETIC]:
         lines.append(

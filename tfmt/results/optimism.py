@@ -11,12 +11,17 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tfmt.results.cells import ALL_SEEDS, Cell, Seeds
-from tfmt.results.crossfit import check_protocol, describe_crossfit, has_halves, tell_uncertain_halves
+from tfmt.results.crossfit import (
+    check_protocol,
+    describe_crossfit,
+    protocols_of,
+    tell_uncertain_halves,
+)
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import Group, column_title, describe_settings, group_runs, name_parts, tell_left_out
 from tfmt.results.rows import Row, annotate, none_if_missing
+from tfmt.results.stopped import tell_searched
 from tfmt.results.tables import average, tell_runs, tell_tries
-from tfmt.words import without_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,8 +88,7 @@ def build_optimism(
       RequestError: no such epoch or protocol, or runs that no table can tell apart.
     """
     check_protocol(protocol)
-    unread = (without_folders(f"Not read: {message}", 2) for message in runs.attrs.get("broken", ()))
-    notes = (*tell_left_out(runs), *unread)
+    notes = tell_left_out(runs)
     groups = group_runs(annotate(runs, epoch), roles)
     if not groups:
         return (Table("optimism", TITLE, ("No runs.", *notes), (), ()),)
@@ -92,11 +96,11 @@ def build_optimism(
 
 
 def _fill(title: str, group: Group, epoch: str, protocol: str | None, notes: tuple[str, ...]) -> Table:
-    fitted = group.under("crossfit").cells
     gains: dict[str, dict[tuple[Row, str], Gain]] = {}
     if epoch == "best" and protocol != "crossfit":
         gains["last"] = {place: _over_last(group, *place) for place in group.cells}
-    if protocol == "crossfit" or (protocol is None and has_halves(group.runs)):
+    if "crossfit" in protocols_of(group.runs, protocol):
+        fitted = group.under("crossfit").cells
         gains["crossfit"] = {place: _over_crossfit(cell, fitted.get(place)) for place, cell in group.cells.items()}
     heads = tuple(map(column_title, group.columns))
     several = ("average",) if len(heads) > 1 else ()
@@ -174,6 +178,7 @@ def _caption(group: Group, epoch: str, gains: list[str]) -> tuple[str, ...]:
             "Above the cross-fitted score: luck in choosing, and what it costs to choose by half the examples.",
             *tell_uncertain_halves(group.runs),
         ]
+    lines += tell_searched(group.runs, halves="crossfit" in gains)
     lines.append(f"Tries: {'epochs' if epoch == 'best' else 'the last epoch'} x learning rates.")
     lines += tell_tries(group.cells) if epoch == "best" else []
     lines.append(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tfmt.metrics import COLLAPSED_MARK
-from tfmt.results.cells import make_cell
+from tfmt.results.cells import ALL_SEEDS, Seeds, make_cell
 from tfmt.results.formats import Block, Table
 from tfmt.results.groups import column_title, group_runs, name_parts
 from tfmt.results.rows import annotate
@@ -22,23 +22,25 @@ _LOST = ("diverged", "failed", "undefined", "collapsed")
 CHOSEN = "*"  # behind the score at the rate that tables report
 
 
-def tabulate_rates(runs: pd.DataFrame, epoch: str = "best") -> tuple[Table, ...]:
+def tabulate_rates(runs: pd.DataFrame, epoch: str = "best", roles: Seeds = ALL_SEEDS) -> tuple[Table, ...]:
     """The score of every cell at each of its learning rates, a block for each task.
 
     Args:
       runs: what `read_runs` returns.
       epoch: whose scores: each run's `best` epoch's or its `last` one's.
+      roles: which seeds choose the learning rate, and which are reported.
 
     Returns:
       One table for each group of runs that may be compared, the largest group first. `numbers` has a mapping for each
       cell and rate: `column`, `row`, `learning_rate`, `mean`, `deviation` (fractions), `seeds`, `chosen`.
     """
     tables = []
-    for group, behind in name_parts(group_runs(annotate(runs, epoch))):
+    for group, behind in name_parts(group_runs(annotate(runs, epoch), roles)):
         blocks, numbers = [], []
+        parts = group.runs.groupby(["column", "row", "learning_rate"], sort=False)
+        cells = {place: make_cell(part, len(group.seeds)) for place, part in parts}
         for column in group.columns:
-            mine = group.runs[group.runs["column"] == column]
-            rates = sorted(set(mine["learning_rate"]))
+            rates = sorted(set(group.runs.loc[group.runs["column"] == column, "learning_rate"]))
             rows = []
             for row in group.rows:
                 if (row, column) not in group.cells:
@@ -46,12 +48,10 @@ def tabulate_rates(runs: pd.DataFrame, epoch: str = "best") -> tuple[Table, ...]
                 chosen = group.cells[row, column]
                 texts = [row.title]
                 for rate in rates:
-                    there = mine[(mine["row"] == row) & (mine["learning_rate"] == rate)]
-                    if there.empty:
+                    cell = cells.get((column, row, rate))
+                    if cell is None:
                         texts.append("")
                         continue
-                    cell = make_cell(there, len(group.seeds))
-                    assert cell is not None
                     is_chosen = chosen.eligible and chosen.learning_rate == rate
                     texts.append(cell.text + (CHOSEN if is_chosen else ""))
                     numbers.append(
@@ -62,7 +62,7 @@ def tabulate_rates(runs: pd.DataFrame, epoch: str = "best") -> tuple[Table, ...]
             blocks.append(Block(column_title(column), ("", *map(format_rate, rates)), tuple(rows)))
         caption: tuple[str, ...] = (
             f"Percent, {epoch} epoch of each run: mean ± sample standard deviation (n - 1) over seeds"
-            f" {', '.join(map(str, group.seeds))}. {CHOSEN}: the rate with the best mean, which tables report. A dash:"
+            f" {', '.join(map(str, group.seeds))}. {CHOSEN}: the rate that tables report. A dash:"
             " a seed was lost, so that the rate has no mean; empty: no runs.",
         )
         if any(COLLAPSED_MARK in text for block in blocks for row in block.rows for text in row):

@@ -142,7 +142,7 @@ def annotate(runs: pd.DataFrame, epoch: str = "best") -> pd.DataFrame:
     score = runs[SCORE_COLUMNS[epoch]].astype(float)
     outcome[(outcome == "scored") & score.isna()] = "undefined"
     outcome[(outcome != "diverged") & (runs["frozen_changed"].astype(float) > 0)] = "failed"
-    rows: Any = _rows(runs)
+    rows: Any = find_rows(runs)
     # What a table shows of an epoch is of that epoch; frames made by hand may lack the second column.
     collapsed = runs["collapsed_last" if epoch == "last" and "collapsed_last" in runs else "collapsed"]
     annotated = runs.assign(row=rows, score=score.where(outcome == "scored"), outcome=outcome, collapsed=collapsed)
@@ -158,7 +158,7 @@ def _folds(runs: pd.DataFrame, epoch: str) -> list[tuple[Fold, Fold] | None]:
     return [None if scores is None else cross_fit(scores, collapsed, epoch) for scores, collapsed in measured]
 
 
-def _rows(runs: pd.DataFrame) -> list[Row]:
+def find_rows(runs: pd.DataFrame) -> list[Row]:
     """Each run's row."""
     rows = []
     columns = [runs[name] if name != "mask_fraction" else united_fractions(runs) for name in ROW_FIELDS]

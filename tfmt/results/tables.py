@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,10 @@ from tfmt.errors import RequestError
 from tfmt.metrics import COLLAPSED_MARK
 from tfmt.results.cells import ALL_SEEDS, Cell, Seeds
 from tfmt.results.crossfit import (
-    PROTOCOLS,
     check_protocol,
     describe_crossfit,
     describe_paper_choice,
-    has_halves,
+    protocols_of,
     tell_uncertain_halves,
 )
 from tfmt.results.formats import Block, Table
@@ -39,7 +38,7 @@ from tfmt.results.rows import (
     keep_runs,
     none_if_missing,
 )
-from tfmt.results.stopped import list_stopped
+from tfmt.results.stopped import list_stopped, tell_searched
 from tfmt.words import counted, without_folders
 
 if TYPE_CHECKING:
@@ -174,8 +173,7 @@ def build_tables(
     if name not in TABLE_NAMES:
         raise RequestError(f"--table must be one of {', '.join(TABLE_NAMES)}. Received: {name!r}")
     check_protocol(protocol)
-    unread = (without_folders(f"Not read: {message}", 2) for message in runs.attrs.get("broken", ()))
-    broken = (*tell_left_out(runs), *unread)
+    broken = tell_left_out(runs)
     annotated = annotate(runs, epoch)
     if name == "runs":
         return (_list_runs(annotated, broken),)
@@ -211,14 +209,14 @@ def _fill(
     columns = [column for column in group.columns if any((row, column) in group.cells for row in own)]
     titles = tuple(map(column_title, columns))
     shown = group.runs[group.runs["column"].isin(columns)]
-    views = [protocol] if protocol else list(PROTOCOLS) if has_halves(shown) else ["paper"]
+    views = protocols_of(shown, protocol)
     average = ("average",) if layout.average and len(columns) > 1 else ()
     median = len(columns) <= _MOST_WITH_MEDIAN
     scores, rates, seeds = [], [], []
     numbers: list[dict[str, Any]] = []
     told: list[Cell] = []
     for view in views:
-        cells = group.cells if view == "paper" else group.under(view).cells
+        cells = group.under(view).cells
         texts, chosen = [], []
         for row in rows:
             line = [cells.get((row, column)) for column in columns]
@@ -361,7 +359,7 @@ def _caption(
     rows: list[Row],
     columns: list[str],
     epoch: str,
-    views: list[str],
+    views: Sequence[str],
     cells: list[Cell],
     median: bool,
 ) -> tuple[str, ...]:
@@ -394,6 +392,7 @@ def _caption(
     if "crossfit" in views:
         listed = " Where the halves chose different rates, both are listed."
         lines += [describe_crossfit(epoch, shown["score_name"].dropna()) + listed, *tell_uncertain_halves(shown)]
+    lines += tell_searched(shown, halves="crossfit" in views)
     lines += [marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
     lines[-1] = lines[-1][0].upper() + lines[-1][1:]
     lines += tell_runs(shown)
@@ -489,9 +488,10 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
     rows: list[dict[str, str]] = []
     columns = ["row", "learning_rate", "seed", "tuned", "tuned_percent", "score_name", "score_best", "score_last"]
     columns += ["task", "examples", "seconds", "status", "run_id", "collapsed", "frozen_changed", "error"]
+    columns += ["score_test"]
     for model, *record in zip(models, *(map(none_if_missing, runs[name]) for name in columns), strict=True):
         row, rate, seed, tuned, percent, score_name, best, last, task, examples, *told = record
-        seconds, status, run_id, collapsed, leaked, error = told
+        seconds, status, run_id, collapsed, leaked, error, test = told
         notes = ["collapsed"] if collapsed else []
         notes += [f"{counted(int(leaked), 'frozen weight')} changed"] if leaked else []
         notes += [without_folders(error)] if error else []
@@ -510,6 +510,7 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
                 "score": score_name or "-",
                 "best": "-" if best is None else f"{100 * best:.1f}",
                 "last": "-" if last is None else f"{100 * last:.1f}",
+                "test": "-" if test is None else f"{100 * test:.1f}",
                 "N": f"{held_out[0]:,}" if held_out else "-",
                 "seconds": "-" if seconds is None else f"{seconds:.0f}",
                 "status": status,
@@ -523,8 +524,12 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
     if len(set(models)) == 1:
         alike.append("model")  # also of a single run, which has all else in its row
         caption.append(f"Model: {models[0]}.")
-    if shared := [f"{name} {rows[0][name]}" for name in alike if name != "model" and rows[0][name]]:
+    if shared := [f"{name} {rows[0][name]}" for name in alike if name not in ("model", "test") and rows[0][name]]:
         caption.append(f"All of them: {', '.join(shared)}.")
+    if all(row["test"] == "-" for row in rows):
+        alike.append("test")  # no run has such a split
+    else:
+        caption.append("Test: the test split's labels, with the weights of the kept epoch; it chose nothing.")
     heads = [name for name in rows[0] if name not in alike] if rows else []
     unlisted = ("row", "score", "model_name", "half_scores", "collapsed_epochs", "folds")
     names = [name for name in runs.columns if name not in unlisted]

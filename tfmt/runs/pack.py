@@ -9,6 +9,7 @@ stopped. Arrays are `type:base64`, little-endian.
 from __future__ import annotations
 
 import base64
+import collections
 import gzip
 import hashlib
 import io
@@ -162,8 +163,9 @@ def read_pack(path: Path) -> Iterator[PackedRun]:
 def read_packed_paused(path: Path) -> list[bytes]:
     """What paused.json held of the runs that a search had stopped, of a study that `read_pack` reads to its end."""
     with gzip.open(path, "rb") as file:
-        lines = [_read_line(line) for line in file]
-    return [json.dumps(line["paused"]).encode() for line in lines[1:] if "paused" in line]
+        count = _read_line(next(file)).get("paused", 0)
+        last = collections.deque(file, maxlen=count)
+    return [json.dumps(_read_line(line)["paused"]).encode() for line in last]
 
 
 def _read_line(line: bytes) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -106,6 +106,11 @@ class Cost(Part):
     computed_on: list[str] = []
     processor: str | None = None
     onednn: bool | None = None
+
+    @property
+    def seconds(self) -> float:
+        """All of them: set-up, training and evaluation."""
+        return self.setup_seconds + self.train_seconds + self.eval_seconds
 
 
 class Proof(Part):
@@ -236,16 +241,19 @@ def read_record(folder: Path) -> Record:
 
     Raises:
       RequestError: there is none, or it is broken or of another schema; the message names the file.
+      UnreadableError: it is there and cannot be read now.
     """
     path = folder / RECORD_FILE
     try:
-        return Record.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise RequestError(f"{path}: missing; the run has not ended, or this is no run's folder") from None
     except OSError as error:
-        raise RequestError(f"{path}: {error.strerror}") from None
+        raise UnreadableError.of(path, error) from None
+    try:
+        return Record.model_validate_json(content)
     except ValidationError as error:
-        raise _tell_broken(path, path.read_bytes(), error, _AGAIN) from None
+        raise _tell_broken(path, content, error, _AGAIN) from None
 
 
 def _tell_broken(place: Path | str, content: bytes | str, error: ValidationError, remedy: str) -> RequestError:
@@ -316,7 +324,7 @@ def find_records(runs: Sources) -> tuple[list[Record], list[str]]:
         for read, place in _read_records(source):
             try:
                 record = read()
-            except RequestError as error:
+            except (RequestError, UnreadableError) as error:
                 if not source.is_dir():
                     raise
                 broken.append(str(error))
@@ -382,20 +390,27 @@ def find_run(runs: Sources, name: str, flag: str) -> tuple[Record, Sources]:
     raise RequestError(f"{flag}={name}: {which}: {', '.join(ids[:_MOST_LISTED])}{more}".replace("is:", "is"))
 
 
-def find_distributions(runs: Sources) -> tuple[dict[str, WeightDistributions], list[str]]:
+def find_distributions(
+    runs: Sources, wanted: Collection[str] | None = None
+) -> tuple[dict[str, WeightDistributions], list[str]]:
     """The distributions of weights: {run id: distributions}, and a message for each file that cannot be read.
 
     Args:
       runs: as for `find_records`.
+      wanted: ids of the runs that are asked for; None for all.
     """
     found, broken = {}, []
     for source in list_sources(runs):
         if source.is_dir():
             for path in _find_files(source, DISTRIBUTIONS_FILE):
+                if wanted is not None and path.parent.name not in wanted:
+                    continue
                 try:
                     read = WeightDistributions.model_validate_json(path.read_bytes())
                     found[read.run_id] = read
-                except (OSError, ValidationError):
+                except OSError as error:
+                    broken.append(str(UnreadableError.of(path, error)))
+                except ValidationError:
                     broken.append(f"{path}: broken; delete the run's folder and run it again")
         else:
             for run in read_pack(source):
@@ -450,7 +465,7 @@ def stream_predictions(runs: Sources, records: Iterable[Record]) -> Iterator[tup
                 if not isinstance(told, str):
                     del wanted[folder.name]
             for folder in [folder for folder in folders if folder.name not in named] if wanted else ():
-                with contextlib.suppress(RequestError):  # `find_records` tells of it
+                with contextlib.suppress(RequestError, UnreadableError):  # `find_records` tells of it
                     run_id = read_record(folder).run_id  # the folder has been given another name
                     if run_id in wanted:
                         told = _read_or_tell(folder, wanted[run_id])
@@ -496,7 +511,7 @@ def pack_runs(runs: Sources, records: Sequence[Record], path: Path, paused: Mapp
       RequestError: what one of them predicted, or its distributions, are missing or broken.
       UnwritableError: the disk is full, or the file cannot be written.
     """
-    distributions, broken = find_distributions(runs)
+    distributions, broken = find_distributions(runs, {record.run_id for record in records})
     predictions, more = find_predictions(runs, records)
     if broken or more:
         raise RequestError(f"--pack={path}: not all can be read, so nothing is packed: {_first([*more, *broken])}")
@@ -509,11 +524,13 @@ def pack_runs(runs: Sources, records: Sequence[Record], path: Path, paused: Mapp
     )
 
 
-def read_runs(runs: Sources) -> pd.DataFrame:
+def read_runs(runs: Sources, *, predictions: bool = False) -> pd.DataFrame:
     """The records of runs as one DataFrame, one row a run; see `tabulate`.
 
     Args:
       runs: the `--output_dir` of the runs, a packed study (`tfmt-report --pack`), or a list of several of these.
+      predictions: whether `attrs["predictions"]` is to hold what each run predicted, {run id: `Predictions`}: for each
+        split and epoch the class or score of every example, and the labels. Runs of earlier versions kept none.
 
     Raises:
       RequestError: there is no such folder or file, a pack is damaged, or a run is there twice and not the same.
@@ -524,7 +541,12 @@ def read_runs(runs: Sources) -> pd.DataFrame:
       >>> int(runs["frozen_changed"].sum())  # weights outside the selections that moved
       0
     """
-    return tabulate(*find_records(runs))
+    records, broken = find_records(runs)
+    found, unread = find_predictions(runs, records) if predictions else ({}, [])
+    frame = tabulate(records, [*broken, *unread])
+    if predictions:
+        frame.attrs["predictions"] = found
+    return frame
 
 
 _COMPUTING = ("tensorflow", "tf_keras", "transformers")  # what a table's caption tells the versions of
@@ -562,7 +584,7 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
             row["half_scores"] = record.half_scores
             row["collapsed_epochs"] = tuple(epoch.collapsed for epoch in record.result.epochs)
         if record.cost:
-            row["seconds"] = record.cost.setup_seconds + record.cost.train_seconds + record.cost.eval_seconds
+            row["seconds"] = record.cost.seconds
         if record.proof:
             row["frozen_changed"] = record.proof.frozen_changed
         origin = record.origin

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -524,9 +523,8 @@ def _finish(request: Request, record: Record, before_write: Callable[[], None]) 
         (request.folder / TUNED_FILE).unlink(missing_ok=True)
     write_whole(request.folder / RECORD_FILE, record.to_json().encode())
     if record.status != "failed":
-        with suppress(OSError):  # it says nothing any more
-            (request.folder / PAUSED_FILE).unlink(missing_ok=True)
-        shutil.rmtree(request.folder / "checkpoint", ignore_errors=True)
+        with suppress(OSError):  # what stays goes with the next start
+            clear_ended(request.folder)
 
 
 def _pause(

@@ -96,7 +96,6 @@ class OwnProcess:
     renews = False
 
     def __init__(self, output_dir: Path, verbosity: int = 0, tell: Tell = _tell_nobody) -> None:
-        self._output_dir, self._verbosity = output_dir, verbosity
         self._executor = Executor(output_dir, verbosity=verbosity, tell=lambda standing: tell(0, standing))
         self._run: tuple[RunSpec, Sources, int | None] | None = None
 

@@ -208,7 +208,7 @@ class Sweep:
         lacking = []
         for spec, folder in self._folders.items():
             try:
-                if exists(folder / RECORD_FILE):
+                if spec.keep == "tuned" and exists(folder / RECORD_FILE):
                     check_kept(spec, read_record(folder), folder)
             except UnkeptError as error:
                 lacking.append(str(error))
@@ -277,12 +277,8 @@ class Sweep:
         Raises:
           UnreadableError: whether there is one, or what it says, cannot be told now.
         """
-        try:
-            (item.folder / RECORD_FILE).open("rb").close()
-        except FileNotFoundError:
+        if not exists(item.folder / RECORD_FILE):
             return False
-        except OSError as error:
-            raise UnreadableError.of(item.folder / RECORD_FILE, error) from None
         try:
             record = read_record(item.folder)
         except RequestError as error:  # not written by this version, or damaged; only its owner may delete it

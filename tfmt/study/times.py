@@ -22,7 +22,7 @@ class Times:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
         self._running: dict[RunSpec, tuple[float, float]] = {}
-        self._so_far: dict[tuple[Any, ...], tuple[float, float]] = {}  # the sums of `_running`, by key
+        self._so_far: dict[tuple[Any, ...], tuple[float, float]] | None = None  # the sums of `_running`, by key
         self._examples: dict[tuple[Any, ...], int] = {}
         self.count = 0
 
@@ -38,15 +38,14 @@ class Times:
             return
         self.count += 1
         self._examples[_source(spec)] = examples
-        seconds = cost.setup_seconds + cost.train_seconds + cost.eval_seconds
-        _add(self._known, spec, seconds, work)
+        _add(self._known, spec, cost.seconds, work)
 
     def note(self, spec: RunSpec, standing: Standing) -> None:
         """Takes the epochs into account that a run in progress has behind it, in place of what was noted of it."""
         if standing.timed:
             self._examples.setdefault(_source(spec), standing.examples)
             self._running[spec] = standing.seconds, standing.examples * standing.timed
-            self._sum_up()
+            self._so_far = None
 
     def note_paused(self, paused: Paused) -> None:
         """Takes the epochs of a run that waits into account, in place of what was noted of it."""
@@ -55,17 +54,20 @@ class Times:
             self._examples.setdefault(_source(paused.spec), examples)
             seconds = sum(epoch.seconds for epoch in paused.epochs)
             self._running[paused.spec] = seconds, examples * paused.epoch
-            self._sum_up()
+            self._so_far = None
 
     def forget(self, spec: RunSpec) -> None:
         """Drops what was noted of a run in progress, as it has ended."""
         if self._running.pop(spec, None):
-            self._sum_up()
+            self._so_far = None
 
-    def _sum_up(self) -> None:
-        self._so_far = {}
-        for spec, (seconds, work) in self._running.items():
-            _add(self._so_far, spec, seconds, work)
+    def _sum_up(self) -> dict[tuple[Any, ...], tuple[float, float]]:
+        """The sums of what is in progress, made anew where that has changed since they were asked for."""
+        if self._so_far is None:
+            self._so_far = {}
+            for spec, (seconds, work) in self._running.items():
+                _add(self._so_far, spec, seconds, work)
+        return self._so_far
 
     def count_examples(self, spec: RunSpec) -> int | None:
         """Training examples of a run's epoch, by runs on the same data or by the task's published size."""
@@ -76,9 +78,10 @@ class Times:
         examples = self.count_examples(spec)
         if examples is None:
             return None
+        so_far = self._sum_up()
         for key in _keys(spec):
-            if key in self._known or key in self._so_far:
-                (ended, before), (running, now) = (sums.get(key, (0.0, 0.0)) for sums in (self._known, self._so_far))
+            if key in self._known or key in so_far:
+                (ended, before), (running, now) = (sums.get(key, (0.0, 0.0)) for sums in (self._known, so_far))
                 return (ended + running) / (before + now) * examples * spec.epochs
         return None
 

@@ -145,10 +145,10 @@ def _ended_by(error: RequestError | RunError, request: Request | None = None) ->
         return Ended("hindered", error=str(error))
     if request is None:
         return Ended("failed", error=str(error))
-    message = (str(error).splitlines() or [""])[0].removeprefix(f"{request.run_id}: ")
+    message = str(error).removeprefix(f"{request.run_id}: ")
     try:
         recorded = read_record(request.folder).error == message
-    except RequestError:
+    except (RequestError, SurroundingsError):
         recorded = False
     if not recorded:
         # Where even that fails the folder is another run's; the message is in the list at the end.

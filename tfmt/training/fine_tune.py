@@ -97,7 +97,7 @@ class FineTuning:
       bench: model, data and compiled steps.
       spec: what to do.
       folder: where checkpoints and events go; what an interrupted run left there is taken up.
-      progress: whether to show progress.
+      quiet: show no progress.
       before_write: called before each checkpoint, may raise to end the run.
       union: for `fisher_from`, the selected indices by path.
       model_sha256: digest of the base model, noted beside the Fisher information.
@@ -454,7 +454,7 @@ class FineTuning:
             self._discarded.append(note)
 
     def _take_up(self, path: Path) -> None:
-        """Puts the run into a checkpoint's state; whatever does not fit is found before anything is changed.
+        """Puts the run into a checkpoint's state; whatever does not fit is found before any weight is changed.
 
         Raises:
           UnfitError: the state, or the kept weights that it names, are damaged or another run's.

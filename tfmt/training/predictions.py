@@ -1,4 +1,4 @@
-"""What a run predicted for every example of its development splits, in one file beside its record. No TensorFlow."""
+"""What a run predicted for every example of its development splits, and of a labelled test split. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfmt.tasks import Task
 from tfmt.tensors import digest_tensors, read_tensors, write_tensors
 
 PREDICTIONS_FILE = "predictions.safetensors"
-TEST_SPLIT = "test"  # scored once, with the weights that are kept
+TEST_SPLIT = "test"  # scored with the weights that are kept, which chose nothing by it
 # Of a split with more examples the kept epoch's and the last epoch's predictions alone are kept.
 EVERY_EPOCH = 10_000
 

@@ -41,7 +41,7 @@ class Workbench:
       spec: a run's spec; other runs on the same bench differ in mode, layers, masks, rate, seed, epochs or schedule.
       task: the task, its classes known.
       splits: tokenised splits by name.
-      truths: what predictions of each development split are compared with.
+      truths: what predictions of each split with labels, but the training split, are compared with.
       devices: from `make_devices`.
       folder: where the base model lies; None looks for it by the spec.
     """
