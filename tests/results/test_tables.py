@@ -433,6 +433,13 @@ def test_list_of_runs(add_run: AddRun, runs: Runs) -> None:
     )
     (alone,) = only(build_tables(runs().iloc[:1], "runs")).blocks
     assert len(alone.columns) == 15
+    tested = runs()
+    tested["score_test"] = [0.375, None, None]
+    table = only(build_tables(tested, "runs"))
+    (block,) = table.blocks
+    place = block.columns.index("test")
+    assert [row[place] for row in block.rows] == ["37.5", "-", "-"]
+    assert any(line.startswith("Test: ") and "chose nothing" in line for line in table.caption)
     assert only(build_tables(runs().iloc[:0], "runs")).caption == ("0 runs.",)
 
 

@@ -105,6 +105,13 @@ def test_python_reads_packs_and_several_sources(study, tmp_path):
         assert find_records(runs)[0] == find_records(pack)[0]
         assert len(find_predictions(runs, find_records(runs)[0])[0]) == 4
         assert len(figures.plot_curves(runs)[1]) == rows
+        told = tfmt.read_runs(runs, predictions=True).attrs["predictions"]
+        assert told.keys() == {record.run_id for record in find_records(pack)[0] if record.predictions_sha256}
+        for record in find_records(pack)[0]:
+            for epoch in record.result.epochs if record.run_id in told else ():
+                again = told[record.run_id].score(record.task, "validation", epoch.epoch).values
+                assert again == epoch.metrics["validation"]
+    assert "predictions" not in tfmt.read_runs(pack).attrs
     with pytest.raises(RequestError, match="empty"):
         tfmt.read_runs([])
 
