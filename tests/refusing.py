@@ -51,7 +51,11 @@ def main(rows_file: str, pattern: str, work: str) -> None:
         for name, content in files.items():
             path = Path(name.replace("RUN_ID", run_id))
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            if content is None:  # a folder instead of the file
+                path.unlink(missing_ok=True)
+                path.mkdir()
+            else:
+                path.write_bytes(content)
         before = contents(folder)
         result = call(command, arguments)
         os.chdir(pattern)

@@ -11,10 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pytest
 from refusing import USUAL
+from safetensors.numpy import load, save
 
 from tfmt.runs.records import Record
+from tfmt.runs.sealed import seal_json
 from tfmt.spec import RunSpec
 
 DEEP = b"[" * 100_000
@@ -27,11 +31,17 @@ GRID = ("--model=model", "--task=mrpc", "--data_dir=glue", "--mode=layernorm", "
 PREDICT = ("--run=run", "--input=texts.tsv", "--output=out.tsv")
 GLUE = b"Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
 DEV = b"text\tlabel\ngood\tp\nbad\tn\n"
+KEY = "bert.encoder.layer.0.attention.self.key.weight"
+SMALL, RATE = "must be a small positive number", "must be a number from 0 to below 1"
 ROWS = []
 
 
 def row(name, command, arguments, words, files=()):
-    """One request: its name, the command line, the words of the one line, and {file that it meets: content}."""
+    """One request: its name, the command line, the words of the one line, and {file that it meets: content}.
+
+    A content is bytes, None for a folder of that name, or what makes bytes of those of the toy's file of that name; for
+    a record it is what changes a good one.
+    """
     assert name not in [known[0] for known in ROWS], name
     ROWS.append((name, command, list(arguments), [words] if isinstance(words, str) else words, dict(files)))
 
@@ -39,6 +49,31 @@ def row(name, command, arguments, words, files=()):
 def table(name, train, words, ending="tsv", dev=DEV, arguments=CLASSES):
     """A request with a training file of one's own."""
     row(name, "train", arguments, words, files={f"own/train.{ending}": train, "own/dev.tsv": dev})
+
+
+def setting(key, text):
+    """The toy's config.json with one value as this text, which need be nothing that Python writes."""
+    return lambda content: json.dumps(json.loads(content) | {key: "?"}).replace('"?"', text).encode()
+
+
+def tensor(change):
+    """The toy's weights with one tensor changed."""
+    return lambda content: save((tensors := load(content)) | {KEY: change(tensors[KEY].copy())})
+
+
+def holding(number):
+    """What writes a number into a tensor."""
+
+    def change(array):
+        array[3, 3] = number
+        return array
+
+    return change
+
+
+def without(word):
+    """The toy's vocabulary without a word."""
+    return lambda content: content.replace(f"{word}\n".encode(), b"")
 
 
 # ---- files of data --------------------------------------------------------------------------------------------------
@@ -94,6 +129,45 @@ for name, content, words in [
     row(name, "train", USUAL, ["model/config.json", words], files={"model/config.json": content})
 row("sweep, deep config", "sweep", (*GRID, "--layers=each"), ["model/config.json", "deeply"],
     files={"model/config.json": DEEP})  # fmt: skip
+for key, text, words in [
+    ("hidden_act", '"GELU"', ["must be one of gelu,", "'GELU'"]), ("hidden_act", "5", ["must be one of gelu,", ": 5"]),
+    ("layer_norm_eps", '"1e-12"', [SMALL, "'1e-12'"]), ("layer_norm_eps", "-1e-12", [SMALL, "-1e-12"]),
+    ("layer_norm_eps", "NaN", [SMALL, "nan"]), ("layer_norm_eps", "0", [SMALL, ": 0"]),
+    ("hidden_dropout_prob", "-0.1", [RATE, "-0.1"]), ("attention_probs_dropout_prob", "1.0", [RATE, "1.0"]),
+    ("classifier_dropout", "1.5", [RATE, "1.5"]), ("initializer_range", '"0.02"', [SMALL, "'0.02'"]),
+    ("initializer_range", "-0.02", [SMALL, "-0.02"]), ("hidden_size", "9" * 9999, ["more than 4,300 digits"]),
+    ("num_hidden_layers", "100000000", ["at most 1,000", "100000000"]),
+    ("num_attention_heads", "3", ["hidden_size must be divisible", "hidden_size=16", "=3"]),
+]:  # fmt: skip
+    row(f"{key}: {text:.9}", "train", USUAL, ["model/config.json", key, *words],
+        files={"model/config.json": setting(key, text)})  # fmt: skip
+for key, size, words in [
+    ("vocab_size", 20, ["[19, 16]", "[20, 16]"]), ("hidden_size", 18, ["[19, 16]", "[19, 18]"]),
+    ("intermediate_size", 64, ["[32, 16]", "[64, 16]"]), ("max_position_embeddings", 128, ["[64, 16]", "[128, 16]"]),
+    ("vocab_size", 2**31 - 1, ["[19, 16]", "[2147483647, 16]"]), ("num_hidden_layers", 3, ["2 blocks", "asks for 3"]),
+]:  # fmt: skip
+    row(f"{key}: {size}, which the weights have not", "train", USUAL, ["model/model.safetensors", f"({key})", *words],
+        files={"model/config.json": setting(key, str(size))})  # fmt: skip
+for name, change, words, commands in [
+    ("NaN", holding(np.nan), ["holds 1 value", "NaN"], "train analyze"),
+    ("inf", holding(np.inf), ["holds 1 value"], "train"),
+    ("int8", lambda array: array.astype(np.int8), ["stored as I8", "quantised"], "train"),
+    ("bool", lambda array: array > 0, ["stored as BOOL", "quantised"], "train"),
+    ("float8", lambda array: array.astype(ml_dtypes.float8_e4m3fn), ["stored as F8_E4M3"], "train analyze"),
+]:  # fmt: skip
+    for command in commands.split():
+        arguments = {"train": USUAL, "analyze": ("--figure=weights", "--model=model")}[command]
+        row(f"{command}, weights of {name}", command, arguments, ["model/model.safetensors", KEY, *words],
+            files={"model/model.safetensors": tensor(change)})  # fmt: skip
+for name, content, words in [
+    ("empty", b"", ["its vocabulary is empty"]), ("folder", None, ["model/vocab.txt: missing"]),
+    *((f"without {word}", without(word), [f"model/vocab.txt: holds no {word}"])
+      for word in ("[UNK]", "[CLS]", "[SEP]", "[PAD]")),
+]:  # fmt: skip
+    row(f"vocabulary: {name}", "train", USUAL, words, files={"model/vocab.txt": content})
+for name, content in [("cut off", b'{"version": "1.0", "model": {"type": "WordPi'), ("a list", b"[]"), ("empty", b"")]:
+    row(f"tokenizer.json: {name}", "train", USUAL, ["model: the tokenizer's files cannot be read"],
+        files={"model/tokenizer.json": content})  # fmt: skip
 row("home in --model", "train", (*USUAL, "--model=~/none"), ["/home/none", "no such"])
 row("home in --output_dir", "train", (*USUAL, "--output_dir=~/runs"), ["--output_dir", "/home/runs"],
     files={"home/runs": b""})  # fmt: skip
@@ -220,6 +294,13 @@ for name, content, words in [
             files={f"{place}/record.json": content})  # fmt: skip
 for name, content in [("deep", DEEP), ("a list", b"[]"), ("empty", b""), ("no UTF-8", b"\xff\xfe{}")]:
     row(f"spec.json: {name}", "train", USUAL, ["spec.json", "broken"], files={"runs/RUN_ID/spec.json": content})
+for command, arguments in (("export", ("--run=run", "--output=out")), ("predict", PREDICT)):
+    for name, content in [
+        ("a list", b"[]"), ("no run's", seal_json({"more": 1}).encode()),
+        ("changed", seal_json({"identity": {"seed": 0}}).replace(": 0", ": 1").encode()),
+    ]:  # fmt: skip
+        row(f"{command}, spec.json: {name}", command, arguments, ["run/spec.json: broken", "delete the file"],
+            files={"run/spec.json": content})  # fmt: skip
 row(
     "spec.json of another run",
     "train",
@@ -272,7 +353,9 @@ def results(toy_bert, toy_glue, tmp_path_factory):
     for _, command, arguments, _, files in ROWS:
         written = {}
         for name, content in files.items():
-            if callable(content):
+            if callable(content) and name.startswith("model/"):
+                content = content((toy_bert / Path(name).name).read_bytes())
+            elif callable(content):
                 record = make_record(toy_bert)
                 content(record)
                 content = json.dumps(record).encode()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import h5py
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -192,13 +193,18 @@ def test_other_floats_are_read(toy_bert, tmp_path, kind):
     np.testing.assert_array_equal(value, expected)
 
 
-def test_quantised_weights_are_refused(toy_bert, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("int8", "I8"), ("uint8", "U8"), ("bool", "BOOL"), (ml_dtypes.float8_e4m3fn, "F8_E4M3"),
+     (ml_dtypes.float8_e5m2, "F8_E5M2")],
+)  # fmt: skip
+def test_quantised_weights_are_refused(toy_bert, tmp_path, kind, told):
     folder = tmp_path / "model"
     shutil.copytree(toy_bert, folder)
     tensors = load_file(folder / "model.safetensors")
     name = "bert.encoder.layer.0.attention.self.key.weight"
-    save_file(tensors | {name: tensors[name].astype(np.int8)}, folder / "model.safetensors")
-    with pytest.raises(RequestError, match=f"{name} is stored as I8.*quantised"):
+    save_file(tensors | {name: tensors[name].astype(kind)}, folder / "model.safetensors")
+    with pytest.raises(RequestError, match=f"{name} is stored as {told};.*quantised"):
         BaseWeights(folder, "sentence")
 
 
