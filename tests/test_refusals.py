@@ -165,9 +165,12 @@ for name, content, words in [
       for word in ("[UNK]", "[CLS]", "[SEP]", "[PAD]")),
 ]:  # fmt: skip
     row(f"vocabulary: {name}", "train", USUAL, words, files={"model/vocab.txt": content})
-for name, content in [("cut off", b'{"version": "1.0", "model": {"type": "WordPi'), ("a list", b"[]"), ("empty", b"")]:
-    row(f"tokenizer.json: {name}", "train", USUAL, ["model: the tokenizer's files cannot be read"],
-        files={"model/tokenizer.json": content})  # fmt: skip
+for file in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
+    for name, content, words in [("cut off", b'{"version": "1.0", "mod', "JSON"), ("a list", b"[]", "JSON object"),
+                                 ("empty", b"", "JSON"), ("no UTF-8", b"\xff\xfe{}", "JSON")]:  # fmt: skip
+        row(f"{file}: {name}", "train", USUAL, [f"model/{file}: ", words, "fetch"], files={f"model/{file}": content})
+row("tokenizer.json without a model", "train", USUAL, "model: the tokenizer's files cannot be read",
+    files={"model/tokenizer.json": b'{"version": "1.0"}'})  # fmt: skip
 row("home in --model", "train", (*USUAL, "--model=~/none"), ["/home/none", "no such"])
 row("home in --output_dir", "train", (*USUAL, "--output_dir=~/runs"), ["--output_dir", "/home/runs"],
     files={"home/runs": b""})  # fmt: skip

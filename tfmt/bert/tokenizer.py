@@ -144,6 +144,8 @@ def _load(folder: Path) -> tuple[Any, list[str]]:
         raise RequestError(
             f"{folder / 'vocab.txt'}: missing; a model folder needs a vocabulary (vocab.txt or tokenizer.json)"
         )
+    for file in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
+        _read_object(folder / file)  # transformers does not say which of them is broken
     more: dict[str, Any] = {}
     if isinstance(settings.get("extra_special_tokens"), list):  # transformers 5's word for what 4 calls additional
         more = {"extra_special_tokens": {}, "additional_special_tokens": settings["extra_special_tokens"]}
@@ -192,14 +194,7 @@ def _load(folder: Path) -> tuple[Any, list[str]]:
 def _read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, checked for what tfmt will not do; empty where there is none."""
     path = folder / _SETTINGS_FILE
-    if not path.is_file():
-        return {}
-    try:
-        settings = parse_json(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise RequestError(f"{path}: not readable as JSON: {error}; fetch the model again") from None
-    if not isinstance(settings, dict):
-        raise RequestError(f"{path}: expected a JSON object")
+    settings = _read_object(path)
     asked = settings.get("auto_map")
     if asked and (not isinstance(asked, dict) or "AutoTokenizer" in asked):
         raise RequestError(f"{path}: asks for code of its own (auto_map); tfmt runs no code that comes with weights")
@@ -252,7 +247,16 @@ def _lacking(tokenizer: Any, folder: Path) -> dict[str, str]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    return dict(parse_json(path.read_bytes())) if path.is_file() else {}
+    """The JSON object in a file; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = parse_json(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{path}: not readable as JSON: {error}; fetch the model again") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: expected a JSON object; fetch the model again")
+    return content
 
 
 def _repeated(path: Path) -> list[str]:
