@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 
 import pytest
 
@@ -105,6 +106,16 @@ def test_silent_owner_of_another_machine_is_followed_in_time(tmp_path):
     leave(tmp_path, host="elsewhere", place="elsewhere", age=lease.LEASE_SECONDS + 5)
     with Lease(tmp_path) as held:
         held.check()
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_machines_whose_clocks_differ_agree_on_who_is_silent(tmp_path, monkeypatch, minutes):
+    """Both times are the disk's: a clock that is ahead makes nobody silent, and one that is behind nobody alive."""
+    real = time.time
+    monkeypatch.setattr(lease.time, "time", lambda: real() + 60 * minutes)
+    for age, held in ((0.0, True), (lease.LEASE_SECONDS - 5, True), (lease.LEASE_SECONDS + 5, False)):
+        leave(tmp_path, host="elsewhere", place="elsewhere", age=age)
+        assert is_held(tmp_path) is held
 
 
 def test_half_written_lease_counts(tmp_path):
