@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tfmt import files
 from tfmt.errors import RequestError
-from tfmt.files import check_output, parse_json, whole_file, whole_folder
+from tfmt.files import check_output, parse_json, whole_file, whole_folder, write_whole
 from tfmt.runs.folder import clear_leftovers, note_spec, open_folder, tell_other_model
 from tfmt.runs.lease import Lease
 from tfmt.runs.runner import prepare
@@ -140,3 +142,47 @@ def test_what_is_no_json_is_one_kind_of_error(content):
     with pytest.raises(ValueError):
         parse_json(content)
     assert parse_json(b'\xef\xbb\xbf{"a": [1]}') == {"a": [1]}
+
+
+@pytest.fixture
+def to_the_disk(monkeypatch):
+    """What is put on the disk, by device and inode, and what is renamed, in their order."""
+    events, sync, replace = [], files.os.fsync, Path.replace
+
+    def fsync(number):
+        status = os.fstat(number)
+        events.append(("sync", status.st_dev, status.st_ino))
+        sync(number)
+
+    def rename(path, target):
+        events.append(("rename", path.parent, target))
+        return replace(path, target)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    return events
+
+
+def synced(path):
+    status = path.stat()
+    return "sync", status.st_dev, status.st_ino
+
+
+def test_a_whole_files_name_is_put_on_the_disk_after_its_content(to_the_disk, tmp_path):
+    """Else a crash of the machine may bring back the older file, which others have seen replaced."""
+    path = tmp_path / "record.json"
+    for content in (b"older", b"newer"):
+        to_the_disk.clear()
+        write_whole(path, content)
+        assert to_the_disk == [synced(path), ("rename", tmp_path, path), synced(tmp_path)]
+    assert path.read_bytes() == b"newer"
+
+
+def test_a_whole_folders_name_is_put_on_the_disk_after_its_files(to_the_disk, tmp_path):
+    path = tmp_path / "export"
+    with whole_folder(path) as temporary:
+        (temporary / "inner").mkdir()
+        for name in ("a", "inner/b"):
+            (temporary / name).write_text(name)
+    assert to_the_disk[-2:] == [("rename", tmp_path, path), synced(tmp_path)]
+    assert set(to_the_disk[:-2]) == {synced(path / "a"), synced(path / "inner" / "b")}
