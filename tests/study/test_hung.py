@@ -13,6 +13,8 @@ from tfmt import liveness
 from tfmt.data.batches import evaluation_batches, plan_epoch, training_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.study import pool, worker
+from tfmt.study import sweep as study_sweep
+from tfmt.study.grid import expand_grid
 from tfmt.study.places import Place
 from tfmt.study.pool import ProcessPool
 from tfmt.study.worker import Ended
@@ -169,6 +171,42 @@ def test_hung_process_is_killed(tmp_path, monkeypatch):
     assert made.died_of(0) == "hung"
     assert told == [True]
     assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(pool.HUNG_SECONDS + 1, "10 min"), (75.0, "75 s")])
+def test_sweep_tells_whose_process_hangs_and_that_it_is_replaced(
+    toy_bert, toy_glue, tmp_path, monkeypatch, capsys, seconds, shown
+):
+    """The first process of the sweep's one worker gives no sign any more; the second does what it is asked to."""
+
+    class Hangs(ProcessPool):
+        def __init__(self, places, output_dir, verbosity, tell, tell_hung):
+            super().__init__(places, output_dir, verbosity, tell, tell_hung)
+            self.fresh = []
+            made.append(self)
+
+        def submit(self, worker, spec, sources, *, fresh=False, until=None):
+            self.fresh.append(fresh)
+            return True
+
+        def wait_for_any(self, _):
+            if len(self.fresh) > 1:
+                return [(0, Ended("failed", error="no"))]
+            self._tell_hung(0, seconds)
+            lines.append(capsys.readouterr().err.splitlines()[-1])  # told at once, and not when it is over
+            self._workers[0].cause = "hung"
+            return [(0, None)]
+
+    made, lines = [], []
+    monkeypatch.setattr(study_sweep, "ProcessPool", Hangs)
+    settings = {"model": str(toy_bert), "data_dir": str(toy_glue), "max_length": 32, "epochs": 2}
+    grid = expand_grid({"task": ("mrpc",), "mode": ("layernorm",), "learning_rate": (1e-3,), "seed": (0,)}, settings)
+    sweep = study_sweep.Sweep(grid, tmp_path)
+    sweep.run(workers=1)
+    (name,) = sweep.failures
+    assert lines == [f"tfmt-sweep: {name}: its process gave no sign for {shown}, and is replaced"]
+    assert f"tfmt-sweep: {name}: its process hung; it is tried again\n" in capsys.readouterr().err
+    assert made[0].fresh == [False, True]
 
 
 def test_worker_hands_signs_of_life_on(tmp_path, monkeypatch):
