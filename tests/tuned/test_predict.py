@@ -1,5 +1,6 @@
 """tfmt-predict: the record's score again, every layout, streams, and what is refused."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -390,3 +391,40 @@ def test_written_tables_are_tables_again(own, tmp_path, capsys):
     assert row.fields["text"] == "good film"
     assert row.fields["tags"] == '["a", null]'
     assert row.fields["half"] == "\\ud800"
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(1)", '=HYPERLINK("http://a")', "- bad film"]
+
+
+def test_texts_that_a_spreadsheet_takes_for_formulas_come_back_unchanged(own, tmp_path, capsys):
+    """Predictions are read by programs, beside the texts that they are of: a quote in front would be another text."""
+    rows = [json.dumps({"=id": text, "text": text}) for text in FORMULAS]
+    path = write_lines(tmp_path / "in.jsonl", rows)
+    status, _, err = call(capsys, run=own, input=path, output=tmp_path / "out.tsv")
+    assert status == 0, err
+    header, rows = table(tmp_path / "out.tsv")
+    assert header == ["=id", "text", "prediction", "probability"]
+    assert [row[:2] for row in rows] == [[text, text] for text in FORMULAS]
+
+
+def test_words_and_classes_that_begin_as_formulas_come_back_unchanged():
+    marks = ["=", "+", "-", "@", "-LRB-", "+x"]
+    predictions = Predictions(np.arange(len(marks)), None)
+    lines = WordLayout(custom_task("tokens", ("words",), tuple(marks))).lines(
+        None, Examples((marks,), None, np.array([len(marks)])), predictions
+    )
+    assert list(lines) == [*(f"{mark}\t{mark}" for mark in marks), ""]
+    predictions = Predictions(np.arange(len(marks)), np.ones(len(marks)))
+    task = custom_task("classification", ("t",), tuple(marks))
+    lines = list(TableLayout(task, "in").lines(None, Examples((marks,), None), predictions))
+    assert lines[1:] == [f"{mark}\t{mark}\t1.000000" for mark in marks]
+
+
+def test_the_server_is_given_its_own_values_whatever_a_spreadsheet_makes_of_them():
+    """It knows no quote in front of a label; what the file says is what `GlueFiles.labels` says."""
+    marks = ("=1", "+1", "-1", "@1")
+    task = TASKS["mrpc"]
+    assert task.glue is not None
+    task = dataclasses.replace(task, classes=marks, glue=dataclasses.replace(task.glue, labels=marks))
+    lines = list(ServerLayout(task).lines(None, Examples((marks, marks), None), Predictions(np.arange(4), None)))
+    assert lines == ["index\tprediction", "0\t=1", "1\t+1", "2\t-1", "3\t@1"]
