@@ -52,6 +52,27 @@ def test_the_split_is_by_file(tmp_path):
     assert count_examples("ptb_pos", home) == {"train": 159, "validation": 20}
 
 
+@pytest.mark.parametrize("split_seed", [None, 1])
+def test_the_test_split_has_labels_and_chooses_nothing(tmp_path, split_seed):
+    """It is scored, so it stands beside the splits, with a digest of its own that leaves theirs alone."""
+    home = str(write(tmp_path))
+    dataset = read_dataset("ptb_pos", home, split_seed=split_seed)
+    assert set(dataset.splits) == {"train", "validation"}
+    assert len(dataset.test) == 20
+    assert not set(files_of(dataset.test)) & set(
+        files_of(dataset.splits["train"]) + files_of(dataset.splits["validation"])
+    )
+    tags = [dataset.task.classes[tag] for tag in dataset.test.labels]
+    assert tags == ["NNP", "NNP", "VBZ", "DT", "-LRB-", "NN", "."] * 20
+    assert set(dataset.digests) == {"data", "test"}
+    assert "test" not in {*dataset.notes["sentences"], *dataset.notes["words"]}
+    changed = files_of(dataset.test)[0]
+    other = write(tmp_path, {changed: TREE.format(i=changed).replace("chairman", "chair")})
+    digests = read_dataset("ptb_pos", str(other), split_seed=split_seed).digests
+    assert digests["data"] == dataset.digests["data"]
+    assert digests["test"] != dataset.digests["test"]
+
+
 def test_a_seed_splits_at_random(tmp_path):
     home = str(write(tmp_path))
     dataset = read_dataset("ptb_pos", home, split_seed=1)
