@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "tfmt"
 # A module imports from its own room and from rooms to its left.
 ORDER = ["version", "words", "errors", "files", "tensors", "streams", "signals", "liveness", "quiet", "memory",
-         "protocol", "spec", "tasks", "metrics", "bert", "data", "selection", "training", "runs", "study", "tuned",
-         "results", "claims", "figures", "page", "flagfile", "help", "flags"]  # fmt: skip
+         "protocol", "expressions", "spec", "tasks", "metrics", "bert", "data", "selection", "training", "runs",
+         "study", "tuned", "results", "claims", "figures", "page", "flagfile", "help", "flags"]  # fmt: skip
 # What tables, claims and figures are made of are runs, not the study that made them; nor does a tuned model know it.
 APART = {("tuned", "study"), ("results", "study"), ("results", "tuned"), ("claims", "study"), ("claims", "tuned"),
          ("figures", "study"), ("figures", "claims"), ("page", "study"), ("page", "tuned")}  # fmt: skip

@@ -150,4 +150,5 @@ def test_layers_round_trip(blocks):
 def test_every_mode_makes_a_spec():
     extra = {"outliers": {"mask_size": 4}, "outliers_control": {"mask_size": 4}}
     extra |= {"fisher": {"mask_fraction": 0.1}, "fisher_control": {"mask_fraction": 0.1}}
+    extra |= {"custom": {"select": "layernorm"}}
     assert {make(mode=mode, **extra.get(mode, {})).mode for mode in MODES} == set(MODES)

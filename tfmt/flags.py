@@ -33,7 +33,9 @@ _HELP = {
     "mask_size": "Weights per LayerNorm in the outlier modes; P1 uses 4, 16, 64 and 256.",
     "mask_fraction": "Part of the feed-forward LayerNorms' weights in the Fisher modes, above 0 and at most 1.",
     "outlier_pool": "Where a LayerNorm's outliers are sought; P1 does not say, so gamma and beta are pooled.",
-    "fisher_examples": "Training examples that the Fisher information is estimated on.",
+    "select": "What trains with --mode=custom, an expression; `NAME = EXPRESSION` names it.",
+    "budget": "What `budget` in --select is: a number of weights, or percent of the encoder, 0.5%.",
+    "fisher_examples": "Training examples that Fisher information, or another score by gradients, is measured on.",
     "fisher_from": "Folders of other runs; the union of their masks trains instead of a fraction.",
     "learning_rate": "Peak learning rate; P1 picks it per cell; unset means 5e-5 (full), 1e-4 (modules) or 5e-3.",
     "epochs": "Epochs; 0 is P1's rule: full 5; otherwise 10 for sst2, qqp, mnli, qnli and 20 for the rest.",
@@ -130,7 +132,11 @@ def read_spec(values: flags.FlagValues) -> RunSpec:
             f"--layers={values.layers}: a run takes all, 5, 0-3 or 0,5,11; `{EACH}` and 0+5 are for tfmt-sweep"
         )
     given = {name for name in RunSpec.model_fields if values[name].present}
-    idle = find_idle(given, values.mode, values.task)
+    if values.mode == "custom" and "layers" in given:
+        raise RequestError("--layers means nothing for --mode=custom: `@` in --select says which blocks")
+    idle = find_idle(given, values.mode, values.task, values.select)
+    if idle == "budget" and values.mode == "custom":
+        raise RequestError("--budget means nothing for a --select without `budget` in it; leave it out")
     if idle:
         raise RequestError(f"--{idle} means nothing for --mode={values.mode} --task={values.task}; leave it out")
     settings = {name: values[name].value for name in RunSpec.model_fields}

@@ -18,8 +18,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Your own data": ("task_type", "text_columns", "label_column", "validation_fraction", "split_seed", "encoding"),
     "What trains": (
-        "mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "fisher_examples", "fisher_from",
-        "fisher_union",
+        "mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "select", "budget", "fisher_examples",
+        "fisher_from", "fisher_union",
     ),
     "How it trains": (
         "learning_rate", "epochs", "batch_size", "max_length", "batching", "warmup_ratio", "schedule", "adam_epsilon",

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from tfmt import protocol
+from tfmt import expressions, protocol
 from tfmt.errors import RequestError
 from tfmt.files import find_path_fault, parse_json
 
@@ -42,6 +42,7 @@ Mode = Literal[
     "outliers_control",
     "fisher",
     "fisher_control",
+    "custom",
 ]
 TaskName = Literal[
     "cola",
@@ -131,6 +132,8 @@ def split_revision(model: str, revision: str = "") -> tuple[str, str]:
     return match[1], match[2]
 
 
+_BUDGET = re.compile(r"[1-9][0-9]{0,11}|(?!0*\.?0*%)([0-9]{1,3})(\.[0-9]{1,12})?%", re.ASCII)
+
 # What no type says of single values: {name: (whether it holds, what is expected)}.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": (lambda value: bool(value.strip()), "a hub name, a local folder, or `demo`"),
@@ -148,6 +151,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "replicas": (lambda value: value >= 0, "0 (every GPU, else one CPU) or a number of devices"),
     "mask_size": (lambda value: value is None or value >= 1, "at least 1"),
     "mask_fraction": (lambda value: value is None or 0 < value <= 1, "above 0 and at most 1"),
+    "budget": (
+        lambda value: not value or bool(_BUDGET.fullmatch(value)),
+        "a number of weights, 6144, or percent, 0.5%",
+    ),
     "fisher_examples": (lambda value: value >= 1, "at least 1"),
     "cache_limit_gb": (lambda value: value >= 0, "0 or more gigabytes"),
     "validation_fraction": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
@@ -243,6 +250,8 @@ class RunSpec(Checked):
     mask_size: int | None = None
     mask_fraction: float | None = None
     outlier_pool: Literal["layernorm", "gamma", "beta"] = "layernorm"
+    select: str = ""
+    budget: str = ""
     fisher_examples: int = 1024
     fisher_from: tuple[str, ...] = ()
     learning_rate: float | None = None
@@ -270,12 +279,13 @@ class RunSpec(Checked):
     encoding: str = "utf-8"
     split_seed: int | None = None
 
-    # Never in an id. Digests stand for the model, the data and other runs' masks, wherever they lie. On other devices
-    # or compiled by XLA a run is the same up to rounding, and its record says on what it ran. What a run keeps, and
-    # how much memory it may take, is no part of its result.
+    # Never in an id. Digests stand for the model, the data, other runs' masks and an expression's normal form, wherever
+    # and however they are given. On other devices or compiled by XLA a run is the same up to rounding, and its record
+    # says on what it ran. What a run keeps, and how much memory it may take, is no part of its result.
     _OUTSIDE_IDS: ClassVar[frozenset[str]] = frozenset(
-        {"model", "revision", "data_dir", "fisher_from", "replicas", "jit_compile", "cache_limit_gb", "keep"}
-    )
+        {"model", "revision", "data_dir", "fisher_from", "select", "budget", "replicas", "jit_compile",
+         "cache_limit_gb", "keep"}
+    )  # fmt: skip
     # In every id, whatever their value. This set is closed: a field that is added later enters an id only where it
     # differs from its default, which must be what runs did before, so that a new flag renames no run.
     _IN_EVERY_ID: ClassVar[frozenset[str]] = frozenset({
@@ -292,13 +302,18 @@ class RunSpec(Checked):
                 object.__setattr__(self, name, number + 0.0)  # -0.0 is 0.0, and one run has one id
         for name, value in zip(("model", "revision"), split_revision(self.model, self.revision), strict=True):
             object.__setattr__(self, name, value)
-        meaningful = meaningful_fields(self.mode, self.task)
+        if self.mode == "custom":
+            label, expression = expressions.split_label(self.select)
+            tree = expressions.parse(expression) if expression else None
+            written = expressions.write(tree) if tree else ""
+            object.__setattr__(self, "select", f"{label} = {written}" if label else written)
+        meaningful = meaningful_fields(self.mode, self.task, self.select)
         for name in CONDITIONAL_FIELDS - meaningful:
             object.__setattr__(self, name, type(self).model_fields[name].default)
-        if not has_frozen_prefix(self.mode, self.layers):
+        if self.mode != "custom" and not has_frozen_prefix(self.mode, self.layers):
             object.__setattr__(self, "frozen_prefix", "live")
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", protocol.usual_rate(self.mode))
+            object.__setattr__(self, "learning_rate", usual_rate(self.mode, self.select))
         if self.epochs == 0:
             object.__setattr__(self, "epochs", protocol.paper_epochs(self.task, self.mode))
         _check_combination(self)
@@ -348,6 +363,8 @@ class RunSpec(Checked):
             parts.append(f"n{self.mask_size}")
         if self.mask_fraction is not None:
             parts.append(f"f{self.mask_fraction:g}")
+        if self.budget:
+            parts.append(f"b{self.budget.replace('%', 'pc')}")
         if self.fisher_from:
             parts.append("union")
         parts += [f"lr{self.learning_rate:g}", f"s{self.seed}"]
@@ -365,6 +382,7 @@ _MODE_FIELDS: dict[str, frozenset[str]] = {
     "outliers_control": frozenset({"mask_size", "outlier_pool"}),
     "fisher": frozenset({"mask_fraction", "fisher_examples", "fisher_from"}),
     "fisher_control": frozenset({"mask_fraction"}),
+    "custom": frozenset({"select", "budget", "fisher_examples"}),
 }
 _CUSTOM_FIELDS = frozenset({"text_columns", "label_column", "task_type", "validation_fraction"})
 _TASK_FIELDS: dict[str, frozenset[str]] = {
@@ -376,10 +394,54 @@ _TASK_FIELDS: dict[str, frozenset[str]] = {
 CONDITIONAL_FIELDS: frozenset[str] = frozenset().union({"layers"}, *_MODE_FIELDS.values(), *_TASK_FIELDS.values())
 
 
-def meaningful_fields(mode: str, task: str) -> frozenset[str]:
-    """The members of `CONDITIONAL_FIELDS` that change something for this mode and task."""
+def meaningful_fields(mode: str, task: str, select: str = "") -> frozenset[str]:
+    """The members of `CONDITIONAL_FIELDS` that change something for this mode and task.
+
+    Args:
+      mode: the mode.
+      task: the task.
+      select: with `custom`, the expression; an empty one may have any settings.
+    """
     fields = _MODE_FIELDS.get(mode, frozenset()) | _TASK_FIELDS.get(task, frozenset())
-    return fields if mode == "frozen" else fields | {"layers"}
+    if mode == "custom" and select:
+        scored = [node for node in _walk(select) if isinstance(node, expressions.Scored)]
+        if not any(node.amount.budget for node in scored):
+            fields -= {"budget"}
+        if not any(node.score in expressions.GRADIENT_SCORES for node in scored):
+            fields -= {"fisher_examples"}
+    return fields if mode in ("frozen", "custom") else fields | {"layers"}
+
+
+def _walk(select: str) -> Iterable[expressions.Node]:
+    return expressions.walk(expressions.parse(expressions.split_label(select)[1]))
+
+
+def usual_rate(mode: str, select: str = "") -> float:
+    """The learning rate of a run that names none; of a selection, that of the mode which is most like it."""
+    if mode != "custom" or not select:
+        return protocol.usual_rate(mode)
+    return protocol.usual_rate(
+        "attention" if _takes_matrices(expressions.parse(expressions.split_label(select)[1])) else ""
+    )
+
+
+def _takes_matrices(node: expressions.Node) -> bool:
+    """Whether whole kernels or tables train, as far as an expression tells without a model."""
+    match node:
+        case expressions.Name(words):
+            vectors = {"bias", "gamma", "beta", "none"}
+            return not vectors & set(words) and not words[0].endswith("layernorm")
+        case expressions.Scored(whole=whole):
+            return bool(whole) and _takes_matrices(node.inside)
+        case expressions.Pair("+"):
+            return _takes_matrices(node.first) or _takes_matrices(node.second)
+        case expressions.Pair("-"):
+            return _takes_matrices(node.first)
+        case expressions.Pair():
+            return _takes_matrices(node.first) and _takes_matrices(node.second)
+        case expressions.Blocks() | expressions.Shuffled():
+            return _takes_matrices(node.inside)
+    return False
 
 
 def check_settings(**settings: Any) -> dict[str, Any]:
@@ -407,21 +469,24 @@ def _settings_class(names: tuple[str, ...]) -> type[Checked]:
     return create_model("Settings", __base__=Checked, **kinds)
 
 
-def find_idle(given: Iterable[str], mode: str, task: str = "") -> str | None:
+def find_idle(given: Iterable[str], mode: str, task: str = "", select: str = "") -> str | None:
     """The first setting, of those given by hand, that means nothing for this mode and task; None if all do."""
-    return min((set(given) & CONDITIONAL_FIELDS) - meaningful_fields(mode, task), default=None)
+    return min((set(given) & CONDITIONAL_FIELDS) - meaningful_fields(mode, task, select), default=None)
 
 
-def check_mode(mode: str, mask_size: int | None, mask_fraction: float | None, **union: bool) -> None:
+def check_mode(mode: str, mask_size: int | None, mask_fraction: float | None, select: str, **union: bool) -> None:
     """Refuses a mode without the settings that say what it trains, or with two that contradict each other.
 
     Args:
       mode: the mode.
       mask_size: its weights per LayerNorm.
       mask_fraction: its part of the feed-forward LayerNorms' weights.
+      select: its expression.
       **union: whether there is a union of other masks, under the name of what gives it.
     """
     ((source, united),) = union.items()
+    if mode == "custom" and not expressions.split_label(select)[1]:
+        raise RequestError('mode=custom needs select, what trains: for example select="attention.query.bias@6-last"')
     if mode in ("outliers", "outliers_control") and mask_size is None:
         raise RequestError(f"mode={mode} needs mask_size, the number of weights per LayerNorm")
     if mode == "fisher" and mask_fraction is None and not united:
@@ -440,7 +505,9 @@ def has_frozen_prefix(mode: str, layers: str) -> bool:
 
 def _check_combination(spec: RunSpec) -> None:
     """Combinations that cannot be trained."""
-    check_mode(spec.mode, spec.mask_size, spec.mask_fraction, fisher_from=bool(spec.fisher_from))
+    check_mode(spec.mode, spec.mask_size, spec.mask_fraction, spec.select, fisher_from=bool(spec.fisher_from))
+    if "budget" in meaningful_fields(spec.mode, spec.task, spec.select) and not spec.budget:
+        raise ValueError("select has `budget` in it, which is the value of budget: give it, for example budget=0.5%")
     if spec.task == "custom":
         for name in ("data_dir", "text_columns", "label_column", "task_type"):
             if not getattr(spec, name):

@@ -26,6 +26,8 @@ _AXIS_HELP = {
     "layers": "Choices of blocks, a comma list: all, 5, 0-3, 0+5+11 (together), or `each` for every block in turn.",
     "mask_size": "Weights per LayerNorm in the outlier modes, a comma list; other modes run once.",
     "mask_fraction": "Parts of the feed-forward LayerNorms in the Fisher modes, a comma list; other modes run once.",
+    "select": "What trains with --mode=custom, an expression; give the flag again for each further one.",
+    "budget": "What `budget` in --select is, a comma list: numbers of weights, or percent of the encoder, 0.5%.",
     "learning_rate": "Peak learning rates, a comma list; unset means tfmt-train's default for each mode.",
     "seed": "Seeds, a comma list; P1 uses three.",
 }
@@ -34,7 +36,10 @@ _SHARED = tuple(name for name in RunSpec.model_fields if name not in (*AXES, "fi
 
 def _define(values: flags.FlagValues) -> None:
     for name in AXES:
-        flags.DEFINE_string(name, "", _AXIS_HELP[name], flag_values=values)
+        if name == "select":
+            flags.DEFINE_multi_string(name, [], _AXIS_HELP[name], flag_values=values)
+        else:
+            flags.DEFINE_string(name, "", _AXIS_HELP[name], flag_values=values)
     define_run_flags(values, _SHARED)
     define_require_gpu(values)
     flags.DEFINE_enum("fisher_union", "none", FISHER_UNIONS,
@@ -60,7 +65,7 @@ def read_grid(values: flags.FlagValues) -> Grid:
 
     if values.model is None:
         raise RequestError("--model is required: the BERT to tune")
-    axes = parse_axes({name: str(values[name].value or "") for name in AXES})
+    axes = parse_axes({name: values[name].value or "" for name in AXES})
     named = any(layers != "all" for layers in axes.get("layers", ()))
     known = named or EACH in axes.get("layers", ())
     blocks = find_shape(values.model, values.revision).num_hidden_layers if known else None

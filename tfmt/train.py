@@ -39,7 +39,7 @@ def _main(values: flags.FlagValues) -> int:
     if values.dry_run:
         from tfmt.study.dry_run import describe
 
-        print(describe(spec, values.output_dir))
+        print(describe(spec, values.output_dir, by_layer=values.verbosity > 0))
         return 0
     from tfmt.runs.folder import finished, open_folder, tell_other_model, tidy_finished
     from tfmt.runs.runner import execute, make_bench, prepare

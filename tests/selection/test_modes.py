@@ -9,12 +9,22 @@ from scipy import stats
 from tfmt.bert.configs import PAPER_SHAPES, BertShape
 from tfmt.bert.vocabulary import list_weights
 from tfmt.errors import RequestError
-from tfmt.selection.modes import _largest, choose_weights, draw_without_replacement, plan_mode
+from tfmt.selection.draws import draw_without_replacement
+from tfmt.selection.modes import plan_mode
+from tfmt.selection.plans import choose
+from tfmt.selection.scores.pool import Known
 from tfmt.selection.stored import digest_masks
 
 BASE = list_weights(PAPER_SHAPES["bert-base-uncased"], "sentence", 2)
 LARGE = list_weights(PAPER_SHAPES["bert-large-cased"], "sentence", 2)
 TOY = list_weights(BertShape(16, 3, 2, 24, 50, 32, 2), "sentence", 2)
+
+
+def choose_weights(plan, *, seed=0, values=None, importance=None):
+    """Single weights by path, as indices."""
+    known = Known(values=values, squares={} if importance is None else {"trained": importance.__getitem__})
+    parts = choose(plan, seed=seed, known=known).weights.parts
+    return {path: part for path, part in parts.items() if part is not None}
 
 
 @pytest.mark.parametrize(
@@ -46,8 +56,7 @@ def test_counts_of_p2_on_bert_large():
 def test_layers_leave_embeddings_and_pooler_alone():
     for mode in ("full", "bitfit", "random"):
         plan = plan_mode(TOY, mode, layers="1")
-        touched = {weight.block for weight in plan.whole} | {w.block for pool in plan.pools for w in pool.weights}
-        assert touched == {1}
+        assert {plan.table.by_path[path].block for path in plan.step.support.parts} == {1}
 
 
 @pytest.mark.parametrize(
@@ -77,11 +86,11 @@ def test_random_is_a_draw_from_all_of_the_encoder():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8e6  # not an array the size of the model
-    positions = flat_of(chosen, plan.pools[0].weights)
+    positions = flat_of(chosen, plan.table.weights)
     assert len(np.unique(positions)) == 36_864
-    assert plan.pools[0].size == 109_482_240
+    assert len(plan.step.support) == 109_482_240
     # Uniform over the encoder: Kolmogorov-Smirnov against the uniform distribution.
-    assert stats.kstest(positions / plan.pools[0].size, "uniform").pvalue > 1e-3
+    assert stats.kstest(positions / 109_482_240, "uniform").pvalue > 1e-3
     again = choose_weights(plan, seed=3)
     assert all(np.array_equal(chosen[path], again[path]) for path in chosen)
     other = choose_weights(plan, seed=4)
@@ -135,15 +144,14 @@ def test_outliers_of_one_vector_and_ties_by_index():
 def test_fisher_takes_the_highest_and_its_control_as_many():
     plan = plan_mode(TOY, "fisher", mask_fraction=0.1)
     generator = np.random.default_rng(1)
-    fisher = {weight.path: generator.random(weight.shape) for weight in plan.pools[0].weights}
+    pool = [weight for weight in TOY if weight.sublayer == "feedforward_layernorm"]
+    fisher = {weight.path: generator.random(weight.shape) for weight in pool}
     chosen = choose_weights(plan, importance=fisher)
     assert plan.tuned == 10  # 0.1 of 96, rounded up
-    laid = np.concatenate([fisher[weight.path] for weight in plan.pools[0].weights])
-    assert set(flat_of(chosen, plan.pools[0].weights)) == set(np.argsort(-laid)[:10])
+    laid = np.concatenate([fisher[weight.path] for weight in pool])
+    assert set(flat_of(chosen, pool)) == set(np.argsort(-laid)[:10])
     control = choose_weights(plan_mode(TOY, "fisher_control", mask_fraction=0.1), seed=1)
     assert sum(map(len, control.values())) == 10
-    with pytest.raises(RequestError, match="Fisher information"):
-        choose_weights(plan, importance={})
 
 
 @pytest.mark.parametrize(
@@ -162,61 +170,6 @@ def test_fisher_takes_the_highest_and_its_control_as_many():
     ],
 )
 def test_draws_are_those_that_runs_were_made_with(mode, options, toy, base):
-    # Digests of draws as they were before pools said how they are chosen.
+    # Digests of draws as they were before the modes were expressions.
     for weights, expected in ((TOY, toy), (BASE, base)):
         assert digest_masks(choose_weights(plan_mode(weights, mode, **options), seed=3))[:16] == expected
-
-
-@pytest.mark.parametrize(
-    ("mode", "options", "by"),
-    [
-        ("random", {}, "random"),
-        ("outliers", {"mask_size": 2}, "far"),
-        ("outliers_control", {"mask_size": 2}, "random"),
-        ("fisher", {"mask_fraction": 0.1}, "fisher"),
-        ("fisher", {"union_size": 3}, "union"),
-        ("fisher_control", {"mask_fraction": 0.1}, "random"),
-    ],
-)
-def test_pools_say_how_their_weights_are_chosen(mode, options, by):
-    pools = plan_mode(TOY, mode, **options).pools
-    assert {pool.by for pool in pools} == {by}
-    assert [pool.stream for pool in pools] == list(range(len(pools)))
-
-
-def test_a_union_is_taken_as_it_is_from_the_pool_alone():
-    plan = plan_mode(TOY, "fisher", union_size=3)
-    union = {plan.pools[0].weights[2].path: np.array([1, 4]), plan.pools[0].weights[0].path: np.array([0])}
-    chosen = choose_weights(plan, union=union)
-    assert {path: indices.tolist() for path, indices in chosen.items()} == {
-        path: indices.tolist() for path, indices in union.items()
-    }
-    with pytest.raises(RequestError, match="bert/pooler/dense/bias"):
-        choose_weights(plan, union={"bert/pooler/dense/bias": np.array([0])})
-
-
-@pytest.mark.parametrize(
-    "scores",
-    [
-        np.zeros(1000),
-        np.repeat([0.0, 1.0, 0.0, -0.0], 250),
-        np.random.default_rng(0).integers(4, size=1000).astype(float),
-        np.random.default_rng(1).normal(size=1000),
-        np.where(np.random.default_rng(2).random(1000) < 0.9, 0.0, np.random.default_rng(3).normal(size=1000)),
-        np.where(np.random.default_rng(4).random(1000) < 0.5, np.nan, 1.0),
-        np.full(1000, np.nan),
-    ],
-)
-@pytest.mark.parametrize("count", [0, 1, 17, 250, 999, 1000])
-def test_the_largest_are_those_of_a_stable_sort(scores, count):
-    expected = np.argsort(-scores, kind="stable")[:count]
-    assert sorted(_largest(scores.copy(), count)) == sorted(expected)
-
-
-def test_the_largest_cost_a_copy_or_two_not_a_sort():
-    scores = np.random.default_rng(0).normal(size=1_000_000)
-    tracemalloc.start()
-    _largest(scores, 1000)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1.5 * scores.nbytes  # a sort of the negated scores takes 2.5 times as much as they do, or more

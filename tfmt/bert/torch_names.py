@@ -70,6 +70,16 @@ def from_torch_names(
     return values, masks
 
 
+def to_torch_indices(indices: np.ndarray, weight: Weight) -> np.ndarray:
+    """Rising indices into TensorFlow's flattened variable as rising ones into PyTorch's flattened tensor."""
+    return np.sort(_flip_indices(indices, weight.shape)) if weight.transposed else indices
+
+
+def from_torch_indices(indices: np.ndarray, weight: Weight) -> np.ndarray:
+    """The inverse of `to_torch_indices`."""
+    return np.sort(_flip_indices(indices, weight.shape[::-1])) if weight.transposed else indices
+
+
 def _flip_indices(indices: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Flat indices into a matrix -> flat indices of the same elements in its transpose."""
     rows, columns = np.unravel_index(indices, shape)

@@ -17,7 +17,7 @@ from tfmt.files import UnreadableError, check_path, exists, parse_json
 from tfmt.metrics import NO_PREDICTION, headline
 from tfmt.runs.pack import PackedRun, read_pack, write_pack
 from tfmt.runs.sealed import Part, Sealed, reason_of
-from tfmt.selection.stored import FisherNotes
+from tfmt.selection.stored import FisherNotes, SelectionFacts
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task, custom_task, find_task
 from tfmt.training.distribution import Distributions
@@ -173,6 +173,7 @@ class Record(Sealed):
     proof: Proof | None
     change: dict[str, dict[str, float]] | None
     fisher: FisherNotes | None = None
+    selection: SelectionFacts | None = None  # records of earlier versions have none
     warnings: list[str] = []
     model: ModelFacts | None = None  # records of earlier versions have none
     origin: Origin

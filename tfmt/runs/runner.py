@@ -11,14 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tfmt import liveness, signals, streams
 from tfmt.bert.base_weights import BaseWeights, describe_model, tell_difference
 from tfmt.bert.checkpoint import find_weights
 from tfmt.bert.configs import FoundModel, locate_model, read_config, shape_of
 from tfmt.bert.tokenizer import describe_tokenizer
-from tfmt.bert.vocabulary import Weight, list_weights
+from tfmt.bert.vocabulary import list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
 from tfmt.files import UnreadableError, UnwritableError, disk_error, write_whole
@@ -39,8 +37,9 @@ from tfmt.runs.records import (
     Result,
     WeightDistributions,
 )
-from tfmt.selection.modes import plan_mode
-from tfmt.selection.stored import TUNED_FILE, digest_masks, unite_masks
+from tfmt.selection.modes import plan_digests, plan_spec
+from tfmt.selection.plans import Plan
+from tfmt.selection.stored import TUNED_FILE
 from tfmt.spec import ARITHMETIC, RunSpec
 from tfmt.tasks import Task
 from tfmt.training.distribution import measure_sublayers
@@ -86,7 +85,7 @@ class Request:
       digests: of the model and the data.
       folder: where the run's files go.
       model_parts: of what the model's digest is; see `describe_model`.
-      union: with `fisher_from`, the selected indices by path.
+      plan: what the run selects.
       model_notes: what the record says about the model: `embedding_rows` and `vocabulary` where rows have no word,
         `stored_blocks` where its file holds more blocks than it has.
     """
@@ -98,7 +97,7 @@ class Request:
     digests: dict[str, str]
     folder: Path
     model_parts: dict[str, Any]
-    union: dict[str, np.ndarray] | None = None
+    plan: Plan
     model_notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -191,17 +190,19 @@ def prepare(
         )
     weights = list_weights(shape, task.head, task.num_labels)
     digests = {"model": model_sha256, **dataset.digests}
-    union = read_union(spec, weights, digests["model"])
-    plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size, mask_fraction=spec.mask_fraction,
-              outlier_pool=spec.outlier_pool, union_size=union_size(union))  # fmt: skip
+    plan = plan_spec(spec, weights, shape.num_attention_heads, digests["model"])
+    if spec.mode == "custom" and spec.frozen_prefix == "cached" and not plan.lowest_block:
+        raise RequestError(
+            f"--frozen_prefix=cached means nothing for --select={spec.select}: no whole block lies below what trains; "
+            "leave it out"
+        )
     examples = count_used(len(dataset.splits["train"]), spec.train_limit)
     if examples < spec.batch_size:
         raise RequestError(
             f"--batch_size={spec.batch_size} is more than the {counted(examples, 'training example')}; "
             "make one step possible"
         )
-    if union is not None:
-        digests["fisher_from"] = digest_masks(union)
+    digests |= plan_digests(spec, plan)
     notes: dict[str, Any] = {}
     if tokenizer.words < shape.vocab_size:
         notes |= {"embedding_rows": shape.vocab_size, "vocabulary": tokenizer.words}
@@ -214,7 +215,7 @@ def prepare(
             stacklevel=2,
         )
     folder = Path(output_dir) / spec.run_id(**digests)
-    return Request(spec, task, dataset, model, digests, folder, model_parts, union, notes)
+    return Request(spec, task, dataset, model, digests, folder, model_parts, plan, notes)
 
 
 def _find_model(spec: RunSpec, like: Request | None, sources: Sources | None) -> tuple[FoundModel, str, dict[str, Any]]:
@@ -236,27 +237,11 @@ def _find_model(spec: RunSpec, like: Request | None, sources: Sources | None) ->
     return model, *describe_model(model.folder)
 
 
-def read_union(spec: RunSpec, weights: tuple[Weight, ...], model_sha256: str | None) -> dict[str, np.ndarray] | None:
-    """The weights that `fisher_from` selects, {path: indices}; None without it.
-
-    Raises:
-      RequestError: a folder holds no mask that fits.
-    """
-    if not spec.fisher_from:
-        return None
-    candidates = plan_mode(weights, spec.mode, layers=spec.layers, mask_fraction=1.0).pools[0].weights
-    return unite_masks(spec.fisher_from, candidates, model_sha256)
-
-
-def union_size(union: dict[str, np.ndarray] | None) -> int | None:
-    """How many weights a union selects."""
-    return None if union is None else sum(map(len, union.values()))
-
-
 # What runs on one workbench may differ in; every other field decides the model, the text or the devices.
 _PER_RUN = frozenset({
-    "mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "fisher_examples", "fisher_from", "learning_rate",
-    "epochs", "warmup_ratio", "schedule", "adam_epsilon", "seed", "keep", "keep_epoch", "frozen_prefix",
+    "mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "select", "budget", "fisher_examples",
+    "fisher_from", "learning_rate", "epochs", "warmup_ratio", "schedule", "adam_epsilon", "seed", "keep",
+    "keep_epoch", "frozen_prefix",
 })  # fmt: skip
 
 
@@ -420,7 +405,7 @@ def _execute(request: Request, bench: Workbench, epoch: int, started: float, qui
 
     begun = origin.now()
     run = FineTuning(bench, request.spec, request.folder, quiet=quiet, before_write=before_write,
-                     union=request.union, model_sha256=request.digests["model"], tell=tell,
+                     plan=request.plan, model_sha256=request.digests["model"], tell=tell,
                      until_epoch=epoch)  # fmt: skip
     try:
         outcome = run.run()

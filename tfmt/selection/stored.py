@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from tfmt.bert.torch_names import from_torch_indices, to_torch_indices
 from tfmt.bert.vocabulary import Weight
 from tfmt.errors import RequestError
-from tfmt.tensors import read_tensors
+from tfmt.files import check_path
+from tfmt.tensors import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from tfmt.selection.selection import Selection
 
 FISHER_FILE = "fisher.safetensors"
+SELECTION_FILE = "selection.safetensors"
 TUNED_FILE = "tuned.safetensors"
 
 
@@ -35,6 +42,38 @@ class FisherNotes(BaseModel):
     weights: dict[str, int] = {}
 
 
+class SelectionCost(BaseModel):
+    """What the scores of a selection cost: none of it is training.
+
+    `examples` they were measured on, `backward_passes` through the model (of one example each, or of a batch), and
+    `seconds`, those of a head's training included; a run that finds them measured has the seconds of reading alone.
+    `full_run` is the run of the full fine-tuning that `change` compares with.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    examples: int = 0
+    backward_passes: int = 0
+    seconds: float = 0.0
+    full_run: str | None = None
+
+
+class SelectionFacts(BaseModel):
+    """What a run selected: the expression that its mode or `select` is, and its normal form.
+
+    `movable` counts the selected weights that the training data can move at all: rows of words that it never shows
+    get no gradient.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    name: str = ""
+    expression: str
+    normal_form: str
+    movable: int | None = None
+    cost: SelectionCost = SelectionCost()
+
+
 def read_fisher(folder: str | Path, weights: Sequence[Weight]) -> dict[str, np.ndarray]:
     """The Fisher information that a run stored: {path: float64 array of the variable's shape}.
 
@@ -51,6 +90,87 @@ def read_fisher(folder: str | Path, weights: Sequence[Weight]) -> dict[str, np.n
         if weight.path in found and found[weight.path].shape != weight.shape:
             raise RequestError(f"{folder}: its Fisher information is of a model of other sizes; give a run on this one")
     return found
+
+
+def write_selection(
+    path: Path, weights: Sequence[Weight], masks: Mapping[str, np.ndarray], whole: Collection[str],
+    about: Mapping[str, Any],
+) -> str:  # fmt: skip
+    """Writes which weights are selected, the classifier left out; `Selection.save` says how.
+
+    Args:
+      path: the file.
+      weights: the model's table.
+      masks: {path: rising indices} of the variables of which single weights are selected.
+      whole: paths of the others.
+      about: what else the metadata tell.
+
+    Returns:
+      sha256 of the content.
+    """
+    encoder = [weight for weight in weights if weight.sublayer != "classifier"]
+    indices = {f"{w.torch_name}.indices": to_torch_indices(masks[w.path], w) for w in encoder if w.path in masks}
+    names = [weight.torch_name for weight in encoder if weight.path in whole]
+    return write_tensors(path, indices, {"whole": names, **about})
+
+
+def store_selection(folder: Path, selection: Selection, model_sha256: str) -> None:
+    """Writes what a run selects into its folder, whatever else it keeps, unless it is there."""
+    path, about = folder / SELECTION_FILE, {"run_id": folder.name, "model_sha256": model_sha256}
+    with suppress(RequestError):  # missing or damaged
+        if read_tensors(path)[1].items() >= about.items():
+            return
+    whole = [
+        weight.path for weight in selection.weights if selection.count(weight) and weight.path not in selection.masks
+    ]
+    write_selection(path, selection.weights, selection.masks, whole, about)
+
+
+def read_given(
+    kind: str, text: str, weights: Sequence[Weight], model_sha256: str | None
+) -> dict[str, np.ndarray | None]:
+    """What `run("...")` or `mask("...")` in an expression selects.
+
+    Args:
+      kind: `run` or `mask`.
+      text: a run's folder, or a file that `Selection.save` wrote.
+      weights: the table of the model that it is read for.
+      model_sha256: digest of the base model that a run must share; None leaves that unchecked.
+
+    Returns:
+      {path: rising int64 indices into the flattened variable, None for all of it}
+
+    Raises:
+      RequestError: there is no selection, or it does not fit the model.
+    """
+    place = check_path(text, kind)
+    if kind == "run" and not place.is_dir():
+        raise RequestError(f"{place}: no folder of a run; run(...) takes the folder of a run that has begun to train")
+    path = place / SELECTION_FILE if kind == "run" else place
+    remedy = "the run has not come to its selection yet" if kind == "run" else "selection.save(file) writes such a file"
+    tensors, about = read_tensors(path, remedy)
+    if kind == "run" and model_sha256 is not None and about.get("model_sha256") != model_sha256:
+        raise RequestError(f"{place} selected weights of another base model; give a run on the model of this one")
+    by_name = {weight.torch_name: weight for weight in weights if weight.sublayer != "classifier"}
+    found: dict[str, np.ndarray | None] = {}
+    whole = about.get("whole")
+    if not isinstance(whole, list):
+        raise RequestError(f"{path}: no selection is stored in it; selection.save(file) writes such a file")
+    for name in [*map(str, whole), *(name.removesuffix(".indices") for name in tensors)]:
+        if name not in by_name:
+            raise RequestError(f"{path}: selects weights of {name}, which this model has not")
+        weight, indices = by_name[name], tensors.get(f"{name}.indices")
+        if indices is not None and not _fits(indices, weight):
+            raise RequestError(f"{path}: {name} does not fit this model")
+        found[weight.path] = None if indices is None else from_torch_indices(indices, weight)
+    return found
+
+
+def _fits(indices: np.ndarray, weight: Weight) -> bool:
+    """Whether these are rising indices into a variable."""
+    if indices.ndim != 1 or indices.dtype != np.int64:
+        return False
+    return not len(indices) or bool(0 <= indices[0] <= indices[-1] < weight.size and (np.diff(indices) > 0).all())
 
 
 def unite_masks(

@@ -8,22 +8,43 @@ from collections.abc import Sequence
 from tfmt.bert.vocabulary import BLOCK_SUBLAYERS
 
 
-def format_summary(rows: Sequence[tuple[str, int, int]], tuned: int, percent: float, head: int) -> str:
-    """Rows of (sublayer, weights, trained) as an aligned table with its totals.
+def format_summary(
+    rows: Sequence[tuple[str, int, tuple[int, int]]], tuned: tuple[int, int], encoder: int, head: int
+) -> str:
+    """Rows of (name, weights, trained) as an aligned table with its totals.
 
     Args:
-      rows: one a sublayer.
-      tuned: selected weights without the classifier.
-      percent: tuned in percent of the encoder.
+      rows: one a sublayer, trained at least and at most.
+      tuned: selected weights without the classifier, at least and at most.
+      encoder: all weights without the classifier.
       head: weights of the classifier.
     """
     width = max(len("sublayer"), *(len(name) for name, _, _ in rows))
-    lines = [f"{'sublayer':<{width}}  {'weights':>13}  {'trained':>13}"]
-    for name, size, selected in rows:
-        state = f"{selected:,}" if selected else "frozen"
-        lines.append(f"{name:<{width}}  {size:>13,}  {state:>13}")
-    lines.append(f"tuned     {tuned:,} weights = {percent:.4f} % of the encoder; the head has {head:,}")
+    states = [_tell(bounds) if bounds[1] else "frozen" for _, _, bounds in rows]
+    wide = max(13, *map(len, states))
+    lines = [f"{'sublayer':<{width}}  {'weights':>13}  {'trained':>{wide}}"]
+    lines += [
+        f"{name:<{width}}  {size:>13,}  {state:>{wide}}" for (name, size, _), state in zip(rows, states, strict=True)
+    ]
+    percents = list(dict.fromkeys(f"{100 * count / encoder:.4f}" for count in tuned))
+    lines.append(f"tuned     {_tell(tuned)} weights = {' to '.join(percents)} % of the encoder; the head has {head:,}")
+    if tuned[0] != tuned[1]:
+        lines.append("          (how many is known once the scores are)")
     return "\n".join(lines)
+
+
+def format_terms(terms: Sequence[tuple[str, tuple[int, int]]]) -> str:
+    """The terms of an expression with how many weights each selects, at least and at most."""
+    counts = [_tell(bounds) for _, bounds in terms]
+    width = max(map(len, counts))
+    heads = ["select  ", *[" " * 8] * (len(terms) - 1)]
+    rows = zip(heads, counts, terms, strict=True)
+    return "\n".join(f"{head}  {count:>{width}}  {text}" for head, count, (text, _) in rows)
+
+
+def _tell(bounds: tuple[int, int]) -> str:
+    low, high = bounds
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def format_map(weights: Sequence[tuple[int | None, str, int, int]], title: str) -> str:

@@ -13,11 +13,13 @@ from tfmt.data.sources import read_dataset_for
 from tfmt.errors import RequestError
 from tfmt.runs.paused import find_paused
 from tfmt.runs.records import find_records
-from tfmt.runs.runner import count_used, read_union, union_size
-from tfmt.selection.modes import Plan, choose_weights, plan_mode
-from tfmt.selection.stored import digest_masks
-from tfmt.selection.summary import format_summary
-from tfmt.spec import ARITHMETIC, RunSpec, digest_json, parse_layers
+from tfmt.runs.runner import count_used
+from tfmt.selection.modes import plan_digests, plan_spec
+from tfmt.selection.plans import Plan, choose
+from tfmt.selection.steps import Fixed, count_parts
+from tfmt.selection.summary import format_summary, format_terms
+from tfmt.selection.weight_sets import WeightSet, name_of
+from tfmt.spec import ARITHMETIC, RunSpec, digest_json
 from tfmt.study.grid import Grid
 from tfmt.study.search import SEARCHES, Cost, Course, Place, Search, Slot, cell_of, foresee, own_spec
 from tfmt.study.times import Times, format_seconds
@@ -25,8 +27,13 @@ from tfmt.tasks import find_task
 from tfmt.words import counted
 
 
-def describe(spec: RunSpec, output_dir: str) -> str:
+def describe(spec: RunSpec, output_dir: str, *, by_layer: bool = False) -> str:
     """The dry run of a spec as text: a table by sublayer, counts, steps, what is stored, and where.
+
+    Args:
+      spec: the run.
+      output_dir: the folder of the runs' folders.
+      by_layer: a row for each part of each layer, in the names that expressions use.
 
     Data is read where it lies on this machine; otherwise the published sizes count the steps.
 
@@ -39,12 +46,14 @@ def describe(spec: RunSpec, output_dir: str) -> str:
     task = dataset.task if dataset else find_task(spec.task)
     weights = list_weights(shape, task.head, task.num_labels)
     model_sha256 = _model_digest(spec)
-    union = read_union(spec, weights, model_sha256)
-    plan = plan_mode(weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size, mask_fraction=spec.mask_fraction,
-                     outlier_pool=spec.outlier_pool, union_size=union_size(union))  # fmt: skip
+    plan = plan_spec(spec, weights, shape.num_attention_heads, model_sha256)
     head = sum(weight.size for weight in weights if weight.sublayer == "classifier")
     total = sum(weight.size for weight in weights)
-    lines = [format_summary(_rows(weights, plan, spec), plan.tuned, 100 * plan.tuned / (total - head), head)]
+    drawn = choose(plan, seed=spec.seed).weights if plan.is_drawn else None  # which needs no values
+    tuned = plan.bounds if drawn is None else (len(drawn), len(drawn))
+    lines = [format_summary(_rows(weights, plan, drawn, by_layer), tuned, total - head, head)]
+    if spec.mode == "custom":
+        lines.append(format_terms([(term.text, term.bounds) for term in plan.terms]))
 
     sizes = {name: len(split) for name, split in dataset.splits.items()} if dataset else dict(task.sizes)
     if "train" in sizes:
@@ -60,34 +69,36 @@ def describe(spec: RunSpec, output_dir: str) -> str:
     else:
         lines.append("steps     known once the data is there")
     if spec.frozen_prefix == "cached":
-        below = (parse_layers(spec.layers) or (shape.num_hidden_layers,))[0]
-        lines.append(f"cached    the output of the lowest {counted(below, 'block')}, computed once, without dropout")
+        lines.append(
+            f"cached    the output of the lowest {counted(plan.lowest_block, 'block')}, computed once, without dropout"
+        )
     kept = "the tuned weights and the head of the " + ("best" if spec.keep_epoch == "best" else "last") + " epoch"
     lines.append(
         "stored    record.json, spec.json, events" + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}")
     )
     digests = {"model": model_sha256, **(dataset.digests if dataset else {"data": None})}
-    if union is not None:
-        digests["fisher_from"] = digest_masks(union)
+    digests |= plan_digests(spec, plan)
     lines.append(f"folder    {_folder(spec, output_dir, digests)}")
     return "\n".join(lines)
 
 
-def _rows(weights: tuple[Weight, ...], plan: Plan, spec: RunSpec) -> list[tuple[str, int, int]]:
-    """(sublayer, weights, trained) of every sublayer of the model."""
-    trained = {weight.path: weight.size for weight in weights if weight.sublayer == "classifier"}
-    trained |= {weight.path: weight.size for weight in plan.whole}
-    for pool in plan.pools:
-        if len({weight.sublayer for weight in pool.weights}) > 1:  # drawn, which needs no values
-            chosen = choose_weights(Plan((), (pool,)), seed=spec.seed)
-            trained |= {path: len(indices) for path, indices in chosen.items()}
-        elif pool.weights:
-            trained[pool.weights[0].path] = pool.count  # of that sublayer, as all of the pool
-    rows = []
+def _rows(
+    weights: tuple[Weight, ...], plan: Plan, drawn: WeightSet | None, by_layer: bool
+) -> list[tuple[str, int, tuple[int, int]]]:
+    """(name, weights, trained at least and at most) of every sublayer of the model, or of every part of a layer."""
+    names: dict[str, list[Weight]] = {}
     for sublayer in SUBLAYERS:
-        members = [weight for weight in weights if weight.sublayer == sublayer]
-        if members:
-            rows.append((sublayer, sum(w.size for w in members), sum(trained.get(w.path, 0) for w in members)))
+        for weight in (each for each in weights if each.sublayer == sublayer):
+            names.setdefault(name_of(weight) if by_layer else sublayer, []).append(weight)
+    rows = []
+    for name, members in names.items():
+        size = sum(weight.size for weight in members)
+        if members[0].sublayer == "classifier":
+            bounds = size, size
+        else:
+            step = plan.step if drawn is None else Fixed(drawn)
+            bounds = count_parts(step, frozenset(weight.path for weight in members))
+        rows.append((name, size, bounds))
     return rows
 
 
@@ -213,7 +224,8 @@ def _settings(spec: RunSpec) -> str:
 def _count_axes(grid: Grid) -> Iterator[str]:
     """The numbers of tasks, modes, ..., where their product is the number of runs."""
     names = {"task": "tasks", "mode": "modes", "layers": "layers", "mask_size": "mask sizes",
-             "mask_fraction": "mask fractions", "learning_rate": "learning rates", "seed": "seeds"}  # fmt: skip
+             "mask_fraction": "mask fractions", "select": "selections", "budget": "budgets",
+             "learning_rate": "learning rates", "seed": "seeds"}  # fmt: skip
     counts = {words: len({getattr(run, name) for run in grid.runs}) for name, words in names.items()}
     product = 1
     for count in counts.values():

@@ -8,7 +8,7 @@ tokens and the traced step it already has.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tfmt.spec import MODES, TASK_NAMES, RunSpec, format_layers, parse_layers
 from tfmt.words import counted
 
 # The flags that take a comma list, in the order in which a grid runs through them: the first changes slowest.
-AXES = ("task", "mode", "layers", "mask_size", "mask_fraction", "learning_rate", "seed")
+AXES = ("task", "mode", "layers", "mask_size", "mask_fraction", "select", "budget", "learning_rate", "seed")
 EACH = "each"
 FISHER_UNIONS = ("none", "held_out")
 
@@ -64,12 +64,13 @@ class Grid:
         return len(self.runs) + len(self.unions)
 
 
-def parse_axes(texts: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
+def parse_axes(texts: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[Any, ...]]:
     """Reads the comma lists of tfmt-sweep's flags.
 
     Args:
       texts: flag name to text, for the flags in `AXES`; an empty text is a flag that was not given. In `layers` each
-        entry is one run's choice: `all`, `5`, `0-3`, `0+5+11` (these three blocks together), or `each`.
+        entry is one run's choice: `all`, `5`, `0-3`, `0+5+11` (these three blocks together), or `each`. `select` has
+        a list of expressions, as these have commas of their own.
 
     Returns:
       Flag name to values, without repeats and in the order given, for the flags that were given.
@@ -85,7 +86,9 @@ def parse_axes(texts: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
     for name, text in texts.items():
         if name not in AXES:
             raise RequestError(f"--{name} takes no comma list; those that do are {', '.join(AXES)}")
-        if text.strip():
+        if not isinstance(text, str):
+            axes[name] = tuple(dict.fromkeys(text))
+        elif text.strip():
             axes[name] = tuple(dict.fromkeys(_parse_entry(name, entry.strip(), text) for entry in text.split(",")))
     return axes
 
@@ -99,6 +102,8 @@ def _parse_entry(name: str, entry: str, text: str) -> Any:
             return entry
         if name == "layers":
             return _parse_layers_entry(entry)
+        if name == "budget":
+            return entry
         if name in ("mask_size", "seed") and entry.isdecimal() and entry.isascii():
             return int(entry)
         if name in ("mask_fraction", "learning_rate"):
@@ -111,6 +116,7 @@ def _parse_entry(name: str, entry: str, text: str) -> Any:
 _EXPECTED = {
     "layers": "`all`, `each`, a block `5`, a range `0-3` or blocks together `0+5+11`",
     "mask_size": "a whole number",
+    "budget": "a number of weights or percent",
     "mask_fraction": "a number above 0 and at most 1",
     "learning_rate": "a number above 0",
     "seed": "a whole number",
@@ -162,6 +168,9 @@ def expand_grid(
             raise RequestError(f"a sweep needs --{name}")
     values = {name: tuple(axes.get(name, ())) or (None,) for name in AXES}
     values["layers"] = _expand_layers(values["layers"], blocks)
+    for name in ("select", "budget"):
+        if values[name] != (None,) and "custom" not in values["mode"]:
+            raise RequestError(f"--{name} is for --mode=custom, which is not among the modes")
     runs: dict[RunSpec, None] = {}
     for combination in itertools.product(*values.values()):
         chosen = {name: value for name, value in zip(AXES, combination, strict=True) if value is not None}

@@ -19,7 +19,9 @@ from tfmt.data.batches import plan_epoch
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.files import UnreadableError, make_folder, set_aside
 from tfmt.metrics import collapsed, count_predicted, headline, score
-from tfmt.selection.stored import FisherNotes
+from tfmt.selection.plans import Plan
+from tfmt.selection.scores.pool import Known
+from tfmt.selection.stored import FisherNotes, store_selection
 from tfmt.spec import RunSpec
 from tfmt.tensors import read_tensors, reason_of, write_tensors
 from tfmt.training.devices import peak_rss_mb, threads_in_use
@@ -99,8 +101,8 @@ class FineTuning:
       folder: where checkpoints and events go; what an interrupted run left there is taken up.
       quiet: show no progress.
       before_write: called before each checkpoint, may raise to end the run.
-      union: for `fisher_from`, the selected indices by path.
-      model_sha256: digest of the base model, noted beside the Fisher information.
+      plan: what the run selects; None reads it from the spec.
+      model_sha256: digest of the base model, noted beside the selection.
       tell: is told now and then where the run stands.
       until_epoch: stop after so many epochs of the run, its checkpoint written; None for the run's end. What comes
         after that goes on as after an interruption.
@@ -108,12 +110,12 @@ class FineTuning:
 
     def __init__(
         self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None,
-        union: Mapping[str, np.ndarray] | None = None, model_sha256: str = "",
+        plan: Plan | None = None, model_sha256: str = "",
         tell: Callable[[Standing], None] | None = None, until_epoch: int | None = None,
     ) -> None:  # fmt: skip
         self.bench, self.spec, self.folder, self.quiet = bench, spec, folder, quiet
         self.before_write = before_write or (lambda: None)
-        self.union, self.model_sha256, self.tell = union, model_sha256, tell
+        self.plan, self.model_sha256, self.tell = plan, model_sha256, tell
         self.until_epoch = spec.epochs if until_epoch is None else min(until_epoch, spec.epochs)
         self.fisher_notes: FisherNotes | None = None
         self.checkpoint = folder / "checkpoint"
@@ -181,16 +183,18 @@ class FineTuning:
         )  # fmt: skip
 
     def _set_up(self, steps: int) -> None:
-        """The state in which the run starts; a mask by Fisher information needs that first."""
+        """The state in which the run starts; a selection by scores needs them first."""
         bench, spec = self.bench, self.spec
-        if spec.mode != "fisher" or spec.fisher_from:
-            bench.set_up(spec, steps, union=self.union)
-            return
-        values, self.fisher_notes = prepare_fisher(bench, spec, self.folder, self.before_write, self._discard)
-        bench.set_up(spec, steps, fisher=values)
-        store_fisher(self.folder, bench.selection, values, self.fisher_notes, self.model_sha256, self.before_write)
+        if spec.mode == "fisher" and not spec.fisher_from:
+            values, self.fisher_notes = prepare_fisher(bench, spec, self.folder, self.before_write, self._discard)
+            bench.set_up(spec, steps, self.plan, Known(squares={"trained": values.__getitem__}))
+            store_fisher(self.folder, bench.selection, values, self.fisher_notes, self.model_sha256, self.before_write)
+            self.before_write()
+            (self.folder / PARTS_FILE).unlink(missing_ok=True)
+        else:
+            bench.set_up(spec, steps, self.plan)
         self.before_write()
-        (self.folder / PARTS_FILE).unlink(missing_ok=True)
+        store_selection(self.folder, bench.selection, self.model_sha256)
 
     def _train_epoch(self, progress: Progress) -> str | None:
         """The rest of an epoch's steps; what went wrong with the loss, if anything."""

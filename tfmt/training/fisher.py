@@ -33,7 +33,7 @@ from tfmt.data.batches import evaluation_batches, plan_epoch, training_batches
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError
 from tfmt.files import make_folder
-from tfmt.selection.modes import draw_without_replacement
+from tfmt.selection.draws import draw_without_replacement
 from tfmt.selection.selection import Selection
 from tfmt.selection.stored import FISHER_FILE, FisherNotes
 from tfmt.spec import RunSpec

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tfmt import signals
 from tfmt.bert.base_weights import BaseWeights
 from tfmt.bert.configs import find_model
-from tfmt.bert.models import assign_weights, computing_in, load_bert, new_head, set_seed
+from tfmt.bert.models import assign_weights, computing_in, load_bert, new_head, set_seed, weights_of
 from tfmt.data.batches import (
     Batch,
     EpochPlan,
@@ -25,7 +25,10 @@ from tfmt.data.batches import (
 )
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError, RunError
-from tfmt.selection.selection import select
+from tfmt.selection.modes import plan_spec
+from tfmt.selection.plans import Plan
+from tfmt.selection.scores.pool import Known
+from tfmt.selection.selection import apply_plan
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
 from tfmt.training.devices import Devices, set_tensor_float
@@ -75,39 +78,22 @@ class Workbench:
 
     # ---- setting up a run ------------------------------------------------------------------------------------------
 
-    def set_up(self, spec: RunSpec, steps: int, fisher: Mapping[str, np.ndarray] | None = None,
-               union: Mapping[str, np.ndarray] | None = None) -> None:  # fmt: skip
+    def set_up(self, spec: RunSpec, steps: int, plan: Plan | None = None, known: Known | None = None) -> None:
         """Puts weights, head, selection, optimizer and dropout into the state in which this run starts.
 
         Args:
           spec: the run.
           steps: optimizer steps of the whole run.
-          fisher: Fisher information by path, for `fisher`.
-          union: for `fisher` with `fisher_from`, the selected indices by path.
+          plan: what it selects; None reads it from the spec.
+          known: what the plan's scores need, but the base model's values.
         """
         if self.spoiled:
             raise RunError(f"no run may start on this workbench: {self.spoiled}; make a new one")
         set_tensor_float(spec.precision)
-        variables = self.model.all_weights
-        for path in self._moved.intersection(self.base.paths):
-            variables[path].assign(self.base.read(path))
-        set_seed(self.model, spec.seed)
-        self.selection = select(
-            self.model,
-            spec.mode,
-            layers=spec.layers,
-            mask_size=spec.mask_size,
-            mask_fraction=spec.mask_fraction,
-            outlier_pool=spec.outlier_pool,
-            fisher=fisher,
-            union=union,
-            seed=spec.seed,
-        )
+        self.restore(spec.seed)
+        plan = plan or plan_spec(spec, weights_of(self.model), self.model.config.num_attention_heads, None)
+        self.selection = apply_plan(self.model, spec.mode, plan, seed=spec.seed, known=known or Known())
         self._moved = set(self.selection.paths)
-        self._base_head = new_head(
-            self.model.config.hidden_size, self.task.num_labels, self.model.config.initializer_range, spec.seed
-        )
-        assign_weights(self.model, self._base_head)
         masks = self.selection.open_masks
         table = [weight.path for weight in self.selection.weights]
         paths = tuple(path for path in table if path in self._moved or path in masks)
@@ -117,6 +103,18 @@ class Workbench:
         if start not in self._predicts:
             self._predicts[start] = self._trace_predict(start)
         self._take_step(spec, steps, paths, masks, start)
+
+    def restore(self, seed: int) -> None:
+        """Puts the base model's weights back, with the new head and the dropout of a seed."""
+        variables = self.model.all_weights
+        for path in self._moved.intersection(self.base.paths):
+            variables[path].assign(self.base.read(path))
+        self._moved -= set(self.base.paths)
+        set_seed(self.model, seed)
+        self._base_head = new_head(
+            self.model.config.hidden_size, self.task.num_labels, self.model.config.initializer_range, seed
+        )
+        assign_weights(self.model, self._base_head)
 
     def _take_step(
         self, spec: RunSpec, steps: int, paths: tuple[str, ...], masks: Mapping[str, np.ndarray], start: int

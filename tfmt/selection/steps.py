@@ -1,0 +1,342 @@
+"""How the weights of a selection are found: steps, each of which takes weights out of what it is made of.
+
+What a step may select, how many, and its one way of writing are known before any score is; `take` gives the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from tfmt.errors import RequestError
+from tfmt.expressions import Scored
+from tfmt.selection.draws import draw_without_replacement
+from tfmt.selection.largest import largest
+from tfmt.selection.scores import SCORES
+from tfmt.selection.scores.pool import Known, Pool
+from tfmt.selection.weight_sets import WeightSet
+
+# A percentage that is a hair above a whole number of weights means that number.
+SLACK = Fraction(1, 10**9)
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """Weights that are known; `given` by another run or a file, else by names alone."""
+
+    weights: WeightSet
+    given: bool = False
+
+    @property
+    def support(self) -> WeightSet:
+        """All that may be selected."""
+        return self.weights
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """At least and at most so many weights are selected."""
+        return len(self.weights), len(self.weights)
+
+    def describe(self) -> str:
+        """What is selected, with all that decides it."""
+        return self.weights.describe()
+
+
+@dataclass(frozen=True, eq=False)
+class Count:
+    """How many weights, or whole units, a score keeps: `each` out of each pool, or `total`, or a `share` of them."""
+
+    each: int | None = None
+    total: int | None = None
+    share: Fraction | None = None
+
+    def of(self, size: int) -> int:
+        """Out of one pool, or in all."""
+        if self.share is not None:
+            return math.ceil(self.share * size - SLACK)
+        number = self.total if self.each is None else self.each
+        assert number is not None
+        return number
+
+    def among(self, sizes: Sequence[int]) -> list[int]:
+        """Of pools of these sizes: what is meant in all is shared by largest remainder, in proportion to size."""
+        if self.each is not None:
+            return [self.each] * len(sizes)
+        whole = sum(sizes)
+        total = self.of(whole)
+        counts = [total * size // whole for size in sizes]
+        by_remainder = sorted(range(len(sizes)), key=lambda i: (-(total * sizes[i] % whole), i))
+        for place in by_remainder[: total - sum(counts)]:
+            counts[place] += 1
+        return counts
+
+
+@dataclass(frozen=True, eq=False)
+class Thinned:
+    """The highest- or lowest-scored weights of a pool."""
+
+    pool: Step
+    node: Scored
+    count: Count
+    stream: int = 0  # of `random`: the number of its first pool's draw
+    text: str = ""  # of the whole expression, for errors
+
+    @property
+    def support(self) -> WeightSet:
+        """All that may be selected."""
+        return self.pool.support
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """At least and at most so many weights are selected."""
+        node, (low, high) = self.node, self.pool.bounds
+        if node.whole:
+            sizes = sorted(map(len, self.support.split(node.whole)))
+            count = min(self.count.of(len(sizes)), len(sizes))
+            return (sum(sizes[:count]), sum(sizes[len(sizes) - count :])) if low == high else (0, high)
+        if node.per and low != high:
+            return 0, high
+        if node.per:
+            return (total := sum(self.count.among(self.sizes()))), total
+        return self.count.of(low), self.count.of(high)
+
+    def sizes(self) -> list[int]:
+        """Of the pools, as far as the support tells."""
+        return [len(pool) for pool in self.support.split(self.node.per)] if self.node.per else [len(self.support)]
+
+    @property
+    def streams(self) -> int:
+        """How many draws it may need."""
+        return (len(self.sizes()) if self.node.per else 1) if self.node.score == "random" else 0
+
+    def describe(self) -> str:
+        """What is selected, with all that decides it."""
+        node, count = self.node, self.count
+        shown = f"{count.each} each" if count.each is not None else (
+            f"{count.total}" if count.share is None else f"{count.share} of them"
+        )  # fmt: skip
+        options = [f"{name}={value!r}" for name, value in node.options]
+        options += [f"stream={self.stream}"] if node.score == "random" else ["lowest" if node.lowest else "highest"]
+        options += [f"per={node.per}"] if node.per else [f"whole={node.whole}"] if node.whole else []
+        return f"({self.pool.describe()}):{node.score}({', '.join([shown, *options])})"
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """As many random weights in every tensor as another step takes there."""
+
+    inside: Step
+    stream: int = 0
+
+    @property
+    def support(self) -> WeightSet:
+        """All that may be selected."""
+        table = self.inside.support.table
+        return table.take(table.by_path[path] for path in self.inside.support.parts)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """At least and at most so many weights are selected."""
+        return self.inside.bounds
+
+    @property
+    def streams(self) -> int:
+        """How many draws it may need."""
+        return len(self.support.parts)
+
+    def describe(self) -> str:
+        """What is selected, with all that decides it."""
+        return f"shuffled({self.inside.describe()}, stream={self.stream})"
+
+
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """Steps joined (`+`), the second taken from the first (`-`), or what all have (`&`)."""
+
+    sign: str
+    steps: tuple[Step, ...]
+    spans: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def support(self) -> WeightSet:
+        """All that may be selected."""
+        support = self.steps[0].support
+        if self.sign != "-":
+            for step in self.steps[1:]:
+                support = support | step.support if self.sign == "+" else support & step.support
+        elif isinstance(self.steps[1], Fixed):
+            support = support - self.steps[1].weights
+        return support
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """At least and at most so many weights are selected."""
+        bounds = [step.bounds for step in self.steps]
+        lows, highs = [low for low, _ in bounds], [high for _, high in bounds]
+        limit = len(self.support)
+        if self.sign == "+":
+            if sum(len(step.support) for step in self.steps) == limit:  # they share nothing
+                return sum(lows), sum(highs)
+            return max(lows), min(sum(highs), limit)
+        if self.sign == "-":
+            return max(0, lows[0] - highs[1]), min(highs[0], limit)
+        return 0, min(*highs, limit)
+
+    def describe(self) -> str:
+        """What is selected, with all that decides it."""
+        return f" {self.sign} ".join(f"({step.describe()})" for step in self.steps)
+
+
+Step = Fixed | Thinned | Drawn | Combined
+
+
+def steps_of(step: Step) -> Iterator[Step]:
+    """A step and all that it is made of."""
+    yield step
+    match step:
+        case Thinned():
+            yield from steps_of(step.pool)
+        case Drawn():
+            yield from steps_of(step.inside)
+        case Combined():
+            for each in step.steps:
+                yield from steps_of(each)
+
+
+def count_parts(step: Step, paths: frozenset[str]) -> tuple[int, int]:
+    """How many weights a step selects of some variables: at least and at most."""
+    match step:
+        case Fixed(weights):
+            number = sum(weights.size(path) for path in paths)
+            return number, number
+        case Drawn(inside):
+            return count_parts(inside, paths)
+        case Thinned():
+            return _count_thinned(step, paths)
+    within = [count_parts(each, paths) for each in step.steps]
+    lows, highs = [low for low, _ in within], [high for _, high in within]
+    limit = sum(step.support.size(path) for path in paths)
+    if step.sign == "+":
+        apart = sum(sum(each.support.size(path) for path in paths) for each in step.steps) == limit
+        return (sum(lows), sum(highs)) if apart else (max(lows), min(sum(highs), limit))
+    if step.sign == "-":
+        return max(0, lows[0] - highs[1]), min(highs[0], limit)
+    return 0, min(*highs, limit)
+
+
+def _count_thinned(step: Thinned, paths: frozenset[str]) -> tuple[int, int]:
+    """Of each pool as many as must be, and as can be, in these variables."""
+    node, support = step.node, step.support
+    low, high = step.pool.bounds
+    inside = sum(support.size(path) for path in paths)
+    if node.whole or low != high:
+        return (0, min(step.bounds[1], inside)) if inside < len(support) else step.bounds
+    least = most = 0
+    pools = support.split(node.per) if node.per else (support,)
+    for pool, count in zip(pools, step.count.among(step.sizes()), strict=True):
+        there = sum(pool.size(path) for path in pool.parts if path in paths)
+        least += max(0, count - (len(pool) - there))
+        most += min(count, there)
+    return least, most
+
+
+# ---- taking the steps ------------------------------------------------------------------------------------------------
+
+
+def take(step: Step, seed: int, known: Known, warnings: list[str]) -> WeightSet:
+    """The weights that a step selects.
+
+    Args:
+      step: the step.
+      seed: of its draws.
+      known: what its scores are made of.
+      warnings: is given a line on each part that had no effect.
+
+    Raises:
+      RequestError: a pool holds fewer weights than are to be chosen from it.
+    """
+    match step:
+        case Fixed(weights):
+            return weights
+        case Drawn():
+            return _shuffle(step, take(step.inside, seed, known, warnings), seed)
+        case Thinned():
+            return _thin_pool(step, take(step.pool, seed, known, warnings), seed, known)
+    found = take(step.steps[0], seed, known, warnings)
+    for other in step.steps[1:]:
+        second = take(other, seed, known, warnings)
+        before = found
+        found = found | second if step.sign == "+" else found - second if step.sign == "-" else found & second
+        if step.sign != "+" and len(found) == len(before):
+            warnings.append(f"`{step.sign}` took nothing away: {other.describe()}")
+    return found
+
+
+def _shuffle(step: Drawn, inside: WeightSet, seed: int) -> WeightSet:
+    """Draws in every tensor as many as there are; streams are numbered by the tensors that it may have."""
+    parts: dict[str, np.ndarray | None] = {}
+    for place, path in enumerate(step.support.parts):
+        count, size = inside.size(path), inside.table.by_path[path].size
+        parts[path] = (
+            None if count == size else np.sort(draw_without_replacement(size, count, seed, step.stream + place))
+        )
+    return WeightSet(inside.table, parts)
+
+
+def _thin_pool(step: Thinned, pool: WeightSet, seed: int, known: Known) -> WeightSet:
+    node = step.node
+    if node.whole:
+        return _thin_units(step, pool, seed, known)
+    pools: Iterable[WeightSet] = pool.split(node.per) if node.per else (pool,)
+    counts = step.count.among([len(each) for each in pool.split(node.per)] if node.per else [len(pool)])
+    found: dict[str, list[np.ndarray]] = {}
+    for number, (each, count) in enumerate(zip(pools, counts, strict=True)):
+        if count > len(each):
+            raise RequestError(f"select: {node.score} is to choose {count:,} weights of {len(each):,}")
+        if node.score == "random":
+            picked = np.sort(draw_without_replacement(len(each), count, seed, step.stream + number))
+        else:
+            picked = largest(_score(node, Pool(each, known)), count, lowest=node.lowest)
+        for path, part in _unlay(picked, each):
+            found.setdefault(path, []).append(part)
+    joined = {path: parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts)) for path, parts in found.items()}
+    return WeightSet(pool.table, joined)
+
+
+def _thin_units(step: Thinned, pool: WeightSet, seed: int, known: Known) -> WeightSet:
+    """Whole units by their mean score."""
+    node = step.node
+    units = list(pool.split(node.whole))
+    count = step.count.of(len(units))
+    if count > len(units):
+        raise RequestError(f"select: {node.score} is to choose {count:,} of {len(units):,} units ({node.whole})")
+    if node.score == "random":
+        picked = draw_without_replacement(len(units), count, seed, step.stream)
+    else:
+        means = np.array([np.mean(_score(node, Pool(unit, known)), dtype=np.float64) for unit in units])
+        picked = largest(means, count, lowest=node.lowest)
+    found = WeightSet(pool.table, {})
+    for place in np.sort(picked):
+        found = found | units[place]
+    return found
+
+
+def _score(node: Scored, pool: Pool) -> np.ndarray:
+    numbers: np.ndarray = SCORES[node.score].score(pool, **dict(node.options))
+    return numbers
+
+
+def _unlay(picked: np.ndarray, pool: WeightSet) -> Iterator[tuple[str, np.ndarray]]:
+    """Sorted positions in variables laid end to end -> (path, indices)."""
+    end = 0
+    for path, part in pool.parts.items():
+        size = pool.size(path)
+        first, last = np.searchsorted(picked, [end, end + size])
+        if last > first:
+            inside = (picked[first:last] - end).astype(np.int64)
+            yield path, inside if part is None else part[inside]
+        end += size
