@@ -118,7 +118,7 @@ def make_layernorm_step(model: Any, kind: str) -> Callable[..., Any]:
     """A function from a batch with labels to {path of a LayerNorm weight: (batch, hidden), gradients of log p}."""
     layers = _layernorms(model)
 
-    @tf.function(input_signature=[_signature(model, kind, None)], autograph=False)
+    @tf.function(input_signature=[batch_signature(model, kind, None)], autograph=False)
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         examples = tf.shape(batch["input_ids"])[0]
         own = {path: (_repeat(layer.gamma, examples), _repeat(layer.beta, examples)) for path, layer in layers.items()}
@@ -172,7 +172,7 @@ def make_component_step(model: Any, kind: str) -> Callable[..., Any]:
     # Outside a replica a mirrored variable is read, and so watched, through the first replica's part of it.
     variables = [getattr(model.all_weights[w.path], "_primary", model.all_weights[w.path]) for w in weights_of(model)]
 
-    @tf.function(input_signature=[_signature(model, kind, 1)], autograph=False)
+    @tf.function(input_signature=[batch_signature(model, kind, 1)], autograph=False)
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for variable in variables:
@@ -421,7 +421,8 @@ def _sum_of_squares(gradient: Any) -> tf.Tensor:
     return tf.reduce_sum(tf.square(tf.cast(gradient, tf.float64)))
 
 
-def _signature(model: Any, kind: str, examples: int | None) -> dict[str, tf.TensorSpec]:
+def batch_signature(model: Any, kind: str, examples: int | None) -> dict[str, tf.TensorSpec]:
+    """What a traced function of a batch with labels takes: so many examples, or any number, of any length."""
     whole = tf.TensorSpec([examples, None], tf.int32)
     tokens = model._head_name == "tokens"
     labels = tf.TensorSpec([examples, None] if tokens else [examples], tf.float32 if kind == "regression" else tf.int32)
