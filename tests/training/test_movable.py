@@ -46,7 +46,7 @@ def toy_split(kind, *, pairs=True, seed=0):
 
 
 def measure_rows(model, kind, split, batching):
-    """{path: which rows have a gradient other than 0 in some batch of an epoch}, and how many positions were padding."""
+    """{path: which rows have a gradient other than 0 in some batch of an epoch}, and the tokens of padding."""
     variables = {path: model.all_weights[path] for path in (WORDS, POSITIONS, TYPES)}
     plan = plan_epoch(split.lengths, 4, batching, 0, 0, 24)
     found = {path: np.zeros(variable.shape[0], bool) for path, variable in variables.items()}

@@ -1,4 +1,4 @@
-"""Which selected weights can move at all: the rows of the embedding tables that some training text reads. No TensorFlow.
+"""Which selected weights can move: the rows of the embedding tables that some training text reads. No TensorFlow.
 
 A row that no training example reads gets a gradient of exactly 0 at every step, and Adam leaves it where it is. A text
 that is padded reads the padding's rows too, but its attention mask keeps them from everything that the loss sees: their
