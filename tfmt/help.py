@@ -22,8 +22,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "fisher_from", "fisher_union",
     ),
     "How it trains": (
-        "learning_rate", "epochs", "batch_size", "max_length", "batching", "warmup_ratio", "schedule", "adam_epsilon",
-        "seed", "search", "frozen_prefix", "cache_limit_gb",
+        "learning_rate", "epochs", "batch_size", "max_length", "batching", "warmup_ratio", "schedule", "optimizer",
+        "adam_epsilon", "weight_decay", "clip_norm", "early_stopping", "seed", "search", "frozen_prefix",
+        "cache_limit_gb",
     ),
     "Devices": ("replicas", "threads", "workers", "precision", "jit_compile", "require_gpu"),
     "Which runs": ("runs", "where"),

@@ -240,8 +240,8 @@ def _find_model(spec: RunSpec, like: Request | None, sources: Sources | None) ->
 # What runs on one workbench may differ in; every other field decides the model, the text or the devices.
 _PER_RUN = frozenset({
     "mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "select", "budget", "fisher_examples",
-    "fisher_from", "learning_rate", "epochs", "warmup_ratio", "schedule", "adam_epsilon", "seed", "keep",
-    "keep_epoch", "frozen_prefix",
+    "fisher_from", "learning_rate", "epochs", "warmup_ratio", "schedule", "optimizer", "adam_epsilon", "weight_decay",
+    "clip_norm", "early_stopping", "seed", "keep", "keep_epoch", "frozen_prefix",
 })  # fmt: skip
 
 
@@ -557,6 +557,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             predicted=state.kept_predicted,
             reasons=state.reasons,
             test=state.kept_test or None,
+            stopped_early=state.epoch if status == "completed" and state.epoch < spec.epochs else None,
             score_test=headline(request.task, dict.fromkeys(request.task.validation_splits, state.kept_test))
             if state.kept_test
             else None,

@@ -64,7 +64,8 @@ def describe(spec: RunSpec, output_dir: str, *, by_layer: bool = False) -> str:
                 f"--batch_size={spec.batch_size} is more than the {counted(examples, 'training example')}"
             )
         source = "" if dataset else " (published size; the data is not on this machine)"
-        lines.append(f"steps     {steps:,} an epoch x {counted(spec.epochs, 'epoch')} = {steps * spec.epochs:,}, "
+        epochs = "at most " * bool(spec.early_stopping) + counted(spec.epochs, "epoch")
+        lines.append(f"steps     {steps:,} an epoch x {epochs} = {steps * spec.epochs:,}, "
                      f"batches of {spec.batch_size} from {counted(examples, 'example')}{source}")  # fmt: skip
     else:
         lines.append("steps     known once the data is there")

@@ -37,7 +37,8 @@ _POLL_SECONDS = 1.0  # between looks at runs that another sweep holds
 def shape_key(spec: RunSpec) -> tuple[Any, ...]:
     """Equal for runs on one workbench that can share the traced step."""
     return (spec.mode, spec.layers, spec.mask_size, spec.mask_fraction, spec.outlier_pool, spec.select, spec.budget,
-            spec.fisher_from, spec.adam_epsilon, spec.frozen_prefix)  # fmt: skip
+            spec.fisher_from, spec.optimizer, spec.adam_epsilon, spec.weight_decay, spec.clip_norm,
+            spec.frozen_prefix)  # fmt: skip
 
 
 @dataclass(eq=False)

@@ -33,7 +33,7 @@ class Times:
             return
         spec, cost = record.spec, record.cost
         examples = record.result.examples.get("train", 0)
-        work = examples * spec.epochs
+        work = examples * len(record.result.epochs)
         if not work:
             return
         self.count += 1

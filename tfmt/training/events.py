@@ -44,8 +44,10 @@ _NUMBERS = itertools.count()  # of this process's files, two of which may begin 
 # The parameters of the HParams tab. It shows the first five at once, the others when they are ticked.
 _VARIED = ("task", "mode", "layers", "learning_rate", "seed")
 _FIXED = ("model", "mask_size", "mask_fraction", "batch_size", "max_length", "batching", "outlier_pool", "train_limit",
-          "epochs", "schedule", "precision")  # fmt: skip
-_TEXTS = frozenset({"task", "mode", "layers", "model", "batching", "outlier_pool", "schedule", "precision"})
+          "epochs", "schedule", "optimizer", "precision")  # fmt: skip
+_TEXTS = frozenset(
+    {"task", "mode", "layers", "model", "batching", "outlier_pool", "schedule", "optimizer", "precision"}
+)
 _METRICS = {
     "score_best": "the task's score in the best epoch so far, a fraction",
     "tuned": "weights that train, without the classifier",

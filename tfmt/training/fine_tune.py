@@ -26,7 +26,7 @@ from tfmt.spec import RunSpec
 from tfmt.tensors import read_tensors, reason_of, write_tensors
 from tfmt.training.devices import peak_rss_mb, threads_in_use
 from tfmt.training.distribution import Distributions, measure_sublayers
-from tfmt.training.epoch import Epoch
+from tfmt.training.epoch import Epoch, stops_early
 from tfmt.training.events import Curve, Events, Mark
 from tfmt.training.fisher import PARTS_FILE, prepare_fisher, store_fisher
 from tfmt.training.predictions import TEST_SPLIT, compact, prune
@@ -149,7 +149,7 @@ class FineTuning:
                 total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet, tell=self.tell
             ) as progress:
                 self.events.catch_up(self.state)
-                while self.state.epoch < self.until_epoch and error is None:
+                while self.state.epoch < self.until_epoch and not self._ends() and error is None:
                     signals.check(self._tell_kept())
                     error = self._train_epoch(progress) or self._find_lost_weight()
                     if error is None:
@@ -277,7 +277,8 @@ class FineTuning:
         value = headline(task, metrics)
         better = value is not None and (state.kept_score is None or value > state.kept_score)
         keeps = spec.keep_epoch == "last" or better or state.kept_epoch is None
-        if keeps and TEST_SPLIT in bench.truths and (spec.keep_epoch == "best" or state.epoch + 1 == spec.epochs):
+        ends = self._ends(value)
+        if keeps and TEST_SPLIT in bench.truths and (spec.keep_epoch == "best" or ends):
             self._score_test()
         seconds = time.perf_counter() - started
         state.eval_seconds += seconds
@@ -306,9 +307,17 @@ class FineTuning:
         prune(self.predicted, bench.truths, state.kept_epoch)
         self.events.catch_up(state)
         self.events.flush()
-        if state.epoch < spec.epochs:
+        if not ends:
             self._save()
         progress.epoch(state.epoch, loss, task.headline_name, value, epoch_seconds)  # now that it is not lost any more
+
+    def _ends(self, *more: float | None) -> bool:
+        """Whether no epoch is left behind those that ended, and behind one of this score: as planned, or early."""
+        planned = self.state.epoch + len(more) == self.spec.epochs
+        if planned or not self.spec.early_stopping:
+            return planned
+        scores = [headline(self.bench.task, epoch.metrics) for epoch in self.state.epochs]
+        return stops_early([*scores, *more], self.spec.early_stopping)
 
     def _score_test(self) -> None:
         """Scores the test split with the weights of the epoch that ends, which are to be kept."""
@@ -342,7 +351,7 @@ class FineTuning:
 
     def _stores_weights(self) -> bool:
         """Whether the weights of the kept epoch are to be stored; where that is the last one no earlier ones are."""
-        return self.spec.keep == "tuned" and (self.spec.keep_epoch == "best" or self.state.epoch == self.spec.epochs)
+        return self.spec.keep == "tuned" and (self.spec.keep_epoch == "best" or self._ends())
 
     def _store_kept(self) -> None:
         """Stores the selected weights beside those of the epoch that was kept so far: a checkpoint may name either."""
@@ -513,8 +522,7 @@ class FineTuning:
         found = examine(
             bench.selection.weights, bench.selected(), bench.base_value, self._frozen, bench.copies()
         )  # fmt: skip
-        whole = self.state.epoch == self.spec.epochs
-        ended = "diverged" if error is not None else "completed" if whole else "paused"
+        ended = "diverged" if error is not None else "completed" if self._ends() else "paused"
         if found.frozen_changed:
             bench.spoiled = f"{counted(found.frozen_changed, 'weight')} outside the selection changed"
         elif found.disagreeing:

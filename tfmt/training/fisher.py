@@ -7,8 +7,8 @@ log p is the sum over its labelled words.
 
 A new head says nothing, so its gradients say nothing about the encoder either. A run with `--mode=fisher` therefore
 first trains the head alone on the frozen encoder: one epoch over the run's own training data with its seed, batches,
-warm-up and schedule, at the rate `HEAD_LEARNING_RATE`. With that head the Fisher information is estimated; then the
-head goes back to its initial values, and the run starts as any other does.
+warm-up and schedule, at the rate `HEAD_LEARNING_RATE`, by Adam whatever the run's own optimizer is. With that head the
+Fisher information is estimated; then the head goes back to its initial values, and the run starts as any other does.
 
 References:
   P2 ([ValizadehAslani & Liang, 2024](https://arxiv.org/abs/2403.20284)), which leaves the head's training open.
@@ -344,7 +344,10 @@ def _train_head(
       parts: what an interrupted estimation left; the epoch goes on from there.
       keep: stores the head now and then, after the step that a signal stops the epoch at, and after its last.
     """
-    settings = {"mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE, "frozen_prefix": "live"}
+    settings = {
+        "mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE, "frozen_prefix": "live",
+        "optimizer": "adam", "weight_decay": 0.0, "clip_norm": 0.0,
+    }  # fmt: skip
     head = RunSpec.make(**spec.model_dump() | settings)
     train = bench.splits["train"]
     plan = plan_epoch(train.lengths, spec.batch_size, spec.batching, spec.seed, 0, spec.max_length)

@@ -32,6 +32,7 @@ from tfmt.selection.selection import apply_plan
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
 from tfmt.training.devices import Devices, set_tensor_float
+from tfmt.training.optimizers import joins_masks
 from tfmt.training.predictions import SplitTruth
 from tfmt.training.prefix import PrefixStates, count_prefix_blocks
 from tfmt.training.step import Step, compute_logits, input_signature, trace_step
@@ -120,8 +121,12 @@ class Workbench:
         self, spec: RunSpec, steps: int, paths: tuple[str, ...], masks: Mapping[str, np.ndarray], start: int
     ) -> None:
         """Makes the traced step of these variables the current one, as it is before its first batch."""
-        # Adam treats all selected weights as one vector, so a mask may spread its number over its variables otherwise.
-        signature = (paths, frozenset(masks), sum(map(len, masks.values())), start, spec.adam_epsilon, spec.batch_size)
+        # Where an optimizer treats all selected weights as one vector a mask may spread its number over its variables
+        # otherwise.
+        sizes = {path: len(indices) for path, indices in masks.items()}
+        size = sum(sizes.values()) if joins_masks(spec) else tuple(sorted(sizes.items()))
+        optimizer = spec.optimizer, spec.adam_epsilon, spec.weight_decay, spec.clip_norm
+        signature = (paths, frozenset(masks), size, start, optimizer, spec.batch_size)
         schedule = {
             "peak": spec.learning_rate, "steps": steps, "warmup_ratio": spec.warmup_ratio, "schedule": spec.schedule
         }  # fmt: skip
