@@ -17,21 +17,24 @@ from pydantic import BaseModel, Field
 from tfmt import signals
 from tfmt.data.batches import plan_epoch
 from tfmt.errors import RequestError, RequestWarning
+from tfmt.expressions import split_label
 from tfmt.files import UnreadableError, make_folder, set_aside
 from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.selection.plans import Plan
-from tfmt.selection.scores.pool import Known
-from tfmt.selection.stored import FisherNotes, store_selection
+from tfmt.selection.scores.pool import Known, Read
+from tfmt.selection.stored import FisherNotes, SelectionCost, SelectionFacts, store_selection
 from tfmt.spec import RunSpec
 from tfmt.tensors import read_tensors, reason_of, write_tensors
 from tfmt.training.devices import peak_rss_mb, threads_in_use
 from tfmt.training.distribution import Distributions, measure_sublayers
 from tfmt.training.epoch import Epoch, stops_early
 from tfmt.training.events import Curve, Events, Mark
-from tfmt.training.fisher import PARTS_FILE, prepare_fisher, store_fisher
+from tfmt.training.fisher import PARTS_FILE, draw_examples, prepare_fisher, store_fisher
+from tfmt.training.movable import count_movable, movable_rows
 from tfmt.training.predictions import TEST_SPLIT, compact, prune
 from tfmt.training.progress import Progress, Standing
 from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
+from tfmt.training.scoring import Shared, count_passes, measure
 from tfmt.training.workbench import Workbench
 from tfmt.words import counted
 
@@ -82,6 +85,7 @@ class Outcome(BaseModel):
     peak_gpu_mb: float | None
     optimizer_bytes: int
     fisher: FisherNotes | None = None
+    selection: SelectionFacts
 
 
 class UnfitError(ValueError):
@@ -103,6 +107,8 @@ class FineTuning:
       before_write: called before each checkpoint, may raise to end the run.
       plan: what the run selects; None reads it from the spec.
       model_sha256: digest of the base model, noted beside the selection.
+      tuned: values after full fine-tuning, for the score `change`.
+      shared: gives the arrays that scores are made of where another run has measured them.
       tell: is told now and then where the run stands.
       until_epoch: stop after so many epochs of the run, its checkpoint written; None for the run's end. What comes
         after that goes on as after an interruption.
@@ -110,12 +116,15 @@ class FineTuning:
 
     def __init__(
         self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None,
-        plan: Plan | None = None, model_sha256: str = "",
+        plan: Plan | None = None, model_sha256: str = "", tuned: Mapping[tuple[Any, ...], Read] | None = None,
+        shared: Shared | None = None,
         tell: Callable[[Standing], None] | None = None, until_epoch: int | None = None,
     ) -> None:  # fmt: skip
         self.bench, self.spec, self.folder, self.quiet = bench, spec, folder, quiet
         self.before_write = before_write or (lambda: None)
         self.plan, self.model_sha256, self.tell = plan, model_sha256, tell
+        self.tuned, self.shared = tuned or {}, shared
+        self.selection_cost = SelectionCost()
         self.until_epoch = spec.epochs if until_epoch is None else min(until_epoch, spec.epochs)
         self.fisher_notes: FisherNotes | None = None
         self.checkpoint = folder / "checkpoint"
@@ -185,14 +194,26 @@ class FineTuning:
     def _set_up(self, steps: int) -> None:
         """The state in which the run starts; a selection by scores needs them first."""
         bench, spec = self.bench, self.spec
+        plan = self.plan or bench.plan(spec)
         if spec.mode == "fisher" and not spec.fisher_from:
+            started = time.perf_counter()
             values, self.fisher_notes = prepare_fisher(bench, spec, self.folder, self.before_write, self._discard)
-            bench.set_up(spec, steps, self.plan, Known(squares={"trained": values.__getitem__}))
+            drawn = draw_examples(len(self.train), spec.fisher_examples, spec.seed)
+            passes = count_passes(bench, "squares", plan.needed("squares")["trained"], drawn)
+            self.selection_cost = SelectionCost(
+                examples=len(drawn), backward_passes=passes, seconds=time.perf_counter() - started
+            )
+            bench.set_up(spec, steps, plan, Known(squares={"trained": values.__getitem__}))
             store_fisher(self.folder, bench.selection, values, self.fisher_notes, self.model_sha256, self.before_write)
             self.before_write()
             (self.folder / PARTS_FILE).unlink(missing_ok=True)
         else:
-            bench.set_up(spec, steps, self.plan)
+            known, self.selection_cost = measure(
+                bench, spec, plan, tuned=self.tuned, shared=self.shared, quiet=self.quiet
+            )
+            bench.set_up(spec, steps, plan, known)
+        for told in bench.selection.warnings:
+            warnings.warn(f"--select={spec.select}: {told}", RequestWarning, stacklevel=2)
         self.before_write()
         store_selection(self.folder, bench.selection, self.model_sha256)
 
@@ -539,8 +560,19 @@ class FineTuning:
             peak_rss_mb=peak_rss_mb(),
             peak_gpu_mb=bench.devices.peak_gpu_mb(),
             fisher=self.fisher_notes,
+            selection=self._tell_selection(),
             optimizer_bytes=sum(math.prod(v.shape) * v.dtype.size for v in bench.optimizer_variables),
         )
+
+    def _tell_selection(self) -> SelectionFacts:
+        """What the record says of the selection."""
+        selection = self.bench.selection
+        encoder = {path: at for path, at in self.bench.selected().items() if path in selection.plan.table.by_path}
+        movable = count_movable(encoder, selection.weights, movable_rows(selection.weights, self.train))
+        return SelectionFacts(
+            name=split_label(self.spec.select)[0], expression=selection.plan.expression,
+            normal_form=selection.plan.normal_form, movable=movable, cost=self.selection_cost,
+        )  # fmt: skip
 
 
 def _kinds(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:

@@ -44,6 +44,8 @@ Discard = Callable[[Path, str], None]  # takes a file that is of no use, and why
 
 HEAD_EPOCHS = 1
 HEAD_LEARNING_RATE = protocol.PART_LEARNING_RATE
+# What of a run the head's training depends on, beside its seed, its data and its precision.
+HEAD_SETTINGS = ("batch_size", "batching", "warmup_ratio", "schedule", "adam_epsilon")
 # What an interrupted estimation leaves in the run's folder.
 PARTS_FILE = "checkpoint/fisher.safetensors"
 KEEP_SECONDS = 300.0  # between two times that the head is stored
@@ -221,7 +223,7 @@ def prepare_fisher(
         make_folder(path.parent)
         write_tensors(path, parts, {"run_id": folder.name})
 
-    loss = _train_head(bench, spec, parts, keep)
+    loss = train_head(bench, spec, parts, keep)
     drawn = draw_examples(len(bench.splits["train"]), spec.fisher_examples, spec.seed)
     shapes = {path: bench.model.all_weights[path].shape for path in _affine_paths(bench.model)}
     values = _part(parts, "layernorm", shapes) or _estimate(bench, drawn)
@@ -333,7 +335,7 @@ def store_fisher(
     write_tensors(path, tensors, about)
 
 
-def _train_head(
+def train_head(
     bench: Workbench, spec: RunSpec, parts: Mapping[str, np.ndarray], keep: Callable[[dict[str, np.ndarray]], None]
 ) -> float:
     """One epoch of the head alone on the frozen encoder; the mean training loss.

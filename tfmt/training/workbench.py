@@ -71,6 +71,7 @@ class Workbench:
         self._prefix: tuple[int, PrefixStates] | None = None
         self._steps: dict[Any, Step] = {}  # by signature, the latest last
         self._moved: set[str] = set()
+        self.gradient_step: Any = None  # (of what, traced) for the scores of a selection
         self.fisher_step: Any = None  # traced by the first run that needs Fisher information
         self.component_step: Any = None
         self.component_sums: dict[Any, Any] = {}  # what runs with the same head share
@@ -92,8 +93,9 @@ class Workbench:
             raise RunError(f"no run may start on this workbench: {self.spoiled}; make a new one")
         set_tensor_float(spec.precision)
         self.restore(spec.seed)
-        plan = plan or plan_spec(spec, weights_of(self.model), self.model.config.num_attention_heads, None)
-        self.selection = apply_plan(self.model, spec.mode, plan, seed=spec.seed, known=known or Known())
+        self.selection = apply_plan(
+            self.model, spec.mode, plan or self.plan(spec), seed=spec.seed, known=known or Known()
+        )
         self._moved = set(self.selection.paths)
         masks = self.selection.open_masks
         table = [weight.path for weight in self.selection.weights]
@@ -104,6 +106,10 @@ class Workbench:
         if start not in self._predicts:
             self._predicts[start] = self._trace_predict(start)
         self._take_step(spec, steps, paths, masks, start)
+
+    def plan(self, spec: RunSpec) -> Plan:
+        """What a run selects, read from its spec."""
+        return plan_spec(spec, weights_of(self.model), self.model.config.num_attention_heads, None)
 
     def restore(self, seed: int) -> None:
         """Puts the base model's weights back, with the new head and the dropout of a seed."""
