@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
 from tfmt.errors import RequestError, one_line
@@ -368,6 +369,13 @@ def write(node: Node) -> str:
             left = f"({write(first)})" if mixed else write(first)
             return f"{left} {sign} {f'({write(second)})' if isinstance(second, Pair) else write(second)}"
     raise AssertionError(node)
+
+
+def shorten(text: str) -> str:
+    """An expression, labelled or not, that names the runs and files in it without the folders where they lie."""
+    return re.sub(
+        r'"([^"]*)"', lambda found: f'"{PurePath(found[1]).name}"' if "bert/" not in found[1] else found[0], text
+    )
 
 
 def _base(node: Node, outer: type) -> str:

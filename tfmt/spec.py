@@ -369,6 +369,14 @@ class RunSpec(Checked):
         """A readable name that ends in ten hex digits of the hash of `identity`."""
         return f"{self.label()}-{digest_json(self.identity(**digests))[:10]}"
 
+    @property
+    def trained(self) -> str:
+        """What trains, for people: the mode's name, or of `custom` the selection's name or its expression."""
+        if self.mode != "custom":
+            return self.mode
+        label, expression = expressions.split_label(self.select)
+        return " ".join(filter(None, (label or expressions.shorten(expression), self.budget)))
+
     def label(self) -> str:
         """The readable part of the id: task, mode and its choices, another optimizer than Adam, rate, seed."""
         parts: list[str] = [self.task, self.mode]

@@ -81,7 +81,7 @@ def require_gpu(program: str, verbosity: int) -> None:
 
 def _announce(spec: RunSpec, folder: str) -> str:
     epochs = "at most " * bool(spec.early_stopping) + counted(spec.epochs, "epoch")
-    return f"{spec.task} {spec.mode}: {epochs} at learning rate {spec.learning_rate:g}, seed {spec.seed} -> {folder}"
+    return f"{spec.task} {spec.trained}: {epochs} at learning rate {spec.learning_rate:g}, seed {spec.seed} -> {folder}"
 
 
 def _report(record: Record, folder: str) -> str:

@@ -61,7 +61,7 @@ def write_card(tuned: TunedWeights, folder: Path, code: Sequence[str], *, librar
         data.to_yaml(line_break="\n"),
         "---",
         "",
-        f"# {spec.task}, {tuned.base_name}, tuned: {spec.mode}",
+        f"# {spec.task}, {tuned.base_name}, tuned: {spec.trained}",
         "",
         f"Exported by tfmt {record.origin.tfmt} from the run `{record.run_id}`. {_tell_base(tuned)}",
     ]
