@@ -373,9 +373,7 @@ def write(node: Node) -> str:
 
 def shorten(text: str) -> str:
     """An expression, labelled or not, that names the runs and files in it without the folders where they lie."""
-    return re.sub(
-        r'"([^"]*)"', lambda found: f'"{PurePath(found[1]).name}"' if "bert/" not in found[1] else found[0], text
-    )
+    return re.sub(r'(run|mask)\("([^"]*)"\)', lambda found: f'{found[1]}("{PurePath(found[2]).name}")', text)
 
 
 def _base(node: Node, outer: type) -> str:

@@ -58,7 +58,7 @@ def flag_groups(values: Any) -> dict[str, list[Any]]:
 
 def describe_flag(flag: Any) -> str:
     """What a flag does, and the values it takes where the sentence does not explain each of them."""
-    text = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl puts the values of an enum first
+    text = re.sub(r"^<[^>]*>: |;\n    repeat this option .*", "", flag.help)  # absl's own words around it
     choices = [choice for choice in getattr(flag.parser, "enum_values", ()) if choice]
     explained = all(re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text) for choice in choices)
     return text if explained else f"{text} One of {', '.join(choices)}."

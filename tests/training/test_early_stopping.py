@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tfmt import train
 from tfmt.results.tables import build_tables
 from tfmt.runs.paused import Paused
 from tfmt.runs.records import Record, read_record, read_runs
@@ -79,6 +80,8 @@ def test_it_is_the_beginning_of_the_planned_run(prepared, run, whole, patience, 
     stored = read_predictions(request.folder, sha256=record.predictions_sha256)
     assert record.kept_epoch in stored.by_epoch["validation"]
     assert planned.result.stopped_early is None
+    patience = "1 epoch" if patience == 1 else f"{patience} epochs"
+    assert f"stopped   after epoch {end} of {EPOCHS}: no better score in {patience} (" in train._report(record, "runs")
     assert finished(request) == read_record(request.folder) == record
 
 
