@@ -54,7 +54,8 @@ class ExpressionError(RequestError):
         self.reason, self.text, self.span = reason, text, span
 
     def __str__(self) -> str:
-        return f"{one_line(self.reason)}\n{self._point()}"
+        told = self.reason if self.reason.startswith("select ") else f"select: {self.reason}"
+        return f"{one_line(told)}\n{self._point()}"
 
     def _point(self) -> str:
         """The expression, or the part of a long one around the place, and carets below it."""

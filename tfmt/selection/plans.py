@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -176,13 +176,17 @@ class _Planner:
     def fail(self, reason: str, span: tuple[int, int]) -> ExpressionError:
         return ExpressionError(reason, self.text, span)
 
-    def terms(self, node: Node) -> Iterator[Term]:
-        """The terms of a chain of `+`, `-` and `&`, those in parentheses too."""
-        if isinstance(node, Pair):
-            yield from self.terms(node.first)
-            yield from self.terms(node.second)
-        else:
-            yield Term(expressions.write(node), self._known[id(node)].bounds)
+    def terms(self, node: Node, depth: int = 0, sign: str = "") -> Iterator[Term]:
+        """The terms of a chain of `+`, `-` and `&`; those in parentheses below their sum, further to the right."""
+        if isinstance(node, Pair) and not sign:
+            yield from self.terms(node.first, depth)
+            yield from self.terms(node.second, depth, f"{node.sign} ")
+            return
+        inside = isinstance(node, Pair)
+        shown = f"({expressions.write(node)})" if inside else expressions.write(node)
+        yield Term(f"{'  ' * depth}{sign}{shown}", self._known[id(node)].bounds)
+        if inside:
+            yield from self.terms(node, depth + 1)
 
     def step(self, node: Node) -> Step:
         if id(node) not in self._known:
@@ -261,7 +265,7 @@ class _Planner:
             raise self.fail(f"{shown} has nothing {what} there: {_tell_narrow(node)}", node.span)
         if isinstance(inside, Fixed):
             return Fixed(left.canonical(), inside.given)
-        return Combined("&", (Fixed(left.canonical()), inside), (node.span, node.span))
+        return _common([Fixed(left.canonical()), *_flat("&", inside)])
 
     # ---- scores ----------------------------------------------------------------------------------------------------
 
@@ -271,7 +275,7 @@ class _Planner:
         unit = node.per or node.whole
         if unit:
             self._ask(node, lambda: [len(each) for each in pool.support.split(unit)])
-        thinned = Thinned(pool, node, self._count(node, pool), text=self.text)
+        thinned = Thinned(pool, node, self._count(node, pool))
         if node.whole:
             units = sum(1 for _ in pool.support.split(node.whole))
             wanted, most = thinned.count.of(units), units
@@ -318,12 +322,11 @@ class _Planner:
         if node.sign == "+":
             return _join([*_flat("+", first), *_flat("+", second)])
         self._check_effect(node, first, second)
-        if isinstance(first, Fixed) and isinstance(second, Fixed):
-            both = first.weights - second.weights if node.sign == "-" else first.weights & second.weights
-            return Fixed(both.canonical(), first.given or second.given)
         if node.sign == "-":
-            return Combined("-", (first, second), (node.span, node.span))
-        return _common([*_flat("&", first), *_flat("&", second)], node.span)
+            return _take_away(first, second)
+        if isinstance(first, Fixed) and isinstance(second, Fixed):
+            return Fixed((first.weights & second.weights).canonical(), first.given or second.given)
+        return _common([*_flat("&", first), *_flat("&", second)])
 
     def _check_effect(self, node: Pair, first: Step, second: Step) -> None:
         """Refuses a `-` or `&` that changes nothing or leaves nothing, where that is known from names alone."""
@@ -356,7 +359,7 @@ def _flat(sign: str, step: Step) -> list[Step]:
     return list(step.steps) if isinstance(step, Combined) and step.sign == sign else [step]
 
 
-def _join(steps: list[Step]) -> Step:
+def _join(steps: Sequence[Step]) -> Step:
     fixed = [step for step in steps if isinstance(step, Fixed)]
     rest: list[Step] = [step for step in steps if not isinstance(step, Fixed)]
     if fixed:
@@ -374,7 +377,21 @@ def _join(steps: list[Step]) -> Step:
     return Combined("+", tuple(sorted(rest, key=lambda step: step.describe())))
 
 
-def _common(steps: list[Step], span: tuple[int, int]) -> Step:
+def _take_away(first: Step, second: Step) -> Step:
+    """`a - b - c` is `a - (b + c)`; what is known is taken from what is known at once."""
+    if isinstance(first, Combined) and first.sign == "-":
+        first, second = first.steps[0], _join([*_flat("+", first.steps[1]), *_flat("+", second)])
+    if not isinstance(first, Fixed):
+        return Combined("-", (first, second))
+    parts = _flat("+", second)
+    rest = [step for step in parts if not isinstance(step, Fixed)]
+    for step in parts:
+        if isinstance(step, Fixed):
+            first = Fixed((first.weights - step.weights).canonical(), first.given or step.given)
+    return Combined("-", (first, _join(rest))) if rest else first
+
+
+def _common(steps: Sequence[Step]) -> Step:
     fixed = [step for step in steps if isinstance(step, Fixed)]
     rest: list[Step] = [step for step in steps if not isinstance(step, Fixed)]
     if fixed:
@@ -383,7 +400,7 @@ def _common(steps: list[Step], span: tuple[int, int]) -> Step:
             weights = weights & step.weights
         rest = [Fixed(weights.canonical(), any(step.given for step in fixed)), *rest]
     ordered = tuple(sorted(rest, key=lambda step: step.describe()))
-    return Combined("&", ordered, (span,) * len(ordered))
+    return Combined("&", ordered)
 
 
 def _number(step: Step) -> Step:

@@ -83,7 +83,6 @@ class Thinned:
     node: Scored
     count: Count
     stream: int = 0  # of `random`: the number of its first pool's draw
-    text: str = ""  # of the whole expression, for errors
 
     @property
     def support(self) -> WeightSet:
@@ -159,7 +158,6 @@ class Combined:
 
     sign: str
     steps: tuple[Step, ...]
-    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def support(self) -> WeightSet:
@@ -183,7 +181,8 @@ class Combined:
                 return sum(lows), sum(highs)
             return max(lows), min(sum(highs), limit)
         if self.sign == "-":
-            return max(0, lows[0] - highs[1]), min(highs[0], limit)
+            shared = len(self.steps[0].support & self.steps[1].support)
+            return max(0, lows[0] - min(highs[1], shared)), min(highs[0], limit)
         return 0, min(*highs, limit)
 
     def describe(self) -> str:
@@ -224,7 +223,9 @@ def count_parts(step: Step, paths: frozenset[str]) -> tuple[int, int]:
         apart = sum(sum(each.support.size(path) for path in paths) for each in step.steps) == limit
         return (sum(lows), sum(highs)) if apart else (max(lows), min(sum(highs), limit))
     if step.sign == "-":
-        return max(0, lows[0] - highs[1]), min(highs[0], limit)
+        both = step.steps[0].support & step.steps[1].support
+        shared = sum(both.size(path) for path in paths)
+        return max(0, lows[0] - min(highs[1], shared)), min(highs[0], limit)
     return 0, min(*highs, limit)
 
 

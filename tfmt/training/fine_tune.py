@@ -212,6 +212,7 @@ class FineTuning:
                 bench, spec, plan, tuned=self.tuned, shared=self.shared, quiet=self.quiet
             )
             bench.set_up(spec, steps, plan, known)
+            self.tuned = {}  # its memory goes
         for told in bench.selection.warnings:
             warnings.warn(f"--select={spec.select}: {told}", RequestWarning, stacklevel=2)
         self.before_write()
