@@ -380,7 +380,8 @@ def _join(steps: Sequence[Step]) -> Step:
 def _take_away(first: Step, second: Step) -> Step:
     """`a - b - c` is `a - (b + c)`; what is known is taken from what is known at once."""
     if isinstance(first, Combined) and first.sign == "-":
-        first, second = first.steps[0], _join([*_flat("+", first.steps[1]), *_flat("+", second)])
+        second = _join([*_flat("+", first.steps[1]), *_flat("+", second)])
+        first = first.steps[0]
     if not isinstance(first, Fixed):
         return Combined("-", (first, second))
     parts = _flat("+", second)
