@@ -172,6 +172,8 @@ def expand_grid(
     for name in ("select", "budget"):
         if values[name] != (None,) and "custom" not in values["mode"]:
             raise RequestError(f"--{name} is for --mode=custom, which is not among the modes")
+    if set(values["mode"]) == {"custom"} and values["layers"] != (None,):
+        raise RequestError("--layers means nothing for --mode=custom: `@` in --select says which blocks")
     runs: dict[RunSpec, None] = {}
     for combination in itertools.product(*values.values()):
         chosen = {name: value for name, value in zip(AXES, combination, strict=True) if value is not None}
