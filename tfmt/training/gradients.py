@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from tfmt import signals
 from tfmt.bert.models import weights_of
-from tfmt.data.batches import evaluation_batches
+from tfmt.data.batches import EVALUATION_TOKENS, evaluation_batches
 from tfmt.data.tokens import TokenizedSplit
-from tfmt.training.fisher import FISHER_TOKENS, batch_signature, layernorm_fisher, log_likelihood, make_layernorm_step
+from tfmt.training.fisher import batch_signature, layernorm_fisher, log_likelihood, make_layernorm_step
 from tfmt.training.step import compute_logits
 
 # What a float16 loss is multiplied by before its gradient is taken, and the gradient divided by after: small gradients
@@ -43,7 +43,7 @@ def mean_gradient(
     indices: np.ndarray,
     paths: Sequence[str],
     *,
-    tokens_per_batch: int = FISHER_TOKENS,
+    tokens_per_batch: int = EVALUATION_TOKENS,
     quiet: bool = True,
     step: GradientSums | None = None,
 ) -> dict[str, np.ndarray]:
