@@ -45,9 +45,10 @@ _NUMBERS = itertools.count()  # of this process's files, two of which may begin 
 _VARIED = ("task", "mode", "layers", "select", "budget", "learning_rate", "seed")
 _FIXED = ("model", "mask_size", "mask_fraction", "batch_size", "max_length", "batching", "outlier_pool", "train_limit",
           "epochs", "schedule", "optimizer", "precision")  # fmt: skip
-_TEXTS = frozenset(
-    {"task", "mode", "layers", "select", "budget", "model", "batching", "outlier_pool", "schedule", "optimizer", "precision"}
-)
+_TEXTS = frozenset({
+    "task", "mode", "layers", "select", "budget", "model", "batching", "outlier_pool", "schedule", "optimizer",
+    "precision",
+})  # fmt: skip
 _METRICS = {
     "score_best": "the task's score in the best epoch so far, a fraction",
     "tuned": "weights that train, without the classifier",

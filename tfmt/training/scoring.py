@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmt.data.batches import evaluation_batches
+from tfmt.data.batches import EVALUATION_TOKENS, evaluation_batches
 from tfmt.selection.plans import Plan
 from tfmt.selection.scores.pool import Known, Read
 from tfmt.selection.stored import SelectionCost
@@ -87,7 +87,8 @@ def count_passes(bench: Workbench, kind: str, paths: Sequence[str], drawn: np.nd
     """Backward passes that gradients take: one a batch; of squares one an example, unless of LayerNorms alone."""
     if kind == "squares" and not all(path.endswith(("/gamma", "/beta")) for path in paths):
         return len(drawn)
-    return sum(1 for _ in evaluation_batches(bench.splits["train"], FISHER_TOKENS, examples=drawn))
+    tokens = FISHER_TOKENS if kind == "squares" else EVALUATION_TOKENS
+    return sum(1 for _ in evaluation_batches(bench.splits["train"], tokens, examples=drawn))
 
 
 def _key(spec: RunSpec, kind: str, head: str, paths: tuple[str, ...], drawn: np.ndarray) -> dict[str, Any]:
