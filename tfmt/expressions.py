@@ -19,6 +19,7 @@ from tfmt.errors import RequestError, one_line
 
 _SHOWN = 100  # characters of a long expression around the place that is wrong
 LONGEST = 10_000  # characters of an expression
+MOST = 200  # terms of an expression, so that none nests too deeply to be read
 _LABEL = re.compile(r"\s*([^\s=\[\]()\"@:][^=\[\]()\"@:]*?)\s*=(?!=)(.*)", re.DOTALL)
 
 # Score -> its own options, {name: (kind, default)}; beside them every score takes `lowest`, `per` and `whole`.
@@ -188,6 +189,9 @@ def parse(text: str) -> Node:
         raise ExpressionError(f"select ends too early: {_tell_names(expected)}", text, (end, end + 1)) from None
     except RecursionError:
         raise RequestError("select: the expression is nested too deeply; write it with fewer parentheses") from None
+    terms = sum(1 for _ in tree.find_data("term"))
+    if terms > MOST:
+        raise RequestError(f"select: an expression has at most {MOST} terms, parentheses counted. Received: {terms:,}")
     return _Reader(text).selection(tree.children[0])
 
 
@@ -204,7 +208,7 @@ _TERMINALS = {
     "LPAR": "`(`", "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "AT": "`@`", "COLON": "`:`", "COMMA": "`,`",
     "EQUAL": "`=`", "DOT": "`.`", "SIGN": "`+` or `-`", "AMPERSAND": "`&`", "NAME": "a name", "STRING": 'a text in ""',
     "INTEGER": "a whole number", "NUMBER": "a number", "PERCENT": "a percentage", "BLOCKS": "blocks (0,2-5,last)",
-    "PLACES": "places (0,2-5,last)", "OF": "`of`",
+    "PLACES": "places (0,2-5,last)", "_OF": "`of`",
 }  # fmt: skip
 
 
@@ -399,7 +403,7 @@ def _arguments(node: Scored) -> Iterator[str]:
             yield f"{name}={value}"
     for name, value in node.options:
         if value != SCORES[node.score][name][1]:
-            yield f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            yield f"{name}={value}"
 
 
 def _plain(percent: Decimal) -> str:

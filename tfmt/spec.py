@@ -215,6 +215,9 @@ class Checked(BaseModel):
         try:
             return cls(**settings)
         except ValidationError as error:
+            cause = error.errors(include_url=False)[0].get("ctx", {}).get("error")
+            if isinstance(cause, expressions.ExpressionError):
+                raise cause from None  # its further lines point at the place
             raise RequestError(_one_line(error)) from None
 
 
