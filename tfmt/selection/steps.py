@@ -296,6 +296,8 @@ def _thin_pool(step: Thinned, pool: WeightSet, seed: int, known: Known) -> Weigh
         return _thin_units(step, pool, seed, known)
     pools: Iterable[WeightSet] = pool.split(node.per) if node.per else (pool,)
     counts = step.count.among(pool.sizes(node.per) if node.per else np.array([len(pool)])).tolist()
+    if node.per == "out" and node.score not in ("random", "far") and all(part is None for part in pool.parts.values()):
+        return _thin_columns(node, pool, counts, known)
     found: dict[str, list[np.ndarray]] = {}
     for number, (each, count) in enumerate(zip(pools, counts, strict=True)):
         if count > len(each):
@@ -308,6 +310,19 @@ def _thin_pool(step: Thinned, pool: WeightSet, seed: int, known: Known) -> Weigh
             found.setdefault(path, []).append(part)
     joined = {path: parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts)) for path, parts in found.items()}
     return WeightSet(pool.table, joined)
+
+
+def _thin_columns(node: Scored, pool: WeightSet, counts: list[int], known: Known) -> WeightSet:
+    """As `_thin_pool` for the columns of whole kernels, a kernel at a time: a model has very many of them."""
+    found: dict[str, np.ndarray | None] = {}
+    for path in pool.parts:
+        rows, columns = pool.table.by_path[path].shape
+        own, counts = np.array(counts[:columns]), counts[columns:]
+        scores = _score(node, Pool(WeightSet(pool.table, {path: None}), known)).reshape(rows, columns).T
+        order = np.argsort(scores if node.lowest else -scores, axis=1, kind="stable")
+        places = order * columns + np.arange(columns)[:, None]
+        found[path] = np.sort(places[np.arange(rows) < own[:, None]]).astype(np.int64)
+    return WeightSet(pool.table, found)
 
 
 def _thin_units(step: Thinned, pool: WeightSet, seed: int, known: Known) -> WeightSet:
