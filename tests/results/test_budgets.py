@@ -73,24 +73,24 @@ def test_methods_by_budgets(add_run: Add, tmp_path: Path) -> None:
     mrpc, _, mean, beside, rates = table.blocks
     assert mrpc.columns == ("", "6,144 (0.0056 %)", "547,412 (0.50 %)", "backward passes", "can move")
     assert grid(mrpc)["fisher"] == {
-        "6,144 (0.0056 %)": "82.1 ± 0.1 >",
-        "547,412 (0.50 %)": "82.1 ± 0.1 >",
+        "6,144 (0.0056 %)": "82.1 ± 0.1 ↑",
+        "547,412 (0.50 %)": "82.1 ± 0.1 ↑",
         "backward passes": "1,024",
         "can move": "1 to 97.6 %",  # 6,000 of 547,412 and of 6,144
     }
     assert grid(mrpc)["all:random(budget)"]["6,144 (0.0056 %)"] == "72.2 ± 0.2"
     assert mrpc.bold == {(1, 1), (1, 2)}
     assert [row[0] for row in mrpc.rows] == ["all:random(budget)", "fisher"]
-    assert grid(mean)["fisher"]["6,144 (0.0056 %)"] == "82.1 ± 0.1 >"
+    assert grid(mean)["fisher"]["6,144 (0.0056 %)"] == "82.1 ± 0.1 ↑"
     assert mean.bold == {(1, 1), (1, 2)}
     assert [row[:6] for row in beside.rows] == [
         ("Full-FT", "109,482,240", "100", "90.1 ± 0.1", "90.1 ± 0.1", "90.1 ± 0.1"),
         ("Frozen", "0", "0", "50.0 ± 0.0", "50.0 ± 0.0", "50.0 ± 0.0"),
         ("value biases", "9,216", "0.0084", "75.0 ± 0.0", "75.0 ± 0.0", "75.0 ± 0.0"),
     ]
-    assert ("fisher", "6,144 (0.0056 %)", "1e-1 >", "1e-1 >") in rates.rows
+    assert ("fisher", "6,144 (0.0056 %)", "1e-1 ↑", "1e-1 ↑") in rates.rows
     assert ("all:random(budget)", "547,412 (0.50 %)", "1e-2", "1e-2") in rates.rows
-    assert any(line.startswith("< and >: the rate is the lowest or highest") for line in table.caption)
+    assert any(line.startswith("↓ and ↑: the rate is the lowest or highest") for line in table.caption)
     named = "Selections: fisher = all:fisher(budget); value biases = attention.value.bias."
     assert named in table.caption
 
@@ -101,7 +101,7 @@ def test_numbers(add_run: Add, tmp_path: Path) -> None:
     one = numbers[(numbers["method"] == "fisher") & (numbers["column"] == "rte") & (numbers["budget"] == "6144")].iloc[
         0
     ]
-    assert (one["tuned_min"], one["tuned_max"], one["edge"], one["backward_passes"]) == (6144, 6144, ">", 1024)
+    assert (one["tuned_min"], one["tuned_max"], one["edge"], one["backward_passes"]) == (6144, 6144, "↑", 1024)
     assert one["mean"] == pytest.approx(0.821)
     assert one["movable"] == pytest.approx(6000 / 6144)
     assert one["clearly_best"]
@@ -115,9 +115,9 @@ def test_every_format(add_run: Add, tmp_path: Path, form: str) -> None:
     add_study(add_run)
     text = format_tables([build(tmp_path)], form)
     told = {
-        "markdown": "**82.1 ± 0.1 >**",
-        "html": "<td><b>82.1 ± 0.1 &gt;</b></td>",
-        "latex": r"\textbf{82.1 $\pm$ 0.1 $>$}",
+        "markdown": "**82.1 ± 0.1 ↑**",
+        "html": "<td><b>82.1 ± 0.1 ↑</b></td>",
+        "latex": r"\textbf{82.1 $\pm$ 0.1 $\uparrow$}",
         "csv": "clearly_best",
         "json": '"clearly_best": true',
     }
@@ -172,7 +172,7 @@ def test_seeds_that_choose_are_not_reported(add_run: Add, tmp_path: Path) -> Non
         for rate, score in zip((1e-3, 1e-2), scores, strict=True):
             add_run(score, seed=seed, learning_rate=rate, tuned=6144, budget="6144", **FISHER)
     table = build(tmp_path, roles=Seeds((0,), (1, 2)))
-    assert table.blocks[0].rows == (("fisher", "50.0 ± 0.0 <"),)
+    assert table.blocks[0].rows == (("fisher", "50.0 ± 0.0 ↓"),)
     assert "over seeds 1, 2, at the learning rate with the best mean over seeds 0" in table.caption[0]
 
 
@@ -197,7 +197,7 @@ def test_the_command(add_run: Add, tmp_path: Path, capsys: pytest.CaptureFixture
     add_study(add_run)
     runs = f"--runs={tmp_path / 'runs'}"
     assert report.main([runs, "--table=budget", "--choose_on=0"]) == 0
-    assert "**82.2 ± 0.1 >**" in capsys.readouterr().out
+    assert "**82.2 ± 0.1 ↑**" in capsys.readouterr().out
     assert report.main([runs, "--compare=fisher:budget=6144,all:random(budget):budget=6144", "--format=json"]) == 0
     (table,) = json.loads(capsys.readouterr().out)["tables"]
     assert table["title"] == "fisher b=6144 against all:random(budget) b=6144"
@@ -206,7 +206,7 @@ def test_the_command(add_run: Add, tmp_path: Path, capsys: pytest.CaptureFixture
     assert report.main([runs, "--claims"]) == 0
     assert report.main([runs, f"--html={tmp_path / 'study.html'}"]) == 0
     page = (tmp_path / "study.html").read_text()
-    assert "<b>82.1 ± 0.1 &gt;</b>" in page
+    assert "<b>82.1 ± 0.1 ↑</b>" in page
 
 
 # ---- rows of selections ---------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 TITLE = "Budgets: ways of choosing weights, at equal counts"
 FLAGFILE = "budget.flags"
 MEAN = "mean of tasks"
-LOWEST, HIGHEST = "<", ">"  # behind a score whose rate is the lowest or highest that was tried
+LOWEST, HIGHEST = "↓", "↑"  # behind a score whose rate is the lowest or highest that was tried
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,12 @@ class Frontier:
         found = [self.cell(method, number, column) for column in self.columns]
         known = [cell for cell in found if cell and cell.eligible]
         return known if len(known) == len(found) else None
+
+    def count_of(self, row: Row, columns: Sequence[str]) -> float:
+        """How many weights a row tunes, the mean over these columns."""
+        runs = self.group.runs
+        mine = runs[(runs["row"] == row) & runs["column"].isin(columns)].dropna(subset="tuned")
+        return float(mine.groupby("column")["tuned"].mean().mean())
 
     def other_cells(self, row: Row) -> list[Cell] | None:
         """The same of a row without a budget."""
@@ -178,7 +184,7 @@ def mean_over_columns(cells: Sequence[Cell]) -> tuple[float, float | None]:
 
 
 def find_edge(cell: Cell | None) -> str:
-    """`<` where the chosen rate is the lowest of several that were tried, `>` where it is the highest, else nothing."""
+    """`↓` where the chosen rate is the lowest of several that were tried, `↑` where it is the highest, else nothing."""
     if cell is None or not cell.eligible or len(cell.tried) < 2:
         return ""
     return LOWEST * (min(cell.rates) == cell.tried[0]) + HIGHEST * (max(cell.rates) == cell.tried[-1])

@@ -36,6 +36,8 @@ _ESCAPES = str.maketrans(
         "|": r"\textbar{}",
         "±": r"$\pm$",
         "†": r"\dag{}",
+        "↓": r"$\downarrow$",
+        "↑": r"$\uparrow$",
     }
 )
 
