@@ -135,6 +135,7 @@ bench-env: $(INTEROP)/installed
 
 bench: install
 	$(BIN)/python tests/benchmarks/speed.py --torch=$(INTEROP)/bin/python $(BENCH_FLAGS)
+	$(BIN)/python tests/benchmarks/gradient_mask.py --random_only --repetitions=5
 
 gpu-check: install
 	@$(BIN)/python tests/benchmarks/gpu_check.py $(GPU_FLAGS)

@@ -146,6 +146,8 @@ def test_dry_run_counts_and_steps(request_flags, capsys):
     assert "tuned     128 weights" in out
     assert "tuned.safetensors" in out
     assert not Path(request_flags["output_dir"]).exists()
+    out = call(train.main, request_flags | {"dry_run": True, "epochs": 3, "early_stopping": 1}, capsys)[1]
+    assert "3 an epoch x at most 3 epochs = 9" in out
 
 
 def test_dry_run_needs_a_config_alone_and_answers_at_once(tmp_path, toy_bert):

@@ -221,6 +221,19 @@ for mode, name, value in [
     for command, arguments in (("train", USUAL), ("sweep", GRID)):
         asked = (*arguments, f"--mode={mode}", f"--{name}={value}")
         row(f"{command}, {mode}, --{name}={value!s:.9}", command, asked, name)
+for asked, words in [
+    ("--optimizer=adagrad", ["--optimizer", "adamw"]), ("--optimizer=sgd", ["--optimizer=sgd", "--learning_rate"]),
+    ("--weight_decay=0.1", ["--weight_decay=0.1", "--optimizer=adamw"]),
+    ("--optimizer=lion --learning_rate=1e-3 --weight_decay=-1", ["weight_decay", "-1"]),
+    ("--clip_norm=-1", ["clip_norm", "-1"]), ("--clip_norm=nan", ["clip_norm"]),
+    ("--early_stopping=-1", ["early_stopping", "-1"]), ("--early_stopping=1.5", ["early_stopping"]),
+]:  # fmt: skip
+    for command, arguments in (("train", USUAL), ("sweep", GRID)):
+        row(f"{command}, {asked}", command, (*arguments, *asked.split()), words)
+row("epsilon of another optimizer", "train", (*USUAL, "--optimizer=sgd", "--learning_rate=0.1", "--adam_epsilon=1e-8"),
+    ["--adam_epsilon", "--optimizer=sgd", "leave it out"])  # fmt: skip
+row("early stopping behind the end", "train", (*USUAL, "--epochs=3", "--early_stopping=3"),
+    ["--early_stopping=3", "--epochs=3", "leave it out"])  # fmt: skip
 row("flagfile of an editor", "train", ("--flagfile=bom.flags",), "--seed", files={
     "bom.flags": BOM + "\r\n".join([*USUAL, "--seed=x"]).encode()})  # fmt: skip
 row("flagfile that is no text", "train", ("--flagfile=bad.flags",), "bad.flags", files={"bad.flags": b"\xff\xfe-"})

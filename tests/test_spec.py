@@ -64,27 +64,54 @@ def test_id_depends_on_what_changes_the_result_and_on_nothing_else():
         "task": "rte", "mode": "full", "layers": "0", "learning_rate": 1e-4, "epochs": 3, "batch_size": 8,
         "max_length": 64, "warmup_ratio": 0.0, "schedule": "constant", "adam_epsilon": 1e-8, "seed": 1,
         "batching": "random", "train_limit": 9, "validation_limit": 9, "precision": "bfloat16",
-        "keep_epoch": "last",
+        "keep_epoch": "last", "clip_norm": 1.0, "early_stopping": 3,
     }.items():  # fmt: skip
         assert make(**{field: value}).run_id(**digests) != name, field
+    others = [make(optimizer=kind, learning_rate=5e-3) for kind in ("adam", "adamw", "sgd", "lion", "adafactor")]
+    others += [make(optimizer="adamw", learning_rate=5e-3, weight_decay=decay) for decay in (0.01, 0.1)]
+    assert len({spec.run_id(**digests) for spec in others}) == len(others)
+    assert others[0].run_id(**digests) == name
+    assert others[2].run_id(**digests).startswith("mrpc-layernorm-sgd-lr0.005-s0-")
     assert make().run_id(model="other", data="b") != name
     assert make().run_id(model="a", data="other") != name
 
 
 def test_a_field_that_is_added_renames_no_run():
     class Later(RunSpec):
-        clip_norm: float | None = None
-        optimizer: str = "adam"
+        tempo: float | None = None
+        colour: str = "red"
         columns: tuple[str, ...] = ()
 
     digests = {"model": "a", "data": "b"}
     for changes in ({}, {"mode": "full", "seed": 3}, {"task": "ptb_pos", "split_seed": 1}, {"keep_epoch": "last"}):
         assert Later.make(**BASE | changes).run_id(**digests) == make(**changes).run_id(**digests)
-    others = [{"clip_norm": 1.0}, {"optimizer": "sgd"}, {"columns": ("a",)}, {"columns": ("a",), "optimizer": "sgd"}]
+    others = [{"tempo": 1.0}, {"colour": "blue"}, {"columns": ("a",)}, {"columns": ("a",), "colour": "blue"}]
     ids = {Later.make(**BASE | changes).run_id(**digests) for changes in others}
     assert len(ids | {make().run_id(**digests)}) == 5
     # A record of before the field was there reads as one with its default.
     assert Later.from_json(make().to_json()).run_id(**digests) == make().run_id(**digests)
+
+
+@pytest.mark.parametrize(("run_id", "changes"), [
+    ("mrpc-layernorm-lr0.005-s0-0ff9e5ab66", {}),
+    ("cola-outliers-L1-n16-lr0.005-s2-9a910ee6f3",
+     {"task": "cola", "mode": "outliers", "mask_size": 16, "adam_epsilon": 1e-8, "seed": 2, "layers": "1"}),
+    ("rte-full-lr5e-05-s0-a6f60dafc1",
+     {"task": "rte", "mode": "full", "keep_epoch": "last", "batching": "random"}),
+])  # fmt: skip
+def test_id_of_a_run_that_was_made_before_later_flags(run_id, changes):
+    assert make(**changes).run_id(model="a", data="b") == run_id
+    plain = {"optimizer": "adam", "weight_decay": 0.0, "clip_norm": 0.0, "early_stopping": 0}
+    assert make(**changes, **plain).run_id(model="a", data="b") == run_id
+
+
+def test_what_means_nothing_for_an_optimizer_makes_no_second_run():
+    for kind in ("sgd", "lion", "adafactor"):
+        plain = make(optimizer=kind, learning_rate=1e-2)
+        assert make(optimizer=kind, learning_rate=1e-2, adam_epsilon=1e-3) == plain
+    adamw = {"optimizer": "adamw", "learning_rate": 1e-2}
+    assert make(**adamw, adam_epsilon=1e-3) != make(**adamw)
+    assert make(epochs=3, early_stopping=3) == make(epochs=3) != make(epochs=3, early_stopping=2)
 
 
 def test_no_field_joins_those_in_every_id():
@@ -120,6 +147,11 @@ def test_id_is_the_hash_of_the_identity():
         (CUSTOM | {"text_columns": ("a", "a")}, "different columns"), (CUSTOM | {"label_column": "a"}, "different"),
         ({"replicas": 3}, "batch_size"), ({"model": ""}, "model"),
         ({"mode": "fisher", "mask_fraction": 0.1, "fisher_from": ["a"]}, "fisher_from"),
+        ({"optimizer": "adagrad", "learning_rate": 0.1}, "optimizer"), ({"optimizer": "adamw"}, "--learning_rate"),
+        ({"optimizer": "sgd"}, "--learning_rate"), ({"weight_decay": 0.1}, "take --optimizer=adamw"),
+        ({"weight_decay": -0.1, "optimizer": "sgd", "learning_rate": 0.1}, "weight_decay"),
+        ({"clip_norm": -1.0}, "clip_norm"),
+        ({"early_stopping": -1}, "early_stopping"), ({"early_stopping": 1.5}, "early_stopping"),
     ],
 )  # fmt: skip
 def test_refuses(changes, culprit):

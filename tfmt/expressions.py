@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
 from tfmt.errors import RequestError, one_line
 
 _SHOWN = 100  # characters of a long expression around the place that is wrong
 LONGEST = 10_000  # characters of an expression
+MOST = 200  # terms of an expression, so that none nests too deeply to be read
 _LABEL = re.compile(r"\s*([^\s=\[\]()\"@:][^=\[\]()\"@:]*?)\s*=(?!=)(.*)", re.DOTALL)
 
 # Score -> its own options, {name: (kind, default)}; beside them every score takes `lowest`, `per` and `whole`.
@@ -53,7 +55,8 @@ class ExpressionError(RequestError):
         self.reason, self.text, self.span = reason, text, span
 
     def __str__(self) -> str:
-        return f"{one_line(self.reason)}\n{self._point()}"
+        told = self.reason if self.reason.startswith("select ") else f"select: {self.reason}"
+        return f"{one_line(told)}\n{self._point()}"
 
     def _point(self) -> str:
         """The expression, or the part of a long one around the place, and carets below it."""
@@ -186,6 +189,9 @@ def parse(text: str) -> Node:
         raise ExpressionError(f"select ends too early: {_tell_names(expected)}", text, (end, end + 1)) from None
     except RecursionError:
         raise RequestError("select: the expression is nested too deeply; write it with fewer parentheses") from None
+    terms = sum(1 for _ in tree.find_data("term"))
+    if terms > MOST:
+        raise RequestError(f"select: an expression has at most {MOST} terms, parentheses counted. Received: {terms:,}")
     return _Reader(text).selection(tree.children[0])
 
 
@@ -202,7 +208,7 @@ _TERMINALS = {
     "LPAR": "`(`", "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "AT": "`@`", "COLON": "`:`", "COMMA": "`,`",
     "EQUAL": "`=`", "DOT": "`.`", "SIGN": "`+` or `-`", "AMPERSAND": "`&`", "NAME": "a name", "STRING": 'a text in ""',
     "INTEGER": "a whole number", "NUMBER": "a number", "PERCENT": "a percentage", "BLOCKS": "blocks (0,2-5,last)",
-    "PLACES": "places (0,2-5,last)", "OF": "`of`",
+    "PLACES": "places (0,2-5,last)", "_OF": "`of`",
 }  # fmt: skip
 
 
@@ -370,6 +376,11 @@ def write(node: Node) -> str:
     raise AssertionError(node)
 
 
+def shorten(text: str) -> str:
+    """An expression, labelled or not, that names the runs and files in it without the folders where they lie."""
+    return re.sub(r'(run|mask)\("([^"]*)"\)', lambda found: f'{found[1]}("{PurePath(found[2]).name}")', text)
+
+
 def _base(node: Node, outer: type) -> str:
     """A term before what restricts or thins it; a term has blocks, places and a score in this order, each once."""
     order = (Blocks, Places, Scored)
@@ -392,7 +403,7 @@ def _arguments(node: Scored) -> Iterator[str]:
             yield f"{name}={value}"
     for name, value in node.options:
         if value != SCORES[node.score][name][1]:
-            yield f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            yield f"{name}={value}"
 
 
 def _plain(percent: Decimal) -> str:

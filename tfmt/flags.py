@@ -43,7 +43,11 @@ _HELP = {
     "max_length": "Tokens an example keeps; the default is P1's.",
     "warmup_ratio": "Share of the steps in which the rate rises; the default is P1's.",
     "schedule": "What follows the warm-up: linear decay to 0 (P1 does not say), or constant.",
-    "adam_epsilon": "Adam's epsilon; the default is P1's.",
+    "optimizer": "What updates the weights; adam is P1's, the others want --learning_rate; sgd has momentum 0.9.",
+    "adam_epsilon": "Epsilon of adam and adamw; the default is P1's.",
+    "weight_decay": "Part of each selected weight that a step takes off, times the rate; P1 names none, adam has none.",
+    "clip_norm": "Longest gradient over all that trains, the head included; 0 does not clip, as P1 names none.",
+    "early_stopping": "Ends a run after so many epochs in a row without a better score; 0, as in the papers, never.",
     "seed": "Decides the head, the order, dropout and every drawn mask.",
     "batching": "grouped joins texts of like length (fastest), random is as they come, fixed pads all to max_length.",
     "train_limit": "Train on the first so many examples of a seeded shuffle; 0 means all.",
@@ -141,11 +145,13 @@ def read_spec(values: flags.FlagValues) -> RunSpec:
         raise RequestError(f"--{idle} means nothing for --mode={values.mode} --task={values.task}; leave it out")
     settings = {name: values[name].value for name in RunSpec.model_fields}
     spec = RunSpec.make(**settings)
-    if values.frozen_prefix != spec.frozen_prefix:
-        raise RequestError(
-            f"--frozen_prefix={values.frozen_prefix} means nothing for --mode={spec.mode} --layers={spec.layers}: "
-            "no whole block lies below what trains; leave it out"
-        )
+    for name, beside in (
+        ("frozen_prefix", f"--mode={spec.mode} --layers={spec.layers}: no whole block lies below what trains"),
+        ("adam_epsilon", f"--optimizer={spec.optimizer}"),
+        ("early_stopping", f"--epochs={spec.epochs}: the run has ended by then"),
+    ):
+        if values[name].value != getattr(spec, name):
+            raise RequestError(f"--{name}={values[name].value} means nothing for {beside}; leave it out")
     return spec
 
 

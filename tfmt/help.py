@@ -22,8 +22,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "fisher_from", "fisher_union",
     ),
     "How it trains": (
-        "learning_rate", "epochs", "batch_size", "max_length", "batching", "warmup_ratio", "schedule", "adam_epsilon",
-        "seed", "search", "frozen_prefix", "cache_limit_gb",
+        "learning_rate", "epochs", "batch_size", "max_length", "batching", "warmup_ratio", "schedule", "optimizer",
+        "adam_epsilon", "weight_decay", "clip_norm", "early_stopping", "seed", "search", "frozen_prefix",
+        "cache_limit_gb",
     ),
     "Devices": ("replicas", "threads", "workers", "precision", "jit_compile", "require_gpu"),
     "Which runs": ("runs", "where"),
@@ -57,7 +58,7 @@ def flag_groups(values: Any) -> dict[str, list[Any]]:
 
 def describe_flag(flag: Any) -> str:
     """What a flag does, and the values it takes where the sentence does not explain each of them."""
-    text = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl puts the values of an enum first
+    text = re.sub(r"^<[^>]*>: |;\n    repeat this option .*", "", flag.help)  # absl's own words around it
     choices = [choice for choice in getattr(flag.parser, "enum_values", ()) if choice]
     explained = all(re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text) for choice in choices)
     return text if explained else f"{text} One of {', '.join(choices)}."

@@ -61,6 +61,8 @@ TaskName = Literal[
 MODES: tuple[str, ...] = get_args(Mode)
 TASK_NAMES: tuple[str, ...] = get_args(TaskName)
 
+# The optimizers that have Adam's epsilon.
+_ADAMS = ("adam", "adamw")
 
 _LAYERS = "`all`, a block `5`, a range `0-3` or a list `0,5,11`"
 
@@ -144,6 +146,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_length": (lambda value: value >= 8, "at least 8 tokens"),
     "warmup_ratio": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "adam_epsilon": (lambda value: value > 0, "a positive number"),
+    "weight_decay": (lambda value: value >= 0, "0 (none) or a positive number"),
+    "clip_norm": (lambda value: value >= 0, "0 (no clipping) or a positive number"),
+    "early_stopping": (lambda value: value >= 0, "0 (off) or a number of epochs"),
     "seed": (lambda value: 0 <= value < 2**31, "between 0 and 2147483647"),
     "split_seed": (lambda value: value is None or value >= 0, "0 or more"),
     "train_limit": (lambda value: value >= 0, "0 (all) or a number of examples"),
@@ -210,6 +215,9 @@ class Checked(BaseModel):
         try:
             return cls(**settings)
         except ValidationError as error:
+            cause = error.errors(include_url=False)[0].get("ctx", {}).get("error")
+            if isinstance(cause, expressions.ExpressionError):
+                raise cause from None  # its further lines point at the place
             raise RequestError(_one_line(error)) from None
 
 
@@ -227,9 +235,9 @@ def _find_fault(name: str, text: str) -> str | None:
 class RunSpec(Checked):
     """One run, immutable and strict; equal runs are equal specs.
 
-    Fields carry the names of the tfmt-train flags. Fields that mean nothing for the mode or the task are set to
-    their defaults, `learning_rate=None` and `epochs=0` are replaced by the numbers they stand for, and `layers` is
-    written in its shortest form.
+    Fields carry the names of the tfmt-train flags. Fields that mean nothing for the mode, the task or the optimizer
+    are set to their defaults, `learning_rate=None` and `epochs=0` are replaced by the numbers they stand for, and
+    `layers` is written in its shortest form.
 
     Raises:
       RequestError (from `RunSpec.make` and `RunSpec.from_json`): an unknown field, a wrong type or value, or a
@@ -260,7 +268,11 @@ class RunSpec(Checked):
     max_length: int = protocol.MAX_LENGTH
     warmup_ratio: float = protocol.WARMUP_RATIO
     schedule: Literal["linear", "constant"] = "linear"
+    optimizer: Literal["adam", "adamw", "sgd", "lion", "adafactor"] = "adam"
     adam_epsilon: float = protocol.ADAM_EPSILON
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    early_stopping: int = 0
     seed: int = 0
     batching: Literal["grouped", "random", "fixed"] = "grouped"
     train_limit: int = 0
@@ -312,10 +324,16 @@ class RunSpec(Checked):
             object.__setattr__(self, name, type(self).model_fields[name].default)
         if self.mode != "custom" and not has_frozen_prefix(self.mode, self.layers):
             object.__setattr__(self, "frozen_prefix", "live")
+        if self.optimizer not in _ADAMS:
+            object.__setattr__(self, "adam_epsilon", protocol.ADAM_EPSILON)
         if self.learning_rate is None:
+            if self.optimizer != "adam":
+                raise ValueError(f"--optimizer={self.optimizer} has no usual rate, as adam has; give --learning_rate")
             object.__setattr__(self, "learning_rate", usual_rate(self.mode, self.select))
         if self.epochs == 0:
             object.__setattr__(self, "epochs", protocol.paper_epochs(self.task, self.mode))
+        if self.early_stopping >= self.epochs:  # the run has ended by then
+            object.__setattr__(self, "early_stopping", 0)
         _check_combination(self)
         return self
 
@@ -354,8 +372,16 @@ class RunSpec(Checked):
         """A readable name that ends in ten hex digits of the hash of `identity`."""
         return f"{self.label()}-{digest_json(self.identity(**digests))[:10]}"
 
+    @property
+    def trained(self) -> str:
+        """What trains, for people: the mode's name, or of `custom` the selection's name or its expression."""
+        if self.mode != "custom":
+            return self.mode
+        label, expression = expressions.split_label(self.select)
+        return " ".join(filter(None, (label or expressions.shorten(expression), self.budget)))
+
     def label(self) -> str:
-        """The readable part of the id: task, mode and its choices, rate, seed."""
+        """The readable part of the id: task, mode and its choices, another optimizer than Adam, rate, seed."""
         parts: list[str] = [self.task, self.mode]
         if self.layers != "all":
             parts.append("L" + self.layers.replace(",", "+"))
@@ -363,10 +389,10 @@ class RunSpec(Checked):
             parts.append(f"n{self.mask_size}")
         if self.mask_fraction is not None:
             parts.append(f"f{self.mask_fraction:g}")
-        if self.budget:
-            parts.append(f"b{self.budget.replace('%', 'pc')}")
         if self.fisher_from:
             parts.append("union")
+        if self.optimizer != "adam":
+            parts.append(self.optimizer)
         parts += [f"lr{self.learning_rate:g}", f"s{self.seed}"]
         return "-".join(parts)
 
@@ -518,6 +544,8 @@ def _check_combination(spec: RunSpec) -> None:
                 f"text_columns and label_column must name different columns. "
                 f"Received: text_columns={','.join(spec.text_columns)}, label_column={spec.label_column}"
             )
+    if spec.optimizer == "adam" and spec.weight_decay:
+        raise ValueError(f"--weight_decay={spec.weight_decay:g}: adam, P1's, has none; take --optimizer=adamw")
     if spec.replicas > 1 and spec.jit_compile == "on":
         raise ValueError("--jit_compile=on: XLA compiles steps of one device alone; use --replicas=1")
     if spec.replicas > 1 and spec.batch_size % spec.replicas:

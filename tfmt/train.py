@@ -80,8 +80,8 @@ def require_gpu(program: str, verbosity: int) -> None:
 
 
 def _announce(spec: RunSpec, folder: str) -> str:
-    epochs = counted(spec.epochs, "epoch")
-    return f"{spec.task} {spec.mode}: {epochs} at learning rate {spec.learning_rate:g}, seed {spec.seed} -> {folder}"
+    epochs = "at most " * bool(spec.early_stopping) + counted(spec.epochs, "epoch")
+    return f"{spec.task} {spec.trained}: {epochs} at learning rate {spec.learning_rate:g}, seed {spec.seed} -> {folder}"
 
 
 def _report(record: Record, folder: str) -> str:
@@ -101,6 +101,11 @@ def _report(record: Record, folder: str) -> str:
         for split, metrics in result.epochs[-1].metrics.items():
             shown = "  ".join(f"{k} {'undefined' if v is None else f'{100 * v:.2f}'}" for k, v in metrics.items())
             lines.append(f"{split:<9} {shown}  (N = {result.scored[split]:,}, epoch {result.epochs[-1].epoch})")
+        if result.stopped_early:
+            lines.append(
+                f"stopped   after epoch {result.stopped_early} of {record.spec.epochs}: "
+                f"no better score in {counted(record.spec.early_stopping, 'epoch')} (--early_stopping)"
+            )
         flat = result.collapsed_in(result.best_epoch)
         best = (
             "undefined" if result.score_best is None else f"{100 * result.score_best:.2f} in epoch {result.best_epoch}"

@@ -303,6 +303,9 @@ def test_fisher_table_tells_a_union_by_the_runs_it_unites(add_run: AddRun, runs:
         ({"train_limit": 100}, "train_limit 100"),
         ({"epochs": 3}, "3 epochs"),
         ({"schedule": "constant"}, "schedule constant"),
+        ({"optimizer": "sgd"}, "optimizer sgd"),
+        ({"clip_norm": 1.0}, "clip_norm 1.0"),
+        ({"early_stopping": 3}, "early_stopping 3"),
     ],
 )
 def test_what_differs_is_never_averaged(add_seeds: AddRun, runs: Runs, field: dict[str, Any], told: str) -> None:

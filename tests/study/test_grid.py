@@ -50,9 +50,8 @@ def read_flagfile(name: str) -> dict[str, Any]:
 
 
 def typed(field: str, text: str) -> Any:
-    if field in ("epochs", "batch_size", "max_length", "train_limit", "validation_limit", "fisher_examples"):
-        return int(text)
-    return float(text) if field in ("warmup_ratio", "adam_epsilon") else text
+    kind = RunSpec.model_fields[field].annotation
+    return kind(text) if kind in (int, float) else text
 
 
 def grid_of(name: str, blocks: int = 12) -> Grid:

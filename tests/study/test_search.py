@@ -47,7 +47,8 @@ class World:
     def run(self, place):
         """Takes a run as far as it may go."""
         until, course = decide(self.search, self.epochs, self.seen)[place], self.whole[place]
-        ended = course.ended if course.epochs <= until and (course.lost or until == self.epochs) else ""
+        whole = course.epochs < self.epochs  # early stopping ended it
+        ended = course.ended if course.epochs <= until and (course.lost or whole or until == self.epochs) else ""
         self.seen[place] = Course(course.scores[:until], course.losses[:until], ended)
 
     def finish(self, pick=lambda due: due[0]):
@@ -352,3 +353,28 @@ def test_failure_without_epochs_keeps_what_the_run_showed_before():
     search.note(spec, Course(ended="failed"))
     assert search.course(spec) == Course((0.6, 0.6), (0.5, 0.5), "failed")
     assert math.isclose(search.course(spec).best(1), 0.6)
+
+
+@pytest.mark.parametrize("search", ["first_seed", "halving"])
+@pytest.mark.parametrize("epochs", [3, 4, 7, 10])
+def test_a_run_that_early_stopping_ended_competes_with_what_it_has(search, epochs):
+    # Before the first rung (4 of 20), on it, between, and on the second: the best of the first seed's runs.
+    runs = {place: whole(0.5 + 0.01 * RATES.index(place[0])) for place in PLACES}
+    best = RATES[2]
+    runs |= {(best, seed): whole(0.9, epochs=epochs) for seed in SEEDS}
+    seen = World(search, 20, runs).finish()
+    assert [seen[best, seed].ended for seed in SEEDS] == ["completed"] * 3
+    assert all(seen[best, seed].epochs == epochs for seed in SEEDS)
+    begun = {rate for rate, seed in PLACES if seed != SEEDS[0] and seen[rate, seed].epochs}
+    assert begun == {best}
+
+
+def test_a_run_that_early_stopping_ended_is_left_behind_by_better_ones():
+    runs = {place: whole(0.9 - 0.05 * RATES.index(place[0])) for place in PLACES}
+    worst = RATES[-1]
+    runs |= {(worst, seed): whole(0.1, epochs=3) for seed in SEEDS}
+    world = World("halving", 20, runs)
+    seen = world.finish()
+    assert (seen[worst, SEEDS[0]].ended, seen[worst, SEEDS[1]].ended) == ("completed", "")
+    assert decide("halving", 20, seen)[worst, SEEDS[1]] is None
+    assert seen[RATES[0], SEEDS[2]].ended == "completed"

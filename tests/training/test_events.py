@@ -111,7 +111,7 @@ def test_events_of_a_resumed_run_are_those_of_one_in_one_go(small, tmp_path, mon
     stored = json.loads((whole.folder / "record.json").read_text())
     assert parameters == {name: stored["spec"][name] for name in parameters}
     assert set(parameters) == {"model", "task", "mode", "layers", "mask_size", "outlier_pool", "learning_rate", "seed",
-                               "batch_size", "max_length", "batching", "train_limit", "epochs", "schedule",
+                               "batch_size", "max_length", "batching", "train_limit", "epochs", "schedule", "optimizer",
                                "precision"}  # fmt: skip
     result = record.result
     assert values == pytest.approx({"score_best": result.score_best, "tuned": stored["parameters"]["tuned"],

@@ -44,7 +44,7 @@ def test_interrupted_and_resumed_is_identical(
     die_before_write(broken, bench, writes)
     assert finished(broken) is None
     if mode == "fisher":  # the stored information is used: the head is not trained for it again
-        monkeypatch.setattr(fisher, "_train_head", None)
+        monkeypatch.setattr(fisher, "train_head", None)
     resumed = train(broken, bench)
     assert same(broken, resumed) == same(whole, expected)
 

@@ -61,6 +61,18 @@ def test_scored_with_the_weights_of_the_kept_epoch(own, tmp_path, monkeypatch, k
     np.testing.assert_array_equal(logits.argmax(-1), stored.by_epoch["test"][kept])
 
 
+@pytest.mark.parametrize(("keep_epoch", "kept"), [("best", 1), ("last", 2)])
+def test_of_a_run_that_stopped_early(own, tmp_path, keep_epoch, kept):
+    # The rate is too low to change a prediction, so the second epoch is no better.
+    request, record = run(own | {"keep_epoch": keep_epoch, "learning_rate": 1e-12, "early_stopping": 1}, tmp_path)
+    assert (record.result.stopped_early, record.kept_epoch) == (2, kept)
+    stored = read_predictions(request.folder, sha256=record.predictions_sha256)
+    assert list(stored.by_epoch["test"]) == [kept]
+    labels = read_dataset_for(request.spec).test.labels
+    assert record.result.test == {"accuracy": accuracy_score(labels, stored.by_epoch["test"][kept])}
+    assert (request.folder / "tuned.safetensors").exists()
+
+
 def test_decides_no_other_number(own, tmp_path):
     with_test, record = run(own, tmp_path / "with")
     bare = tmp_path / "bare"

@@ -375,3 +375,8 @@ def test_card_has_the_scores_of_the_epoch_whose_weights_these_are(telling, tmp_p
         assert f"the weights are those of epoch {kept} of 2." in text
         assert ("it has f1 0.1250.\n" in text) == (keep == "last")
         assert ("It collapsed" in text) == (keep == "last" or first["collapsed"])
+    changed, _ = change_record(run, tmp_path / "early", spec={"epochs": 9, "early_stopping": 1, "optimizer": "lion"},
+                               result={"epochs": [first, last], "best_epoch": 1, "stopped_early": 2})  # fmt: skip
+    assert call(capsys, run=changed, output=tmp_path / "early-out")[0] == 0
+    text = ModelCard.load(tmp_path / "early-out" / "README.md").text
+    assert " by lion, seed 0; the weights are those of epoch 1 of 9, the run stopped early after epoch 2." in text

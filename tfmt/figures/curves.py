@@ -107,6 +107,8 @@ def plot_curves(
         notes += _tell_beyond(column, mine[mine["train_loss"] > top])
     for column, row, seed, outcome in zip(*(lost[name] for name in ("task", "row", "seed", "outcome")), strict=True):
         notes.append(f"{column_title(column)}: {row}, seed {seed}: {outcome} before an epoch ended")
+    if group.settings["early_stopping"]:
+        notes.append("a row's mean ends with the first of its runs that early stopping ended")
     warned = warn_of_rates(frame)
     finish_figure(figure, handles | mark_handles(kinds), warned, APART * above)
     frame.attrs["notes"] = notes + warned

@@ -89,7 +89,8 @@ def tell_kept_epoch(runs: pd.DataFrame, epoch: str) -> list[str]:
       runs: what `read_runs` returns, or some rows of it.
       epoch: whose scores count, `best` or `last`.
     """
-    other = runs[(runs["keep_epoch"] != epoch) & (runs["best_epoch"] != runs["epochs"])]
+    last = runs["epochs"].where(runs["stopped_early"].isna(), runs["stopped_early"])
+    other = runs[(runs["keep_epoch"] != epoch) & (runs["best_epoch"] != last)]
     if other.empty:
         return []
     return [

@@ -179,7 +179,8 @@ def _caption(group: Group, epoch: str, gains: list[str]) -> tuple[str, ...]:
             *tell_uncertain_halves(group.runs),
         ]
     lines += tell_searched(group.runs, halves="crossfit" in gains)
-    lines.append(f"Tries: {'epochs' if epoch == 'best' else 'the last epoch'} x learning rates.")
+    planned = "planned epochs" if group.settings["early_stopping"] else "epochs"
+    lines.append(f"Tries: {planned if epoch == 'best' else 'the last epoch'} x learning rates.")
     lines += tell_tries(group.cells) if epoch == "best" else []
     lines.append(
         "A dash: no runs, no eligible rate, or no score to compare with. (2/3): fewer seeds than the table has."

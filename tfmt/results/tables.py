@@ -489,11 +489,13 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
     rows: list[dict[str, str]] = []
     columns = ["row", "learning_rate", "seed", "tuned", "tuned_percent", "score_name", "score_best", "score_last"]
     columns += ["task", "examples", "seconds", "status", "run_id", "collapsed", "frozen_changed", "error"]
-    columns += ["score_test"]
+    columns += ["score_test", "stopped_early", "optimizer"]
     for model, *record in zip(models, *(map(none_if_missing, runs[name]) for name in columns), strict=True):
         row, rate, seed, tuned, percent, score_name, best, last, task, examples, *told = record
-        seconds, status, run_id, collapsed, leaked, error, test = told
-        notes = ["collapsed"] if collapsed else []
+        seconds, status, run_id, collapsed, leaked, error, test, stopped, optimizer = told
+        notes = [] if optimizer == "adam" else [f"by {optimizer}"]
+        notes += ["collapsed"] if collapsed else []
+        notes += [f"stopped early after epoch {int(stopped)}"] if stopped else []
         notes += [f"{counted(int(leaked), 'frozen weight')} changed"] if leaked else []
         notes += [without_folders(error)] if error else []
         held_out = [n for split, n in (examples or {}).items() if split != "train"]

@@ -48,6 +48,7 @@ class Parameters(Part):
 class Result(Part):
     """Scores as fractions.
 
+    `stopped_early` is the epoch after which early stopping ended the run; null where it trained all that were planned.
     `test` has the metrics of a test split with labels at the kept epoch, which chose nothing, and `score_test` is
     its headline; null where there is none. `reasons` says why a metric that is null is not defined. `words` counts
     the words of token tasks by split, those that truncation cut off, and those without a token at any length; both
@@ -66,6 +67,7 @@ class Result(Part):
     words: dict[str, dict[str, Count]] = {}
     test: dict[str, Score | None] | None = None
     score_test: Score | None = None
+    stopped_early: Annotated[int, Field(ge=1)] | None = None
 
     def collapsed_in(self, epoch: int | None) -> bool | None:
         """Whether an epoch (from 1) predicted one class only, or a constant; where it does not say, the kept epoch."""
@@ -562,8 +564,9 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
 
     Returns:
       A DataFrame: `run_id`, `status`, `error`, every field of the spec, `tuned`, `tuned_percent`, `score_name`,
-      `score_best`, `score_last`, `score_test` (fractions), `best_epoch`, `collapsed` (in the best epoch),
-      `collapsed_last`, `half_scores` (of each epoch, see `Record.half_scores`), `collapsed_epochs` (in each),
+      `score_best`, `score_last`, `score_test` (fractions), `best_epoch`, `stopped_early` (the epoch after which early
+      stopping ended it), `collapsed` (in the best epoch), `collapsed_last`, `half_scores` (of each epoch, see
+      `Record.half_scores`), `collapsed_epochs` (in each),
       `examples` ({split: N of its score}), `seconds`,
       `frozen_changed`, `tfmt` (version), `arithmetic`, `packages` (versions of Python and of what computes),
       `model_name` (what tables call the base model), `model_sha256`, `data_sha256`.
@@ -577,7 +580,15 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
         if record.parameters:
             row |= {"tuned": record.parameters.tuned, "tuned_percent": record.parameters.tuned_percent}
         if record.result:
-            fields = ("score_name", "score_best", "score_last", "score_test", "best_epoch", "collapsed", "examples")
+            fields = (
+                "score_name",
+                "score_best",
+                "score_last",
+                "score_test",
+                "best_epoch",
+                "collapsed",
+                "stopped_early",
+            )
             row |= {name: getattr(record.result, name) for name in fields}
             row["examples"] = record.result.scored
             row["collapsed"] = record.result.collapsed_in(record.result.best_epoch)
@@ -596,7 +607,7 @@ def tabulate(records: Sequence[Record], broken: Sequence[str] = ()) -> pd.DataFr
         row |= {"model_sha256": origin.model_sha256, "data_sha256": origin.data_sha256}
         rows.append(row)
     columns = ["run_id", "status", "error", *RunSpec.model_fields, "tuned", "tuned_percent", "score_name", "score_best"]
-    columns += ["score_last", "score_test", "best_epoch", "collapsed", "collapsed_last", "half_scores"]
+    columns += ["score_last", "score_test", "best_epoch", "stopped_early", "collapsed", "collapsed_last", "half_scores"]
     columns += ["collapsed_epochs", "examples", "seconds", "frozen_changed", "tfmt", "arithmetic", "packages"]
     columns += ["model_name", "model_sha256", "data_sha256"]
     frame = pd.DataFrame(rows, columns=columns)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tfmt import liveness, signals, streams
 from tfmt.bert.base_weights import BaseWeights, describe_model, tell_difference
 from tfmt.bert.checkpoint import find_weights
 from tfmt.bert.configs import FoundModel, locate_model, read_config, shape_of
 from tfmt.bert.tokenizer import describe_tokenizer
+from tfmt.bert.torch_names import from_torch_names
 from tfmt.bert.vocabulary import list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
 from tfmt.files import UnreadableError, UnwritableError, disk_error, write_whole
 from tfmt.runs import origin
 from tfmt.runs.folder import clear_ended, clear_leftovers, finished, note_spec, open_folder
-from tfmt.runs.lease import Lease
+from tfmt.runs.lease import Lease, TakenError
 from tfmt.runs.paused import PAUSED_FILE, Paused
 from tfmt.runs.records import (
     DISTRIBUTIONS_FILE,
@@ -37,11 +42,14 @@ from tfmt.runs.records import (
     Result,
     WeightDistributions,
 )
-from tfmt.selection.modes import plan_digests, plan_spec
+from tfmt.runs.score_cache import read_or_measure
+from tfmt.selection.modes import list_full_runs, plan_digests, plan_spec
 from tfmt.selection.plans import Plan
-from tfmt.selection.stored import TUNED_FILE
+from tfmt.selection.scores.pool import Read
+from tfmt.selection.stored import TUNED_FILE, SelectionFacts
 from tfmt.spec import ARITHMETIC, RunSpec
 from tfmt.tasks import Task
+from tfmt.tensors import read_tensors
 from tfmt.training.distribution import measure_sublayers
 from tfmt.training.predictions import Predictions, SplitTruth
 from tfmt.training.progress import Standing
@@ -51,6 +59,10 @@ from tfmt.words import counted
 if TYPE_CHECKING:
     from tfmt.training.fine_tune import Outcome
     from tfmt.training.workbench import Workbench
+
+
+SCORES_FOLDER = "scores"  # beside the runs' folders
+_FULL_RUN_SECONDS = 1.0  # between looks at a full run that another process makes
 
 
 class UnexpectedError(SurroundingsError):
@@ -86,6 +98,7 @@ class Request:
       folder: where the run's files go.
       model_parts: of what the model's digest is; see `describe_model`.
       plan: what the run selects.
+      full_runs: the full fine-tunings that its `change` scores need, by their rate, epochs and checkpoint.
       model_notes: what the record says about the model: `embedding_rows` and `vocabulary` where rows have no word,
         `stored_blocks` where its file holds more blocks than it has.
     """
@@ -98,6 +111,7 @@ class Request:
     folder: Path
     model_parts: dict[str, Any]
     plan: Plan
+    full_runs: dict[tuple[Any, ...], Request] = field(default_factory=dict)
     model_notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -215,7 +229,9 @@ def prepare(
             stacklevel=2,
         )
     folder = Path(output_dir) / spec.run_id(**digests)
-    return Request(spec, task, dataset, model, digests, folder, model_parts, plan, notes)
+    request = Request(spec, task, dataset, model, digests, folder, model_parts, plan, model_notes=notes)
+    full = {key: prepare(own, output_dir, request) for key, own in list_full_runs(spec).items()}
+    return replace(request, full_runs=full)
 
 
 def _find_model(spec: RunSpec, like: Request | None, sources: Sources | None) -> tuple[FoundModel, str, dict[str, Any]]:
@@ -240,8 +256,8 @@ def _find_model(spec: RunSpec, like: Request | None, sources: Sources | None) ->
 # What runs on one workbench may differ in; every other field decides the model, the text or the devices.
 _PER_RUN = frozenset({
     "mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "select", "budget", "fisher_examples",
-    "fisher_from", "learning_rate", "epochs", "warmup_ratio", "schedule", "adam_epsilon", "seed", "keep",
-    "keep_epoch", "frozen_prefix",
+    "fisher_from", "learning_rate", "epochs", "warmup_ratio", "schedule", "optimizer", "adam_epsilon", "weight_decay",
+    "clip_norm", "early_stopping", "seed", "keep", "keep_epoch", "frozen_prefix",
 })  # fmt: skip
 
 
@@ -373,7 +389,42 @@ def execute_until(request: Request, bench: Workbench, epoch: int, *, started: fl
       As `execute`.
     """
     with _surroundings_told(request):
+        _make_full_runs(request, bench, quiet=quiet)
         return _hold_and_execute(request, bench, epoch, started, quiet, before_write, tell)
+
+
+def _make_full_runs(request: Request, bench: Workbench, *, quiet: bool) -> None:
+    """Makes the full fine-tunings that a run compares with, or waits for another process that makes one.
+
+    Raises:
+      RunError: one has diverged or failed; the run is recorded as failed.
+    """
+    if finished(request) is not None:
+        return
+    for full in request.full_runs.values():
+        record = None
+        while record is None:
+            if (record := finished(full)) is None:
+                try:
+                    record = execute(full, bench, started=time.perf_counter(), quiet=quiet)
+                except TakenError:
+                    signals.check()
+                    liveness.sign()
+                    time.sleep(_FULL_RUN_SECONDS)
+        if record.status != "completed":
+            message = f"the full fine-tuning that it compares with {record.status} ({full.run_id}); take another rate="
+            record_failure(request, message)
+            raise RunError(f"{request.run_id}: {message}")
+
+
+def _read_tuned(full: Request) -> Read:
+    """The values of a full fine-tuning's variables by path."""
+    weights = list_weights(
+        shape_of(read_config(full.model_folder), full.model_folder / "config.json"), full.task.head,
+        full.task.num_labels,
+    )  # fmt: skip
+    tensors, _ = read_tensors(full.folder / TUNED_FILE, "delete the folder to run this run again")
+    return from_torch_names(weights, tensors)[0].__getitem__
 
 
 def _hold_and_execute(request: Request, bench: Workbench, epoch: int, started: float, quiet: bool,
@@ -405,7 +456,8 @@ def _execute(request: Request, bench: Workbench, epoch: int, started: float, qui
 
     begun = origin.now()
     run = FineTuning(bench, request.spec, request.folder, quiet=quiet, before_write=before_write,
-                     plan=request.plan, model_sha256=request.digests["model"], tell=tell,
+                     plan=request.plan, tuned={key: _read_tuned(full) for key, full in request.full_runs.items()},
+                     shared=functools.partial(_share, request, quiet), model_sha256=request.digests["model"], tell=tell,
                      until_epoch=epoch)  # fmt: skip
     try:
         outcome = run.run()
@@ -436,6 +488,14 @@ def _execute(request: Request, bench: Workbench, epoch: int, started: float, qui
     if record.status == "failed":
         raise RunError(f"{request.run_id}: {record.error}")
     return record
+
+
+def _share(
+    request: Request, quiet: bool, key: Mapping[str, Any], measure: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """What scores are made of, measured once for all runs below one folder that share it."""
+    about = {**key, "digests": {name: request.digests[name] for name in ("model", "data")}, "arithmetic": ARITHMETIC}
+    return read_or_measure(request.folder.parent / SCORES_FOLDER, about, measure, quiet=quiet)
 
 
 def _check_model(request: Request) -> None:
@@ -534,7 +594,9 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
     from tfmt.training.devices import find_missing_gpus, threads_in_use
 
     selection, spec = bench.selection, request.spec
-    warned = [missing] if (missing := find_missing_gpus()) else []
+    told = [missing] if (missing := find_missing_gpus()) else []
+    told += list(selection.warnings if selection is not None else ())
+    told += _tell_damaged(request, outcome.state.notes if outcome else [])
     parameters = result = cost = proof = change = fisher = None
     if selection is not None:
         parameters = Parameters(
@@ -557,6 +619,7 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
             predicted=state.kept_predicted,
             reasons=state.reasons,
             test=state.kept_test or None,
+            stopped_early=state.epoch if status == "completed" and state.epoch < spec.epochs else None,
             score_test=headline(request.task, dict.fromkeys(request.task.validation_splits, state.kept_test))
             if state.kept_test
             else None,
@@ -588,10 +651,16 @@ def _record(request: Request, outcome: Outcome | None, bench: Workbench, status:
     return Record(
         schema_=SCHEMA, run_id=request.run_id, status=status, error=error, spec=spec,
         parameters=parameters, result=result, cost=cost, proof=proof, change=change,
-        fisher=fisher, warnings=warned + _tell_damaged(request, outcome.state.notes if outcome else []),
+        fisher=fisher, selection=outcome and _tell_selection(request, outcome), warnings=told,
         model=_model_facts(request),
         origin=_origin(request, started),
     )  # fmt: skip
+
+
+def _tell_selection(request: Request, outcome: Outcome) -> SelectionFacts:
+    full = ", ".join(full.run_id for full in request.full_runs.values())
+    cost = outcome.selection.cost.model_copy(update={"full_run": full or None})
+    return outcome.selection.model_copy(update={"cost": cost})
 
 
 def _tell_damaged(request: Request, notes: list[str]) -> list[str]:

@@ -89,7 +89,6 @@ class GradientMask(keras.optimizers.Optimizer):
         self._vectors: list[Vector] = []
         self._whole: list[Any] = []
         self._masked_of: dict[Any, Masked] = {}
-        self._tables: set[str] = set()
         # Others (LossScaleOptimizer, Model.fit) read these from every optimizer.
         self._mesh = optimizer._mesh
         self._run_with_dtensor = optimizer._run_with_dtensor
@@ -215,14 +214,14 @@ class GradientMask(keras.optimizers.Optimizer):
         before: dict[Any, Any] = {}
 
         def start(strategy: Any) -> None:
-            load_vectors(strategy, self._vectors, self._tables)
+            load_vectors(strategy, self._vectors)
             advance(strategy, self._optimizer)
             before.update(read_slots(strategy, [slot for own in slots for slot in own]))
 
         def finish(strategy: Any) -> None:
             for vector, own in zip(partly, slots, strict=True):
                 keep_members(strategy, vector, gradients, own, before)
-            store_vectors(strategy, self._vectors, self._tables, gradients)
+            store_vectors(strategy, self._vectors, gradients)
 
         merge_call = tf.__internal__.distribute.interim.maybe_merge_call
         merge_call(start, self._distribution_strategy)
@@ -245,8 +244,6 @@ class GradientMask(keras.optimizers.Optimizer):
             if gradient is None or member is None or self._var_key(variable) == self._var_key(member.indices):
                 selected.append((gradient, variable))
                 continue
-            if isinstance(gradient, tf.IndexedSlices):
-                self._tables.add(member.path)
             part = select_gradient(gradient, variable.shape, tf.convert_to_tensor(member.indices))
             selected.append((part, member.indices))
         return selected
@@ -311,7 +308,7 @@ class GradientMask(keras.optimizers.Optimizer):
                 config["learning_rate"] = inner._learning_rate  # a user's own schedule need not be registered
             fresh = type(inner).from_config(config)
             if self._built:
-                load_vectors(self._distribution_strategy, self._vectors, self._tables)
+                load_vectors(self._distribution_strategy, self._vectors)
                 fresh.build([vector.values for vector in self._vectors] + self._whole)
             for variable, start in zip(state_of(inner), state_of(fresh), strict=True):
                 variable.assign(start.numpy())
@@ -329,7 +326,7 @@ class GradientMask(keras.optimizers.Optimizer):
         whole = [variable for variable, member in zip(var_list, members, strict=True) if member is None]
         self._optimizer.finalize_variable_values([vector.values for vector in self._vectors] + whole)
         moved = [member.path for member in members if member is not None]
-        store_vectors(self._distribution_strategy, self._vectors, self._tables, moved)
+        store_vectors(self._distribution_strategy, self._vectors, moved)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None

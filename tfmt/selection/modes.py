@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
+from tfmt import expressions
 from tfmt.bert.vocabulary import Weight
 from tfmt.errors import RequestError
-from tfmt.expressions import split_label
 from tfmt.selection.plans import Given, OverfullError, Plan, make_plan
 from tfmt.selection.stored import digest_masks, read_given, unite_masks
 from tfmt.spec import RunSpec, check_mode, check_settings, parse_layers
@@ -108,7 +109,7 @@ def plan_mode(
     )
     check_mode(mode, mask_size, mask_fraction, select, union=union is not None)
     if mode == "custom":
-        return make_plan(split_label(select)[1], weights, heads, budget=budget, given=given)
+        return make_plan(expressions.split_label(select)[1], weights, heads, budget=budget, given=given)
     _check_blocks(weights, layers)
     del settings["mode"]
     if union is not None:
@@ -143,6 +144,24 @@ def plan_spec(spec: RunSpec, weights: Sequence[Weight], heads: int, model_sha256
         outlier_pool=spec.outlier_pool, union=union, select=spec.select, budget=spec.budget, heads=heads,
         given=lambda kind, text: read_given(kind, text, weights, model_sha256),
     )  # fmt: skip
+
+
+def list_full_runs(spec: RunSpec) -> dict[tuple[Any, ...], RunSpec]:
+    """The full fine-tunings that a run's `change` scores compare with: {(rate, epochs, checkpoint): its spec}.
+
+    Each is an ordinary run, on the run's own data and seed, that keeps its weights.
+    """
+    if spec.mode != "custom":
+        return {}
+    found = {}
+    for node in expressions.walk(expressions.parse(expressions.split_label(spec.select)[1])):
+        if isinstance(node, expressions.Scored) and node.score == "change":
+            options = dict(node.options)
+            own = {"mode": "full", "select": "", "budget": "", "learning_rate": options["rate"],
+                   "epochs": options["epochs"], "keep": "tuned", "keep_epoch": options["checkpoint"],
+                   "frozen_prefix": "live", "early_stopping": 0}  # fmt: skip
+            found[options["rate"], options["epochs"], options["checkpoint"]] = RunSpec.make(**spec.model_dump() | own)
+    return found
 
 
 def plan_digests(spec: RunSpec, plan: Plan) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -56,11 +56,13 @@ class Plan:
       expression: in its one way of writing.
       step: how the weights are found.
       terms: the expression's terms with their counts.
+      warnings: on what has no effect beside what other runs or files select.
     """
 
     expression: str
     step: Step
     terms: tuple[Term, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def table(self) -> Table:
@@ -163,7 +165,7 @@ def make_plan(
     step = planner.step(node)
     if not isinstance(node, Name) and step.bounds[1] == 0:
         raise ExpressionError("select leaves nothing to train; `none` says that", text, (0, len(text)))
-    return Plan(expressions.write(node), _number(step), tuple(planner.terms(node)))
+    return Plan(expressions.write(node), _number(step), tuple(planner.terms(node)), tuple(planner.warnings))
 
 
 class _Planner:
@@ -171,18 +173,23 @@ class _Planner:
 
     def __init__(self, text: str, table: Table, budget: str, given: Given | None) -> None:
         self.text, self.table, self.budget, self.given = text, table, budget, given
+        self.warnings: list[str] = []
         self._known: dict[int, Step] = {}
 
     def fail(self, reason: str, span: tuple[int, int]) -> ExpressionError:
         return ExpressionError(reason, self.text, span)
 
-    def terms(self, node: Node) -> Iterator[Term]:
-        """The terms of a chain of `+`, `-` and `&`, those in parentheses too."""
-        if isinstance(node, Pair):
-            yield from self.terms(node.first)
-            yield from self.terms(node.second)
-        else:
-            yield Term(expressions.write(node), self._known[id(node)].bounds)
+    def terms(self, node: Node, depth: int = 0, sign: str = "") -> Iterator[Term]:
+        """The terms of a chain of `+`, `-` and `&`; those in parentheses below their sum, further to the right."""
+        if isinstance(node, Pair) and not sign:
+            yield from self.terms(node.first, depth)
+            yield from self.terms(node.second, depth, f"{node.sign} ")
+            return
+        inside = isinstance(node, Pair)
+        shown = f"({expressions.write(node)})" if inside else expressions.write(node)
+        yield Term(f"{'  ' * depth}{sign}{shown}", self._known[id(node)].bounds)
+        if inside:
+            yield from self.terms(node, depth + 1)
 
     def step(self, node: Node) -> Step:
         if id(node) not in self._known:
@@ -198,7 +205,7 @@ class _Planner:
             case Call():
                 return self._call(node)
             case Shuffled(inside):
-                return Drawn(self.step(inside))
+                return self._shuffle(node, self.step(inside))
             case Blocks():
                 return self._narrow(node, self.step(node.inside), self._blocks(node))
             case Places():
@@ -254,14 +261,35 @@ class _Planner:
 
     def _narrow(self, node: Blocks | Places, inside: Step, narrow: Callable[[WeightSet], WeightSet]) -> Step:
         """Restricting a set of scored weights is what it has in common with what its support is restricted to."""
+        self._check_terms(node, node.inside, narrow)
         left = narrow(inside.support)
-        if not left:
-            shown = expressions.write(node.inside)
-            what = "in blocks" if isinstance(node, Blocks) else f"that belongs to a {node.axis}"
-            raise self.fail(f"{shown} has nothing {what} there: {_tell_narrow(node)}", node.span)
         if isinstance(inside, Fixed):
             return Fixed(left.canonical(), inside.given)
-        return Combined("&", (Fixed(left.canonical()), inside), (node.span, node.span))
+        return _common([Fixed(left.canonical()), *_flat("&", inside)])
+
+    def _check_terms(self, node: Blocks | Places, inside: Node, narrow: Callable[[WeightSet], WeightSet]) -> None:
+        """Refuses a term of a sum in parentheses of which nothing is left."""
+        if isinstance(inside, Pair) and inside.sign == "+":
+            self._check_terms(node, inside.first, narrow)
+            self._check_terms(node, inside.second, narrow)
+        elif not narrow(self.step(inside).support):
+            what = "in blocks" if isinstance(node, Blocks) else f"that belongs to a {node.axis}"
+            shown = expressions.write(inside)
+            raise self.fail(f"{shown} has nothing {what} there: {_tell_narrow(node)}", node.span)
+
+    def _shuffle(self, node: Shuffled, inside: Step) -> Step:
+        """Random weights, where that makes a difference."""
+        if not isinstance(inside, Fixed) or any(part is not None for part in inside.weights.parts.values()):
+            return Drawn(inside)
+        shown = expressions.write(node.inside)
+        self.warn_or_fail(inside, f"shuffled({shown}) changes nothing: {shown} takes whole tensors", node.span)
+        return inside
+
+    def warn_or_fail(self, step: Step, reason: str, span: tuple[int, int]) -> None:
+        """What has no effect is an error, unless another run or a file decides it."""
+        if not any(isinstance(each, Fixed) and each.given for each in steps_of(step)):
+            raise self.fail(reason, span)
+        self.warnings.append(reason)
 
     # ---- scores ----------------------------------------------------------------------------------------------------
 
@@ -270,13 +298,13 @@ class _Planner:
             raise self.fail("there is nothing to choose from", node.inside.span)
         unit = node.per or node.whole
         if unit:
-            self._ask(node, lambda: [len(each) for each in pool.support.split(unit)])
-        thinned = Thinned(pool, node, self._count(node, pool), text=self.text)
+            self._ask(node, lambda: pool.support.sizes(unit))
+        thinned = Thinned(pool, node, self._count(node, pool))
         if node.whole:
-            units = sum(1 for _ in pool.support.split(node.whole))
+            units = len(pool.support.sizes(node.whole))
             wanted, most = thinned.count.of(units), units
         else:
-            least = min(thinned.sizes()) if thinned.count.each is not None and node.per else pool.bounds[1]
+            least = int(thinned.sizes().min()) if thinned.count.each is not None and node.per else pool.bounds[1]
             wanted, most = thinned.count.of(least), least
         if wanted > most:
             what = f"units ({node.whole})" if node.whole else "weights"
@@ -302,6 +330,8 @@ class _Planner:
             raise self.fail(
                 f"how many weights {expressions.write(amount.of)} has depends on scores; write a number", amount.span
             )
+        if not low:
+            raise self.fail(f"{expressions.write(amount.of)} has no weight", amount.span)
         return Count(total=math.ceil(share * low - SLACK))
 
     def _budget(self, amount: Amount) -> int:
@@ -318,30 +348,29 @@ class _Planner:
         if node.sign == "+":
             return _join([*_flat("+", first), *_flat("+", second)])
         self._check_effect(node, first, second)
-        if isinstance(first, Fixed) and isinstance(second, Fixed):
-            both = first.weights - second.weights if node.sign == "-" else first.weights & second.weights
-            return Fixed(both.canonical(), first.given or second.given)
         if node.sign == "-":
-            return Combined("-", (first, second), (node.span, node.span))
-        return _common([*_flat("&", first), *_flat("&", second)], node.span)
+            return _take_away(first, second)
+        return _common([*_flat("&", first), *_flat("&", second)])
 
     def _check_effect(self, node: Pair, first: Step, second: Step) -> None:
-        """Refuses a `-` or `&` that changes nothing or leaves nothing, where that is known from names alone."""
-        shown = expressions.write(node.second)
-        if any(isinstance(step, Fixed) and step.given for each in (first, second) for step in steps_of(each)):
-            return
+        """Refuses a `-` or `&` that changes nothing or leaves nothing, where that is known without scores."""
+        shown, both = expressions.write(node.second), Combined("+", (first, second))
         left = first.support & second.support
+        same = not _is_drawn(both) and second.describe() in {step.describe() for step in _flat("&", first)}
         if node.sign == "-":
             if not left:
-                raise self.fail(f"taking {shown} away changes nothing: none of it is there", node.span)
-            if isinstance(first, Fixed) and isinstance(second, Fixed) and len(left) == len(first.weights):
-                raise self.fail(f"nothing is left once {shown} is taken away; `none` says that", node.span)
-            return
-        if not left:
-            raise self.fail(f"nothing is left: {shown} has no weight in common with what stands before it", node.span)
-        for narrow, other in ((second, first), (first, second)):
-            if isinstance(narrow, Fixed) and len(other.support - narrow.weights) == 0:
-                raise self.fail(f"`& {shown}` changes nothing: one side holds all of the other", node.span)
+                self.warn_or_fail(both, f"taking {shown} away changes nothing: none of it is there", node.span)
+            elif same or (isinstance(second, Fixed) and not len(first.support - second.weights)):
+                self.warn_or_fail(both, f"nothing is left once {shown} is taken away; `none` says that", node.span)
+        elif not left:
+            told = f"nothing is left: {shown} has no weight in common with what stands before it"
+            self.warn_or_fail(both, told, node.span)
+        elif same or any(
+            isinstance(narrow, Fixed) and not len(other.support - narrow.weights)
+            for narrow, other in ((second, first), (first, second))
+        ):
+            told = f"`& {shown}` changes nothing: one side holds all of the other"
+            self.warn_or_fail(both, told, node.span)
 
 
 def _tell_narrow(node: Blocks | Places) -> str:
@@ -356,7 +385,26 @@ def _flat(sign: str, step: Step) -> list[Step]:
     return list(step.steps) if isinstance(step, Combined) and step.sign == sign else [step]
 
 
-def _join(steps: list[Step]) -> Step:
+def _is_drawn(step: Step) -> bool:
+    """Whether chance has a part in it: equal draws in one expression are of different weights."""
+    return any(
+        isinstance(each, Drawn) or (isinstance(each, Thinned) and each.node.score == "random")
+        for each in steps_of(step)
+    )
+
+
+def _order(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """In one order, and what is twice the same but once."""
+    described = sorted(((step.describe(), step) for step in steps), key=lambda pair: pair[0])
+    once = [
+        step
+        for place, (text, step) in enumerate(described)
+        if not place or described[place - 1][0] != text or _is_drawn(step)
+    ]
+    return tuple(once)
+
+
+def _join(steps: Sequence[Step]) -> Step:
     fixed = [step for step in steps if isinstance(step, Fixed)]
     rest: list[Step] = [step for step in steps if not isinstance(step, Fixed)]
     if fixed:
@@ -369,21 +417,37 @@ def _join(steps: list[Step]) -> Step:
         if not rest:
             return one
         rest = [one, *rest] if len(one.weights) else rest
-    if len(rest) == 1:
-        return rest[0]
-    return Combined("+", tuple(sorted(rest, key=lambda step: step.describe())))
+    ordered = _order(rest)
+    return ordered[0] if len(ordered) == 1 else Combined("+", ordered)
 
 
-def _common(steps: list[Step], span: tuple[int, int]) -> Step:
+def _take_away(first: Step, second: Step) -> Step:
+    """`a - b - c` is `a - (b + c)`; what is known is taken from what is known at once."""
+    if isinstance(first, Combined) and first.sign == "-":
+        second = _join([*_flat("+", first.steps[1]), *_flat("+", second)])
+        first = first.steps[0]
+    known = [step for step in _flat("+", second) if isinstance(step, Fixed)]
+    rest: list[Step] = [step for step in _flat("+", second) if not isinstance(step, Fixed)]
+    for step in known:
+        if isinstance(first, Fixed):
+            first = Fixed((first.weights - step.weights).canonical(), first.given or step.given)
+        else:
+            rest.append(Fixed((step.weights & first.support).canonical(), step.given))
+    return Combined("-", (first, _join(rest))) if rest else first
+
+
+def _common(steps: Sequence[Step]) -> Step:
     fixed = [step for step in steps if isinstance(step, Fixed)]
     rest: list[Step] = [step for step in steps if not isinstance(step, Fixed)]
     if fixed:
         weights = fixed[0].weights
         for step in fixed[1:]:
             weights = weights & step.weights
+        for each in rest:
+            weights = weights & each.support
         rest = [Fixed(weights.canonical(), any(step.given for step in fixed)), *rest]
-    ordered = tuple(sorted(rest, key=lambda step: step.describe()))
-    return Combined("&", ordered, (span,) * len(ordered))
+    ordered = _order(rest)
+    return ordered[0] if len(ordered) == 1 else Combined("&", ordered)
 
 
 def _number(step: Step) -> Step:
@@ -430,7 +494,7 @@ def choose(plan: Plan, *, seed: int, known: Known | None = None) -> Chosen:
     Raises:
       RequestError: a pool holds fewer weights than are to be chosen from it, or nothing is left.
     """
-    chosen = Chosen(WeightSet(plan.table, {}))
+    chosen = Chosen(WeightSet(plan.table, {}), list(plan.warnings))
     chosen.weights = take(plan.step, seed, (known or Known()).remembering(), chosen.warnings)
     if not chosen.weights and plan.bounds[1]:
         raise RequestError(f"select={plan.expression} leaves nothing to train")

@@ -5,8 +5,10 @@ What a step may select, how many, and its one way of writing are known before an
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -62,16 +64,14 @@ class Count:
         assert number is not None
         return number
 
-    def among(self, sizes: Sequence[int]) -> list[int]:
+    def among(self, sizes: np.ndarray) -> np.ndarray:
         """Of pools of these sizes: what is meant in all is shared by largest remainder, in proportion to size."""
         if self.each is not None:
-            return [self.each] * len(sizes)
-        whole = sum(sizes)
+            return np.full(len(sizes), self.each)
+        whole = int(sizes.sum())
         total = self.of(whole)
-        counts = [total * size // whole for size in sizes]
-        by_remainder = sorted(range(len(sizes)), key=lambda i: (-(total * sizes[i] % whole), i))
-        for place in by_remainder[: total - sum(counts)]:
-            counts[place] += 1
+        counts, remainders = np.divmod(total * sizes, max(whole, 1))  # both below the number of weights: no overflow
+        counts[np.argsort(-remainders, kind="stable")[: total - int(counts.sum())]] += 1
         return counts
 
 
@@ -83,7 +83,6 @@ class Thinned:
     node: Scored
     count: Count
     stream: int = 0  # of `random`: the number of its first pool's draw
-    text: str = ""  # of the whole expression, for errors
 
     @property
     def support(self) -> WeightSet:
@@ -95,18 +94,22 @@ class Thinned:
         """At least and at most so many weights are selected."""
         node, (low, high) = self.node, self.pool.bounds
         if node.whole:
-            sizes = sorted(map(len, self.support.split(node.whole)))
+            sizes = np.sort(self.support.sizes(node.whole))
             count = min(self.count.of(len(sizes)), len(sizes))
-            return (sum(sizes[:count]), sum(sizes[len(sizes) - count :])) if low == high else (0, high)
-        if node.per and low != high:
-            return 0, high
-        if node.per:
-            return (total := sum(self.count.among(self.sizes()))), total
+            return (int(sizes[:count].sum()), int(sizes[len(sizes) - count :].sum())) if self.is_known else (0, high)
+        if self.count.each is not None:
+            most = self.count.each * len(self.sizes())
+            return (most, most) if self.is_known else (0, min(most, high))
         return self.count.of(low), self.count.of(high)
 
-    def sizes(self) -> list[int]:
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known which weights are chosen from: all that may be."""
+        return self.pool.bounds[0] == len(self.support)
+
+    def sizes(self) -> np.ndarray:
         """Of the pools, as far as the support tells."""
-        return [len(pool) for pool in self.support.split(self.node.per)] if self.node.per else [len(self.support)]
+        return self.support.sizes(self.node.per) if self.node.per else np.array([len(self.support)])
 
     @property
     def streams(self) -> int:
@@ -159,7 +162,6 @@ class Combined:
 
     sign: str
     steps: tuple[Step, ...]
-    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def support(self) -> WeightSet:
@@ -183,7 +185,8 @@ class Combined:
                 return sum(lows), sum(highs)
             return max(lows), min(sum(highs), limit)
         if self.sign == "-":
-            return max(0, lows[0] - highs[1]), min(highs[0], limit)
+            shared = len(self.steps[0].support & self.steps[1].support)
+            return max(0, lows[0] - min(highs[1], shared)), min(highs[0], limit)
         return 0, min(*highs, limit)
 
     def describe(self) -> str:
@@ -224,24 +227,23 @@ def count_parts(step: Step, paths: frozenset[str]) -> tuple[int, int]:
         apart = sum(sum(each.support.size(path) for path in paths) for each in step.steps) == limit
         return (sum(lows), sum(highs)) if apart else (max(lows), min(sum(highs), limit))
     if step.sign == "-":
-        return max(0, lows[0] - highs[1]), min(highs[0], limit)
+        both = step.steps[0].support & step.steps[1].support
+        shared = sum(both.size(path) for path in paths)
+        return max(0, lows[0] - min(highs[1], shared)), min(highs[0], limit)
     return 0, min(*highs, limit)
 
 
 def _count_thinned(step: Thinned, paths: frozenset[str]) -> tuple[int, int]:
     """Of each pool as many as must be, and as can be, in these variables."""
-    node, support = step.node, step.support
-    low, high = step.pool.bounds
-    inside = sum(support.size(path) for path in paths)
-    if node.whole or low != high:
-        return (0, min(step.bounds[1], inside)) if inside < len(support) else step.bounds
-    least = most = 0
-    pools = support.split(node.per) if node.per else (support,)
-    for pool, count in zip(pools, step.count.among(step.sizes()), strict=True):
-        there = sum(pool.size(path) for path in pool.parts if path in paths)
-        least += max(0, count - (len(pool) - there))
-        most += min(count, there)
-    return least, most
+    support = step.support
+    if not step.node.per or not step.is_known:
+        (low, high), inside = step.bounds, sum(support.size(path) for path in paths)
+        return max(0, low - (len(support) - inside)), min(high, inside)
+    sizes = step.sizes()
+    there, counts = np.zeros_like(sizes), step.count.among(sizes)
+    for path, (pools, numbers) in support.measure(step.node.per)[1].items():
+        there[pools] += numbers * (path in paths)
+    return int(np.maximum(0, counts - (sizes - there)).sum()), int(np.minimum(counts, there).sum())
 
 
 # ---- taking the steps ------------------------------------------------------------------------------------------------
@@ -266,13 +268,14 @@ def take(step: Step, seed: int, known: Known, warnings: list[str]) -> WeightSet:
             return _shuffle(step, take(step.inside, seed, known, warnings), seed)
         case Thinned():
             return _thin_pool(step, take(step.pool, seed, known, warnings), seed, known)
-    found = take(step.steps[0], seed, known, warnings)
-    for other in step.steps[1:]:
-        second = take(other, seed, known, warnings)
-        before = found
-        found = found | second if step.sign == "+" else found - second if step.sign == "-" else found & second
-        if step.sign != "+" and len(found) == len(before):
-            warnings.append(f"`{step.sign}` took nothing away: {other.describe()}")
+    taken = [take(each, seed, known, warnings) for each in step.steps]
+    join = {"+": operator.or_, "-": operator.sub, "&": operator.and_}[step.sign]
+    found: WeightSet = functools.reduce(join, taken)
+    # Which steps of a `&` had no effect does not depend on their order.
+    for place in {"+": (), "-": (1,), "&": range(len(taken))}[step.sign]:
+        rest = functools.reduce(join, taken[:place] + taken[place + 1 :])
+        if len(rest) == len(found):
+            warnings.append(f"`{step.sign}` took nothing away: {step.steps[place].describe()}")
     return found
 
 
@@ -292,7 +295,7 @@ def _thin_pool(step: Thinned, pool: WeightSet, seed: int, known: Known) -> Weigh
     if node.whole:
         return _thin_units(step, pool, seed, known)
     pools: Iterable[WeightSet] = pool.split(node.per) if node.per else (pool,)
-    counts = step.count.among([len(each) for each in pool.split(node.per)] if node.per else [len(pool)])
+    counts = step.count.among(pool.sizes(node.per) if node.per else np.array([len(pool)])).tolist()
     found: dict[str, list[np.ndarray]] = {}
     for number, (each, count) in enumerate(zip(pools, counts, strict=True)):
         if count > len(each):

@@ -69,19 +69,17 @@ def _make_vector(variables: Mapping[str, Any], selected: Mapping[str, np.ndarray
     return Vector(tf.Variable(tf.concat(start, 0), trainable=False, name=name), tuple(members))
 
 
-def load_vectors(strategy: Any, vectors: Sequence[Vector], tables: Collection[str]) -> None:
+def load_vectors(strategy: Any, vectors: Sequence[Vector]) -> None:
     """Fills the vectors from the model's variables.
 
     Args:
       strategy: the variables' strategy, in cross-replica context.
       vectors: what to fill.
-      tables: paths of the variables that the model reads by rows, seen from their sparse gradients.
     """
     for vector in vectors:
-        by_rows = [member.path in tables for member in vector.members]
 
-        def fill(values: Any, variables: Any, indices: Any, by_rows: Sequence[bool] = by_rows) -> None:
-            parts = [_read(*each) for each in zip(variables, indices, by_rows, strict=True)]
+        def fill(values: Any, variables: Any, indices: Any) -> None:
+            parts = [_read(*each) for each in zip(variables, indices, strict=True)]
             values.assign(parts[0] if len(parts) == 1 else tf.concat(parts, 0))
 
         variables = [member.variable for member in vector.members]
@@ -89,7 +87,7 @@ def load_vectors(strategy: Any, vectors: Sequence[Vector], tables: Collection[st
         strategy.extended.update(vector.values, fill, args=(variables, indices), group=False)
 
 
-def store_vectors(strategy: Any, vectors: Sequence[Vector], tables: Collection[str], moved: Iterable[str]) -> None:
+def store_vectors(strategy: Any, vectors: Sequence[Vector], moved: Iterable[str]) -> None:
     """Writes the vectors back into those variables whose paths are in `moved`; else as `load_vectors`."""
     moved = frozenset(moved)
     for vector in vectors:
@@ -97,12 +95,10 @@ def store_vectors(strategy: Any, vectors: Sequence[Vector], tables: Collection[s
         for member in vector.members:
             # The variable comes first, and not the vector, because an update hands out one replica's part of its
             # first argument only, and the mirrored others cannot be written in place.
-            def write(
-                variable: Any, values: Any, indices: Any, start: Any, by_rows: bool = member.path in tables
-            ) -> None:
+            def write(variable: Any, values: Any, indices: Any, start: Any) -> None:
                 indices = tf.convert_to_tensor(indices)
                 part = tf.slice(tf.convert_to_tensor(values), [start], tf.shape(indices))
-                _write(variable, indices, part, by_rows)
+                _write(variable, indices, part)
 
             if member.path in moved:
                 arguments = (vector.values, member.indices, start)
@@ -181,7 +177,7 @@ def select_gradient(gradient: Any, shape: Any, indices: Any) -> Any:
       (selected,)
     """
     if not isinstance(gradient, tf.IndexedSlices):
-        return tf.gather(tf.reshape(gradient, [-1]), indices)
+        return _gather(gradient, indices)
     # Slices of the same row are summed where the first of them stands; rows without a slice point at a row of zeros
     # behind the last. Costs one integer for each row of the table, not the table.
     count = tf.shape(gradient.indices)[0]
@@ -194,33 +190,41 @@ def select_gradient(gradient: Any, shape: Any, indices: Any) -> Any:
     return tf.gather_nd(rows, tf.stack([tf.gather(first, indices // width), columns], axis=-1))
 
 
-def _read(variable: Any, indices: Any, by_rows: bool) -> Any:
+def _read(variable: Any, indices: Any) -> Any:
     """The variable's selected weights."""
     indices = tf.convert_to_tensor(indices)
-    if not by_rows:
-        return tf.gather(tf.reshape(variable, [-1]), indices)
-    width = math.prod(variable.shape[1:])
-    rows = tf.reshape(tf.gather(variable, indices // width), [-1, width])  # reads these rows alone
-    return tf.gather(rows, indices % width, batch_dims=1)
+    if not variable.shape.rank or _in_xla():  # XLA has no kernel for what follows
+        return _gather(variable, indices)
+    return tf.gather_nd(variable, _positions(indices, variable.shape))  # reads a plain variable in place
 
 
-def _write(variable: Any, indices: Any, values: Any, by_rows: bool) -> None:
-    """Sets the variable's selected weights, which are distinct, so that the order of writing decides nothing.
+def _gather(array: Any, indices: Any) -> Any:
+    """The array's elements at flat indices; `tf.gather`, made for rows, takes longer for single elements."""
+    return tf.gather_nd(tf.reshape(array, [-1]), indices[:, tf.newaxis])
 
-    Writing in place makes TensorFlow copy the variable at every later whole read, also in evaluation. That is free for
-    a table, which is only read by rows; for the others one copy at each step is cheaper.
-    """
+
+def _positions(indices: Any, shape: Any) -> Any:
+    """Flat indices as places in an array of this shape: (selected,) -> (selected, rank)."""
+    places = []
+    for size in reversed(shape[1:]):
+        rest = indices // size
+        places.append(indices - rest * size)
+        indices = rest
+    return tf.stack([indices, *reversed(places)], axis=-1)
+
+
+def _write(variable: Any, indices: Any, values: Any) -> None:
+    """Sets the variable's selected weights, which are distinct, so that the order of writing decides nothing."""
     if _scatters_by_host(variable):
         _write_in_copy(variable, indices, values)
-    elif by_rows:
-        position = []
-        for size in reversed(variable.shape):
-            position.append(indices % size)
-            indices = indices // size
-        variable.scatter_nd_update(tf.stack(position[::-1], axis=-1), values)
+    elif not variable.shape.rank:  # has no places to write in
+        variable.assign(tf.concat([values, tf.reshape(variable, [1])], 0)[0])
     else:
-        flat = tf.tensor_scatter_nd_update(tf.reshape(variable, [-1]), indices[:, tf.newaxis], values)
-        variable.assign(tf.reshape(flat, variable.shape))
+        variable.scatter_nd_update(_positions(indices, variable.shape), values)
+        # From a first write in place on TensorFlow copies the variable at every whole read, also in evaluation, unless
+        # it is told not to. What somebody has read stays all the same: the next write finds it shared, and copies.
+        if not _in_xla():
+            tf.raw_ops.DisableCopyOnRead(resource=variable.handle)
 
 
 def _scatters_by_host(variable: Any) -> bool:
@@ -233,8 +237,13 @@ def _scatters_by_host(variable: Any) -> bool:
         "GPU" in variable.device.upper()
         and variable.dtype in (tf.float16, tf.float32, tf.float64)  # the types that InplaceUpdate has on GPUs
         and variable.shape.num_elements() < 2**31  # it takes int32 indices
-        and not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+        and not _in_xla()
     )
+
+
+def _in_xla() -> bool:
+    """Whether XLA compiles what is being traced."""
+    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
 def _write_in_copy(variable: Any, indices: Any, values: Any) -> None:

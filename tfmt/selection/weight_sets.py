@@ -202,6 +202,7 @@ class WeightSet:
         Raises:
           ValueError: a weight belongs to no such unit.
         """
+        self._check_unit(unit)
         if unit == "head":
             yield from self._split_heads()
         elif unit == "out":
@@ -210,20 +211,63 @@ class WeightSet:
             key = _UNITS[unit]
             groups: dict[str, dict[str, np.ndarray | None]] = {}
             for path, part in self.parts.items():
-                weight = self.table.by_path[path]
-                if unit == "block" and weight.block is None:
-                    raise ValueError(f"{name_of(weight)} lies in no block: name the blocks' weights alone")
-                groups.setdefault(key(weight), {})[path] = part
+                groups.setdefault(key(self.table.by_path[path]), {})[path] = part
             yield from (WeightSet(self.table, parts) for parts in groups.values())
 
-    def _split_heads(self) -> Iterator[WeightSet]:
-        blocks = dict.fromkeys(self.table.by_path[path].block for path in self.parts)
-        for path in self.parts:
-            if _head_indices(self.table.by_path[path], self.table, np.zeros(1, np.int64)) is None:
+    def _check_unit(self, unit: str) -> None:
+        for weight in map(self.table.by_path.__getitem__, self.parts):
+            if unit == "block" and weight.block is None:
+                raise ValueError(f"{name_of(weight)} lies in no block: name the blocks' weights alone")
+            if unit == "head" and _places_of(weight, self.table, "head", _EMPTY) is None:
                 raise ValueError(
-                    f"{name_of(self.table.by_path[path])} belongs to no head: name the heads' weights alone"
+                    f"{name_of(weight)} belongs to no head: name the heads' weights alone, attention[head=0-last]"
                 )
-        for block in blocks:
+            if unit == "out" and weight.part != "kernel":
+                raise ValueError(f"{name_of(weight)} has no outputs: per=out is for kernels")
+
+    def measure(self, unit: str) -> tuple[int, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """How large the parts are that `split` gives, without making them.
+
+        Returns:
+          How many they are, and {path: (numbers of the parts that a variable has weights in, how many in each)}.
+
+        Raises:
+          ValueError: a weight belongs to no such unit.
+        """
+        self._check_unit(unit)
+        numbers: dict[str, int] = {}
+        keys: dict[str, np.ndarray] = {}
+        counts: dict[str, np.ndarray] = {}
+        columns = 0
+        for path, part in self.parts.items():
+            weight = self.table.by_path[path]
+            if unit not in ("head", "out"):
+                keys[path] = np.array([numbers.setdefault(_UNITS[unit](weight), len(numbers))])
+                counts[path] = np.array([self.size(path)])
+                continue
+            units = self.table.heads if unit == "head" else weight.shape[1]
+            first = (weight.block or 0) * units if unit == "head" else columns
+            columns += units
+            if part is None:
+                found, counts[path] = np.arange(units), np.full(units, weight.size // units)
+            else:
+                own = part % units if unit == "out" else _places_of(weight, self.table, "head", part)
+                assert own is not None
+                found, counts[path] = np.unique(own, return_counts=True)
+            keys[path] = first + found
+        known = np.unique(np.concatenate([_EMPTY, *keys.values()]))
+        return len(known), {path: (np.searchsorted(known, keys[path]), counts[path]) for path in self.parts}
+
+    def sizes(self, unit: str) -> np.ndarray:
+        """How many weights each part has that `split` gives: int64 (parts,)."""
+        number, measured = self.measure(unit)
+        sizes = np.zeros(number, np.int64)
+        for where, counts in measured.values():
+            sizes[where] += counts
+        return sizes
+
+    def _split_heads(self) -> Iterator[WeightSet]:
+        for block in dict.fromkeys(self.table.by_path[path].block for path in self.parts):
             assert block is not None
             inside = self.in_blocks([block])
             for head in range(self.table.heads):
@@ -232,10 +276,7 @@ class WeightSet:
 
     def _split_columns(self) -> Iterator[WeightSet]:
         for path, part in self.parts.items():
-            weight = self.table.by_path[path]
-            if weight.part != "kernel":
-                raise ValueError(f"{name_of(weight)} has no outputs: per=out is for kernels")
-            rows, columns = weight.shape
+            rows, columns = self.table.by_path[path].shape
             if part is None:
                 for column in range(columns):
                     yield WeightSet(self.table, {path: np.arange(column, rows * columns, columns, dtype=np.int64)})
@@ -315,6 +356,17 @@ def _dim_indices(weight: Weight, table: Table, dims: np.ndarray) -> np.ndarray |
     return None
 
 
+def _places_of(weight: Weight, table: Table, axis: str, indices: np.ndarray) -> np.ndarray | None:
+    """The head, or the place of the hidden vector, that each of a variable's indices belongs to; None: to none."""
+    find = _head_indices if axis == "head" else _dim_indices
+    if find(weight, table, _EMPTY) is None:
+        return None
+    columns = weight.shape[-1]
+    if axis == "dim":
+        return indices % columns
+    return (indices // columns if layer_of(weight) == "output" else indices % columns) // (table.hidden // table.heads)
+
+
 def _covers(whole: WeightSet, part: WeightSet) -> bool:
     """Whether `whole` holds all variables of a set of whole variables, as a whole each."""
     return bool(part.parts) and all(path in whole.parts and whole.parts[path] is None for path in part.parts)
@@ -341,25 +393,13 @@ def _describe_part(weights: WeightSet, path: str) -> str:
     weight, part = weights.table.by_path[path], weights.parts[path]
     assert part is not None
     where = "" if weight.block is None else f"@{weight.block}"
-    for axis, count, find in (
-        ("head", weights.table.heads, _head_indices),
-        ("dim", weights.table.hidden, _dim_indices),
-    ):
-        whole = find(weight, weights.table, np.arange(count))
-        if whole is None or len(part) * count % len(whole):
-            continue
-        width = len(whole) // count
-        places = [p for p in range(count) if _holds(part, find(weight, weights.table, np.array([p])))]
-        if len(places) * width == len(part):
-            return f"{name_of(weight)}{where}[{axis}={_ranges(places)}]"
+    for axis, count in (("head", weights.table.heads), ("dim", weights.table.hidden)):
+        own = _places_of(weight, weights.table, axis, part)
+        places = _EMPTY if own is None else np.unique(own)
+        if len(places) * weight.size == len(part) * count:  # all of each of them
+            return f"{name_of(weight)}{where}[{axis}={_ranges(places.tolist())}]"
     digest = hashlib.sha256(np.ascontiguousarray(part, "<i8").tobytes()).hexdigest()
     return f"{name_of(weight)}{where}[{len(part)} weights, sha256 {digest}]"
-
-
-def _holds(part: np.ndarray, wanted: np.ndarray | None) -> bool:
-    assert wanted is not None
-    at = np.searchsorted(part, wanted[0])
-    return bool(at < len(part) and part[at] == wanted[0]) and bool(np.isin(wanted, part, assume_unique=True).all())
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -66,7 +66,7 @@ class Board:
         self.counts[ended.status] += 1
         self.stored += stored
         if ended.record and ended.record.result and ended.status == "completed":
-            result, key = ended.record.result, (spec.task, spec.mode)
+            result, key = ended.record.result, (spec.task, spec.trained)
             self._latest = key
             flat = result.collapsed_in(result.best_epoch) is True
             self.scored[key] += 1
@@ -184,7 +184,7 @@ def _make_bar(total: int, bar_format: str, **more: Any) -> Any:
 def _describe(run: tuple[RunSpec, Standing | None]) -> str:
     """`mrpc layernorm 0.005 seed 0: epoch 2/5 loss 0.43`, with the blocks and the mask's size where a mode has them."""
     spec, standing = run
-    parts: list[str] = [spec.task, spec.mode]
+    parts: list[str] = [spec.task, spec.trained]
     if spec.layers != "all":
         parts.append(f"layers {spec.layers}")
     if spec.mask_size is not None:

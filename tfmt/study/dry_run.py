@@ -11,6 +11,7 @@ from tfmt.bert.configs import find_model, find_shape
 from tfmt.bert.vocabulary import SUBLAYERS, Weight, list_weights
 from tfmt.data.sources import read_dataset_for
 from tfmt.errors import RequestError
+from tfmt.expressions import split_label
 from tfmt.runs.paused import find_paused
 from tfmt.runs.records import find_records
 from tfmt.runs.runner import count_used
@@ -64,7 +65,8 @@ def describe(spec: RunSpec, output_dir: str, *, by_layer: bool = False) -> str:
                 f"--batch_size={spec.batch_size} is more than the {counted(examples, 'training example')}"
             )
         source = "" if dataset else " (published size; the data is not on this machine)"
-        lines.append(f"steps     {steps:,} an epoch x {counted(spec.epochs, 'epoch')} = {steps * spec.epochs:,}, "
+        epochs = "at most " * bool(spec.early_stopping) + counted(spec.epochs, "epoch")
+        lines.append(f"steps     {steps:,} an epoch x {epochs} = {steps * spec.epochs:,}, "
                      f"batches of {spec.batch_size} from {counted(examples, 'example')}{source}")  # fmt: skip
     else:
         lines.append("steps     known once the data is there")
@@ -218,7 +220,8 @@ def _span(low: str, high: str) -> str:
 
 
 def _settings(spec: RunSpec) -> str:
-    return digest_json(spec.identity())
+    selection = {"select": split_label(spec.select)[1], "budget": spec.budget}  # in ids by the model's table alone
+    return digest_json(spec.identity() | selection)
 
 
 def _count_axes(grid: Grid) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmt.errors import RequestError
+from tfmt.selection.modes import list_full_runs
 from tfmt.spec import MODES, TASK_NAMES, RunSpec, format_layers, parse_layers
 from tfmt.words import counted
 
@@ -149,7 +150,7 @@ def expand_grid(
         seed, tuned on the union of the other tasks' masks. `none` adds nothing.
 
     Returns:
-      The runs without repeats, in the order of `AXES`.
+      The runs without repeats, in the order of `AXES`; the full fine-tunings that selections by `change` need first.
 
     Raises:
       RequestError: a combination that cannot be trained, layers that the model does not have, or a held-out union
@@ -171,11 +172,21 @@ def expand_grid(
     for name in ("select", "budget"):
         if values[name] != (None,) and "custom" not in values["mode"]:
             raise RequestError(f"--{name} is for --mode=custom, which is not among the modes")
+    if set(values["mode"]) == {"custom"} and values["layers"] != (None,):
+        raise RequestError("--layers means nothing for --mode=custom: `@` in --select says which blocks")
     runs: dict[RunSpec, None] = {}
     for combination in itertools.product(*values.values()):
         chosen = {name: value for name, value in zip(AXES, combination, strict=True) if value is not None}
         runs[RunSpec.make(**settings, **chosen)] = None
-    return Grid(tuple(runs), _held_out_unions(tuple(runs), fisher_union))
+    every = _add_full_runs(tuple(runs))
+    return Grid(every, _held_out_unions(every, fisher_union))
+
+
+def _add_full_runs(runs: tuple[RunSpec, ...]) -> tuple[RunSpec, ...]:
+    """The full fine-tunings that `change` scores compare with, before all others; none is made twice for its scores."""
+    full = dict.fromkeys(own for run in runs for own in list_full_runs(run).values())
+    theirs = [own.identity() for own in full]
+    return (*full, *(run for run in runs if run.mode != "full" or run.identity() not in theirs))
 
 
 def _expand_layers(entries: tuple[str | None, ...], blocks: int | None) -> tuple[str | None, ...]:

@@ -93,7 +93,8 @@ def decide(search: str, epochs: int, courses: Mapping[Place, Course]) -> dict[Pl
 
     Runs are ranked by their best score until the epoch in question; then by the training loss of that epoch, which
     also ranks those among themselves that collapsed, behind all that did not; then by the lower rate. A run that
-    diverged or failed before that epoch is out. Where all that went on are lost, the next one takes their place.
+    diverged or failed before that epoch is out; one that early stopping ended is ranked by what it has. Where all that
+    went on are lost, the next one takes their place.
 
     Args:
       search: one of `SEARCHES`.
@@ -117,7 +118,8 @@ def decide(search: str, epochs: int, courses: Mapping[Place, Course]) -> dict[Pl
         granted |= {(rate, seeds[0]): rung for rate in alive}
         if not all(first[rate].epochs >= rung or first[rate].ended for rate in alive):
             return granted
-        ranking = _rank({rate: first[rate] for rate in alive if first[rate].epochs >= rung}, rung)
+        came = [rate for rate in alive if first[rate].epochs >= rung or first[rate].ended == "completed"]
+        ranking = _rank({rate: first[rate] for rate in came}, rung)
         kept = _take(ranking, going, lambda rate: first[rate].lost)
         granted |= {(rate, seeds[0]): None for rate in alive if rate not in kept}
         alive = kept

@@ -37,7 +37,8 @@ _POLL_SECONDS = 1.0  # between looks at runs that another sweep holds
 def shape_key(spec: RunSpec) -> tuple[Any, ...]:
     """Equal for runs on one workbench that can share the traced step."""
     return (spec.mode, spec.layers, spec.mask_size, spec.mask_fraction, spec.outlier_pool, spec.select, spec.budget,
-            spec.fisher_from, spec.adam_epsilon, spec.frozen_prefix)  # fmt: skip
+            spec.fisher_from, spec.optimizer, spec.adam_epsilon, spec.weight_decay, spec.clip_norm,
+            spec.frozen_prefix)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -139,6 +140,7 @@ class Sweep:
         self._doing: dict[int, Item] = {}
         self._workers = 1
         self._folders: dict[RunSpec, Path] = {}
+        self._needed: dict[RunSpec, tuple[Path, ...]] = {}  # folders of the full runs that a run compares with
         self._sources: dict[tuple[Any, ...], Sources] = {}  # by workbench: found once, whatever becomes of the hub
         self._ended: dict[RunSpec, str] = {}
         self._unexpected = self._recorded = 0  # runs since the last success, and those of them with a record
@@ -150,6 +152,7 @@ class Sweep:
         for spec in sorted(grid.runs, key=lambda spec: repr(bench_key(spec))):  # each task's text is read once
             request = prepare(spec, output_dir, request)
             self._folders[spec] = request.folder
+            self._needed[spec] = tuple(full.folder for full in request.full_runs.values())
             self._sources[bench_key(spec)] = request.sources
             if not told and not request.folder.exists() and (told := tell_other_model(request)):
                 warnings.warn(f"{told}; so it may be with other runs", RequestWarning, stacklevel=2)
@@ -370,7 +373,9 @@ class Sweep:
             if done >= item.until:
                 self._idle[item.slot] = item
                 return False
-            held = exists(item.folder) and is_held(item.folder)
+            # One that another process makes would be waited for by this one, which may as well do something else.
+            needed = [folder for folder in self._needed.get(item.spec, ()) if not exists(folder / RECORD_FILE)]
+            held = any(exists(folder) and is_held(folder) for folder in (item.folder, *needed))
         except SurroundingsError as error:
             self._close(item, Ended("hindered", error=str(error)))
             return False

@@ -33,7 +33,7 @@ class Times:
             return
         spec, cost = record.spec, record.cost
         examples = record.result.examples.get("train", 0)
-        work = examples * spec.epochs
+        work = examples * len(record.result.epochs)
         if not work:
             return
         self.count += 1
@@ -98,7 +98,7 @@ def _source(spec: RunSpec) -> tuple[Any, ...]:
 
 def _keys(spec: RunSpec) -> Iterator[tuple[Any, ...]]:
     """From like runs to unlike ones."""
-    yield spec.model, spec.task, spec.mode, spec.layers
+    yield spec.model, spec.task, spec.trained, spec.layers
     yield spec.model, spec.task, spec.mode
     yield spec.model, spec.mode
     yield (spec.model,)

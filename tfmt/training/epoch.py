@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +28,18 @@ class Epoch(BaseModel):
     seconds: Seconds
     collapsed: bool | None = None
     halves: dict[str, list[dict[str, Score | None]]] = {}
+
+
+def stops_early(scores: Sequence[float | None], patience: int) -> bool:
+    """Whether a run of these scores, one an epoch, has had no better one for so many epochs; 0 epochs never stop it.
+
+    A score that is not defined is no better one.
+    """
+    best, since = float("-inf"), 0
+    for score in scores:
+        since = 0 if score is not None and score > best else since + 1
+        best = max(best, best if score is None else score)
+    return 0 < patience <= since
 
 
 def headline_of(epoch: Epoch, score_name: str) -> float | None:

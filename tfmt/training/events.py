@@ -42,10 +42,13 @@ _FLUSH_SECONDS = 10.0  # after which TensorBoard sees a point that was written
 _NUMBERS = itertools.count()  # of this process's files, two of which may begin in one second
 
 # The parameters of the HParams tab. It shows the first five at once, the others when they are ticked.
-_VARIED = ("task", "mode", "layers", "learning_rate", "seed")
+_VARIED = ("task", "mode", "layers", "select", "budget", "learning_rate", "seed")
 _FIXED = ("model", "mask_size", "mask_fraction", "batch_size", "max_length", "batching", "outlier_pool", "train_limit",
-          "epochs", "schedule", "precision")  # fmt: skip
-_TEXTS = frozenset({"task", "mode", "layers", "model", "batching", "outlier_pool", "schedule", "precision"})
+          "epochs", "schedule", "optimizer", "precision")  # fmt: skip
+_TEXTS = frozenset({
+    "task", "mode", "layers", "select", "budget", "model", "batching", "outlier_pool", "schedule", "optimizer",
+    "precision",
+})  # fmt: skip
 _METRICS = {
     "score_best": "the task's score in the best epoch so far, a fraction",
     "tuned": "weights that train, without the classifier",
@@ -222,7 +225,7 @@ class Events:
 
 def shown_settings(spec: RunSpec) -> dict[str, str | float]:
     """The parameters of the HParams tab that mean something for a run."""
-    meaningless = CONDITIONAL_FIELDS - meaningful_fields(spec.mode, spec.task) - {"layers"}
+    meaningless = CONDITIONAL_FIELDS - meaningful_fields(spec.mode, spec.task, spec.select) - {"layers"}
     values = {name: getattr(spec, name) for name in (*_VARIED, *_FIXED) if name not in meaningless}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -17,21 +17,24 @@ from pydantic import BaseModel, Field
 from tfmt import signals
 from tfmt.data.batches import plan_epoch
 from tfmt.errors import RequestError, RequestWarning
+from tfmt.expressions import split_label
 from tfmt.files import UnreadableError, make_folder, set_aside
 from tfmt.metrics import collapsed, count_predicted, headline, score
 from tfmt.selection.plans import Plan
-from tfmt.selection.scores.pool import Known
-from tfmt.selection.stored import FisherNotes, store_selection
+from tfmt.selection.scores.pool import Known, Read
+from tfmt.selection.stored import FisherNotes, SelectionCost, SelectionFacts, store_selection
 from tfmt.spec import RunSpec
 from tfmt.tensors import read_tensors, reason_of, write_tensors
 from tfmt.training.devices import peak_rss_mb, threads_in_use
 from tfmt.training.distribution import Distributions, measure_sublayers
-from tfmt.training.epoch import Epoch
+from tfmt.training.epoch import Epoch, stops_early
 from tfmt.training.events import Curve, Events, Mark
-from tfmt.training.fisher import PARTS_FILE, prepare_fisher, store_fisher
+from tfmt.training.fisher import PARTS_FILE, draw_examples, prepare_fisher, store_fisher
+from tfmt.training.movable import count_movable, movable_rows
 from tfmt.training.predictions import TEST_SPLIT, compact, prune
 from tfmt.training.progress import Progress, Standing
 from tfmt.training.proof import digest_unselected, examine, join_digests, mean_change
+from tfmt.training.scoring import Shared, count_passes, measure
 from tfmt.training.workbench import Workbench
 from tfmt.words import counted
 
@@ -82,6 +85,7 @@ class Outcome(BaseModel):
     peak_gpu_mb: float | None
     optimizer_bytes: int
     fisher: FisherNotes | None = None
+    selection: SelectionFacts
 
 
 class UnfitError(ValueError):
@@ -103,6 +107,8 @@ class FineTuning:
       before_write: called before each checkpoint, may raise to end the run.
       plan: what the run selects; None reads it from the spec.
       model_sha256: digest of the base model, noted beside the selection.
+      tuned: values after full fine-tuning, for the score `change`.
+      shared: gives the arrays that scores are made of where another run has measured them.
       tell: is told now and then where the run stands.
       until_epoch: stop after so many epochs of the run, its checkpoint written; None for the run's end. What comes
         after that goes on as after an interruption.
@@ -110,12 +116,15 @@ class FineTuning:
 
     def __init__(
         self, bench: Workbench, spec: RunSpec, folder: Path, *, quiet: bool = False, before_write: Any = None,
-        plan: Plan | None = None, model_sha256: str = "",
+        plan: Plan | None = None, model_sha256: str = "", tuned: Mapping[tuple[Any, ...], Read] | None = None,
+        shared: Shared | None = None,
         tell: Callable[[Standing], None] | None = None, until_epoch: int | None = None,
     ) -> None:  # fmt: skip
         self.bench, self.spec, self.folder, self.quiet = bench, spec, folder, quiet
         self.before_write = before_write or (lambda: None)
         self.plan, self.model_sha256, self.tell = plan, model_sha256, tell
+        self.tuned, self.shared = tuned or {}, shared
+        self.selection_cost = SelectionCost()
         self.until_epoch = spec.epochs if until_epoch is None else min(until_epoch, spec.epochs)
         self.fisher_notes: FisherNotes | None = None
         self.checkpoint = folder / "checkpoint"
@@ -149,7 +158,7 @@ class FineTuning:
                 total, self.state.steps, spec.batch_size, spec.epochs, quiet=self.quiet, tell=self.tell
             ) as progress:
                 self.events.catch_up(self.state)
-                while self.state.epoch < self.until_epoch and error is None:
+                while self.state.epoch < self.until_epoch and not self._ends() and error is None:
                     signals.check(self._tell_kept())
                     error = self._train_epoch(progress) or self._find_lost_weight()
                     if error is None:
@@ -185,14 +194,27 @@ class FineTuning:
     def _set_up(self, steps: int) -> None:
         """The state in which the run starts; a selection by scores needs them first."""
         bench, spec = self.bench, self.spec
+        plan = self.plan or bench.plan(spec)
         if spec.mode == "fisher" and not spec.fisher_from:
+            started = time.perf_counter()
             values, self.fisher_notes = prepare_fisher(bench, spec, self.folder, self.before_write, self._discard)
-            bench.set_up(spec, steps, self.plan, Known(squares={"trained": values.__getitem__}))
+            drawn = draw_examples(len(self.train), spec.fisher_examples, spec.seed)
+            passes = count_passes(bench, "squares", plan.needed("squares")["trained"], drawn)
+            self.selection_cost = SelectionCost(
+                examples=len(drawn), backward_passes=passes, seconds=time.perf_counter() - started
+            )
+            bench.set_up(spec, steps, plan, Known(squares={"trained": values.__getitem__}))
             store_fisher(self.folder, bench.selection, values, self.fisher_notes, self.model_sha256, self.before_write)
             self.before_write()
             (self.folder / PARTS_FILE).unlink(missing_ok=True)
         else:
-            bench.set_up(spec, steps, self.plan)
+            known, self.selection_cost = measure(
+                bench, spec, plan, tuned=self.tuned, shared=self.shared, quiet=self.quiet
+            )
+            bench.set_up(spec, steps, plan, known)
+            self.tuned = {}  # its memory goes
+        for told in bench.selection.warnings:
+            warnings.warn(f"--select={spec.select}: {told}", RequestWarning, stacklevel=2)
         self.before_write()
         store_selection(self.folder, bench.selection, self.model_sha256)
 
@@ -277,7 +299,8 @@ class FineTuning:
         value = headline(task, metrics)
         better = value is not None and (state.kept_score is None or value > state.kept_score)
         keeps = spec.keep_epoch == "last" or better or state.kept_epoch is None
-        if keeps and TEST_SPLIT in bench.truths and (spec.keep_epoch == "best" or state.epoch + 1 == spec.epochs):
+        ends = self._ends(value)
+        if keeps and TEST_SPLIT in bench.truths and (spec.keep_epoch == "best" or ends):
             self._score_test()
         seconds = time.perf_counter() - started
         state.eval_seconds += seconds
@@ -306,9 +329,17 @@ class FineTuning:
         prune(self.predicted, bench.truths, state.kept_epoch)
         self.events.catch_up(state)
         self.events.flush()
-        if state.epoch < spec.epochs:
+        if not ends:
             self._save()
         progress.epoch(state.epoch, loss, task.headline_name, value, epoch_seconds)  # now that it is not lost any more
+
+    def _ends(self, *more: float | None) -> bool:
+        """Whether no epoch is left behind those that ended, and behind one of this score: as planned, or early."""
+        planned = self.state.epoch + len(more) == self.spec.epochs
+        if planned or not self.spec.early_stopping:
+            return planned
+        scores = [headline(self.bench.task, epoch.metrics) for epoch in self.state.epochs]
+        return stops_early([*scores, *more], self.spec.early_stopping)
 
     def _score_test(self) -> None:
         """Scores the test split with the weights of the epoch that ends, which are to be kept."""
@@ -342,7 +373,7 @@ class FineTuning:
 
     def _stores_weights(self) -> bool:
         """Whether the weights of the kept epoch are to be stored; where that is the last one no earlier ones are."""
-        return self.spec.keep == "tuned" and (self.spec.keep_epoch == "best" or self.state.epoch == self.spec.epochs)
+        return self.spec.keep == "tuned" and (self.spec.keep_epoch == "best" or self._ends())
 
     def _store_kept(self) -> None:
         """Stores the selected weights beside those of the epoch that was kept so far: a checkpoint may name either."""
@@ -513,8 +544,7 @@ class FineTuning:
         found = examine(
             bench.selection.weights, bench.selected(), bench.base_value, self._frozen, bench.copies()
         )  # fmt: skip
-        whole = self.state.epoch == self.spec.epochs
-        ended = "diverged" if error is not None else "completed" if whole else "paused"
+        ended = "diverged" if error is not None else "completed" if self._ends() else "paused"
         if found.frozen_changed:
             bench.spoiled = f"{counted(found.frozen_changed, 'weight')} outside the selection changed"
         elif found.disagreeing:
@@ -531,8 +561,19 @@ class FineTuning:
             peak_rss_mb=peak_rss_mb(),
             peak_gpu_mb=bench.devices.peak_gpu_mb(),
             fisher=self.fisher_notes,
+            selection=self._tell_selection(),
             optimizer_bytes=sum(math.prod(v.shape) * v.dtype.size for v in bench.optimizer_variables),
         )
+
+    def _tell_selection(self) -> SelectionFacts:
+        """What the record says of the selection."""
+        selection = self.bench.selection
+        encoder = {path: at for path, at in self.bench.selected().items() if path in selection.plan.table.by_path}
+        movable = count_movable(encoder, selection.weights, movable_rows(selection.weights, self.train))
+        return SelectionFacts(
+            name=split_label(self.spec.select)[0], expression=selection.plan.expression,
+            normal_form=selection.plan.normal_form, movable=movable, cost=self.selection_cost,
+        )  # fmt: skip
 
 
 def _kinds(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:

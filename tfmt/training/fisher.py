@@ -7,8 +7,8 @@ log p is the sum over its labelled words.
 
 A new head says nothing, so its gradients say nothing about the encoder either. A run with `--mode=fisher` therefore
 first trains the head alone on the frozen encoder: one epoch over the run's own training data with its seed, batches,
-warm-up and schedule, at the rate `HEAD_LEARNING_RATE`. With that head the Fisher information is estimated; then the
-head goes back to its initial values, and the run starts as any other does.
+warm-up and schedule, at the rate `HEAD_LEARNING_RATE`, by Adam whatever the run's own optimizer is. With that head the
+Fisher information is estimated; then the head goes back to its initial values, and the run starts as any other does.
 
 References:
   P2 ([ValizadehAslani & Liang, 2024](https://arxiv.org/abs/2403.20284)), which leaves the head's training open.
@@ -44,6 +44,8 @@ Discard = Callable[[Path, str], None]  # takes a file that is of no use, and why
 
 HEAD_EPOCHS = 1
 HEAD_LEARNING_RATE = protocol.PART_LEARNING_RATE
+# What of a run the head's training depends on, beside its seed, its data and its precision.
+HEAD_SETTINGS = ("batch_size", "batching", "warmup_ratio", "schedule", "adam_epsilon")
 # What an interrupted estimation leaves in the run's folder.
 PARTS_FILE = "checkpoint/fisher.safetensors"
 KEEP_SECONDS = 300.0  # between two times that the head is stored
@@ -118,7 +120,7 @@ def make_layernorm_step(model: Any, kind: str) -> Callable[..., Any]:
     """A function from a batch with labels to {path of a LayerNorm weight: (batch, hidden), gradients of log p}."""
     layers = _layernorms(model)
 
-    @tf.function(input_signature=[_signature(model, kind, None)], autograph=False)
+    @tf.function(input_signature=[batch_signature(model, kind, None)], autograph=False)
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         examples = tf.shape(batch["input_ids"])[0]
         own = {path: (_repeat(layer.gamma, examples), _repeat(layer.beta, examples)) for path, layer in layers.items()}
@@ -172,7 +174,7 @@ def make_component_step(model: Any, kind: str) -> Callable[..., Any]:
     # Outside a replica a mirrored variable is read, and so watched, through the first replica's part of it.
     variables = [getattr(model.all_weights[w.path], "_primary", model.all_weights[w.path]) for w in weights_of(model)]
 
-    @tf.function(input_signature=[_signature(model, kind, 1)], autograph=False)
+    @tf.function(input_signature=[batch_signature(model, kind, 1)], autograph=False)
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for variable in variables:
@@ -221,7 +223,7 @@ def prepare_fisher(
         make_folder(path.parent)
         write_tensors(path, parts, {"run_id": folder.name})
 
-    loss = _train_head(bench, spec, parts, keep)
+    loss = train_head(bench, spec, parts, keep)
     drawn = draw_examples(len(bench.splits["train"]), spec.fisher_examples, spec.seed)
     shapes = {path: bench.model.all_weights[path].shape for path in _affine_paths(bench.model)}
     values = _part(parts, "layernorm", shapes) or _estimate(bench, drawn)
@@ -333,7 +335,7 @@ def store_fisher(
     write_tensors(path, tensors, about)
 
 
-def _train_head(
+def train_head(
     bench: Workbench, spec: RunSpec, parts: Mapping[str, np.ndarray], keep: Callable[[dict[str, np.ndarray]], None]
 ) -> float:
     """One epoch of the head alone on the frozen encoder; the mean training loss.
@@ -344,7 +346,10 @@ def _train_head(
       parts: what an interrupted estimation left; the epoch goes on from there.
       keep: stores the head now and then, after the step that a signal stops the epoch at, and after its last.
     """
-    settings = {"mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE, "frozen_prefix": "live"}
+    settings = {
+        "mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE, "frozen_prefix": "live",
+        "optimizer": "adam", "weight_decay": 0.0, "clip_norm": 0.0,
+    }  # fmt: skip
     head = RunSpec.make(**spec.model_dump() | settings)
     train = bench.splits["train"]
     plan = plan_epoch(train.lengths, spec.batch_size, spec.batching, spec.seed, 0, spec.max_length)
@@ -421,7 +426,8 @@ def _sum_of_squares(gradient: Any) -> tf.Tensor:
     return tf.reduce_sum(tf.square(tf.cast(gradient, tf.float64)))
 
 
-def _signature(model: Any, kind: str, examples: int | None) -> dict[str, tf.TensorSpec]:
+def batch_signature(model: Any, kind: str, examples: int | None) -> dict[str, tf.TensorSpec]:
+    """What a traced function of a batch with labels takes: so many examples, or any number, of any length."""
     whole = tf.TensorSpec([examples, None], tf.int32)
     tokens = model._head_name == "tokens"
     labels = tf.TensorSpec([examples, None] if tokens else [examples], tf.float32 if kind == "regression" else tf.int32)

@@ -11,10 +11,12 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfmt.bert.forward import dropout_at
+from tfmt.bert.vocabulary import variable_path
 from tfmt.selection.gradient_mask import GradientMask
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
 from tfmt.training.adam import FusedAdam
+from tfmt.training.optimizers import make_optimizer
 from tfmt.training.schedule import WarmupSchedule
 
 
@@ -84,29 +86,30 @@ def trace_step(
       strategy: the MirroredStrategy that the model lies in.
       variables: those that train, whole or in part.
       masks: {path: indices} of those of which single weights train; empty where all train whole.
-      spec: gives Adam's epsilon, the precision and the batch size.
+      spec: gives the optimizer, the precision and the batch size.
       schedule: arguments of `WarmupSchedule`.
       start: see `Step`.
       jit: whether XLA compiles the step.
     """
     with strategy.scope():
         rate = WarmupSchedule(**schedule)
-        # GradientMask joins Keras's own Adam over all masked variables, which is as quick for their few weights. On
-        # GPUs Keras would have XLA compile each variable's update apart.
-        kind = keras.optimizers.Adam if masks else FusedAdam
-        optimizer = kind(rate, epsilon=spec.adam_epsilon, jit_compile=False)
+        optimizer = make_optimizer(spec, rate, masked=bool(masks))
+        # A row of a table that a batch reads twice is twice in the gradient. GradientMask adds up those of masked
+        # variables and FusedAdam all; Keras does so after it has clipped, by an operation that XLA does not know.
+        adds_up = isinstance(optimizer, FusedAdam) and not spec.clip_norm
+        summed = [not adds_up and variable_path(variable) not in masks for variable in variables]
         mask = optimizer = GradientMask(optimizer, masks) if masks else optimizer
         if spec.precision == "float16":
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
         optimizer.build(list(variables))
-    function = _trace(model, task, strategy, variables, optimizer, spec.batch_size, start, jit)
+    function = _trace(model, task, strategy, variables, summed, optimizer, spec.batch_size, start, jit)
     fresh = tuple(map(_value_or_zeros, _state_of(optimizer)))
     return Step(optimizer, mask if masks else None, rate, fresh, function, start)
 
 
 def _trace(
-    model: Any, task: Task, strategy: Any, variables: Sequence[Any], optimizer: Any, batch_size: int, start: int,
-    jit: bool,
+    model: Any, task: Task, strategy: Any, variables: Sequence[Any], summed: Sequence[bool], optimizer: Any,
+    batch_size: int, start: int, jit: bool,
 ) -> Any:  # fmt: skip
     replicas = strategy.num_replicas_in_sync
     share = batch_size // replicas
@@ -127,7 +130,10 @@ def _trace(
                 logits = compute_logits(model, part, start, training=True)
             loss = loss_sum(task.kind, part["labels"], logits) / count
             target = optimizer.get_scaled_loss(loss) if scaled else loss
-        gradients = tape.gradient(target, variables)
+        gradients = [
+            tf.convert_to_tensor(gradient) if dense and gradient is not None else gradient
+            for gradient, dense in zip(tape.gradient(target, variables), summed, strict=True)
+        ]
         if scaled:
             gradients = optimizer.get_unscaled_gradients(gradients)
         optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))

@@ -32,6 +32,7 @@ from tfmt.selection.selection import apply_plan
 from tfmt.spec import RunSpec
 from tfmt.tasks import Task
 from tfmt.training.devices import Devices, set_tensor_float
+from tfmt.training.optimizers import joins_masks
 from tfmt.training.predictions import SplitTruth
 from tfmt.training.prefix import PrefixStates, count_prefix_blocks
 from tfmt.training.step import Step, compute_logits, input_signature, trace_step
@@ -70,6 +71,7 @@ class Workbench:
         self._prefix: tuple[int, PrefixStates] | None = None
         self._steps: dict[Any, Step] = {}  # by signature, the latest last
         self._moved: set[str] = set()
+        self.gradient_step: Any = None  # (of what, traced) for the scores of a selection
         self.fisher_step: Any = None  # traced by the first run that needs Fisher information
         self.component_step: Any = None
         self.component_sums: dict[Any, Any] = {}  # what runs with the same head share
@@ -91,8 +93,9 @@ class Workbench:
             raise RunError(f"no run may start on this workbench: {self.spoiled}; make a new one")
         set_tensor_float(spec.precision)
         self.restore(spec.seed)
-        plan = plan or plan_spec(spec, weights_of(self.model), self.model.config.num_attention_heads, None)
-        self.selection = apply_plan(self.model, spec.mode, plan, seed=spec.seed, known=known or Known())
+        self.selection = apply_plan(
+            self.model, spec.mode, plan or self.plan(spec), seed=spec.seed, known=known or Known()
+        )
         self._moved = set(self.selection.paths)
         masks = self.selection.open_masks
         table = [weight.path for weight in self.selection.weights]
@@ -103,6 +106,10 @@ class Workbench:
         if start not in self._predicts:
             self._predicts[start] = self._trace_predict(start)
         self._take_step(spec, steps, paths, masks, start)
+
+    def plan(self, spec: RunSpec) -> Plan:
+        """What a run selects, read from its spec."""
+        return plan_spec(spec, weights_of(self.model), self.model.config.num_attention_heads, None)
 
     def restore(self, seed: int) -> None:
         """Puts the base model's weights back, with the new head and the dropout of a seed."""
@@ -120,8 +127,12 @@ class Workbench:
         self, spec: RunSpec, steps: int, paths: tuple[str, ...], masks: Mapping[str, np.ndarray], start: int
     ) -> None:
         """Makes the traced step of these variables the current one, as it is before its first batch."""
-        # Adam treats all selected weights as one vector, so a mask may spread its number over its variables otherwise.
-        signature = (paths, frozenset(masks), sum(map(len, masks.values())), start, spec.adam_epsilon, spec.batch_size)
+        # Where an optimizer treats all selected weights as one vector a mask may spread its number over its variables
+        # otherwise.
+        sizes = {path: len(indices) for path, indices in masks.items()}
+        size = sum(sizes.values()) if joins_masks(spec) else tuple(sorted(sizes.items()))
+        optimizer = spec.optimizer, spec.adam_epsilon, spec.weight_decay, spec.clip_norm
+        signature = (paths, frozenset(masks), size, start, optimizer, spec.batch_size)
         schedule = {
             "peak": spec.learning_rate, "steps": steps, "warmup_ratio": spec.warmup_ratio, "schedule": spec.schedule
         }  # fmt: skip

@@ -54,20 +54,22 @@ def write_card(tuned: TunedWeights, folder: Path, code: Sequence[str], *, librar
     if data.eval_results is None:
         data.pop("model_name")  # it stands in the model-index alone
     counts = record.parameters
+    stopped = result.stopped_early if result else None
+    early = f", the run stopped early after epoch {stopped}" if stopped else ""
     lines = [
         "---",
         data.to_yaml(line_break="\n"),
         "---",
         "",
-        f"# {spec.task}, {tuned.base_name}, tuned: {spec.mode}",
+        f"# {spec.task}, {tuned.base_name}, tuned: {spec.trained}",
         "",
         f"Exported by tfmt {record.origin.tfmt} from the run `{record.run_id}`. {_tell_base(tuned)}",
     ]
     if counts is not None:
         lines.append(
             f"Tuned were {counts.tuned:,} of its {counts.total - counts.head:,} weights, beside the head, at learning "
-            f"rate {spec.learning_rate:g}, seed {spec.seed}; the weights are those of epoch {record.kept_epoch} of "
-            f"{spec.epochs}."
+            f"rate {spec.learning_rate:g} by {spec.optimizer}, seed {spec.seed}; the weights are those of epoch "
+            f"{record.kept_epoch} of {spec.epochs}{early}."
         )
     if result is not None:
         lines += [_tell_scores(split, named, result) for split, named in metrics.items()]
