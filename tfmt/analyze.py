@@ -14,14 +14,15 @@ from tfmt.files import write_whole
 from tfmt.flags import Command, define_runs, run_command
 
 _SUMMARY = "Draws a figure of the papers and, with --data, writes the numbers that it shows."
-FIGURES = ("weights", "change", "fisher", "outliers", "layers", "rates", "curves")
+FIGURES = ("weights", "change", "fisher", "outliers", "layers", "rates", "curves", "frontier", "where")
 _OF_MODELS = ("weights", "outliers")
 
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "figure", None, list(FIGURES), "What to draw: weights and change of full runs; fisher of fisher runs; layers, "
-        "rates and curves of any runs; outliers of a model.", flag_values=values,
+        "rates and curves of any runs; frontier of runs with a --budget; where of runs' selections; outliers of a "
+        "model.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string(
         "model", "", "For outliers, or weights without runs: `demo`, a hub name, a model's or a tuned run's folder.",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tfmt.runs.records import Record
 
 _SUMMARY = "Prints the papers' tables and checks their claims, from the records of runs; packs runs into one file."
-_TABLES = ("1", "2", "3", "4", "fisher", "optimism", "runs")
+_TABLES = ("1", "2", "3", "4", "fisher", "budget", "optimism", "runs")
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -32,8 +32,8 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("where", "", "Which runs: conditions like `task=mrpc,rte mode=layernorm`; empty means all.",
                         flag_values=values)  # fmt: skip
     flags.DEFINE_enum("table", None, list(_TABLES),
-                      "Table to print: P1's 1, 2, 3 and 4, P2's (fisher), what choosing on the reported split gains"
-                      " (optimism), or a list of all runs.",
+                      "Table to print: P1's 1, 2, 3 and 4, P2's (fisher), ways of choosing weights at equal counts"
+                      " (budget), what choosing on the reported split gains (optimism), or a list of all runs.",
                       flag_values=values)  # fmt: skip
     flags.DEFINE_bool("claims", False, "Checks the papers' claims on these runs.", flag_values=values)
     flags.DEFINE_string("compare", "", "Two settings, whose difference is printed with its interval over seeds and"
@@ -90,7 +90,7 @@ def _check(values: flags.FlagValues) -> None:
     asked += ["compare"] if values["compare"].present else []
     if not asked:
         raise RequestError(
-            "give --table=1, 2, 3, 4, fisher, optimism or runs, --compare=LEFT,RIGHT, --claims, --html, --pack,"
+            "give --table=1, 2, 3, 4, fisher, budget, optimism or runs, --compare=LEFT,RIGHT, --claims, --html, --pack,"
             " --command or --diff"
         )
     alone = next((name for name in asked if name in _ALONE), None)
@@ -149,8 +149,8 @@ def _make_tables(values: flags.FlagValues, runs: pd.DataFrame, records: list[Rec
     from tfmt.results.formats import format_tables
     from tfmt.results.predicted import Predicted
 
-    tables = [*_build(values, runs, values.table)] if values.table else []
     predicted = Predicted(values.runs, records, values.epoch)
+    tables = [*_build(values, runs, records, predicted, values.table)] if values.table else []
     if values.compare:
         asked = _asked(values, runs) | {"predicted": predicted}
         tables += compare_settings(runs, values.compare, epoch=values.epoch, **asked)
@@ -166,11 +166,16 @@ def _asked(values: flags.FlagValues, runs: pd.DataFrame) -> dict[str, Any]:
     return {"protocol": values.protocol, "roles": part_seeds(runs, values.choose_on, values.report_on)}
 
 
-def _build(values: flags.FlagValues, runs: pd.DataFrame, name: str) -> tuple[Table, ...]:
+def _build(
+    values: flags.FlagValues, runs: pd.DataFrame, records: list[Record], predicted: Predicted, name: str
+) -> tuple[Table, ...]:
     """What --table=NAME shows."""
+    from tfmt.results.budgets import build_budgets
     from tfmt.results.optimism import build_optimism
     from tfmt.results.tables import build_tables
 
+    if name == "budget":
+        return build_budgets(runs, records, values.epoch, predicted=predicted, **_asked(values, runs))
     if name == "optimism":
         return build_optimism(runs, values.epoch, **_asked(values, runs))
     return build_tables(runs, name, values.epoch, every_seed=values.seeds, **_asked(values, runs))
@@ -216,8 +221,9 @@ def _make_page(values: flags.FlagValues, runs: pd.DataFrame, records: list[Recor
     from tfmt.results.predicted import Predicted
 
     names = [name for name in _TABLES if name != "runs"]  # which the page lists in its own way
-    tables = [table for name in names for table in _build(values, runs, name)]
-    claims = _judge_claims(values, runs, records, Predicted(values.runs, records, values.epoch))
+    predicted = Predicted(values.runs, records, values.epoch)
+    tables = [table for name in names for table in _build(values, runs, records, predicted, name)]
+    claims = _judge_claims(values, runs, records, predicted)
     drawings = list(draw_all(values.runs, values.where, values.epoch))
     again = [shlex.quote(values[name].serialize()) for name in _ALONE["html"] if values[name].present]
     roles = _asked(values, runs)["roles"]

@@ -36,14 +36,20 @@ def make_record(
     epochs_kept: int = 1,
     halves: list[tuple[float | None, float | None]] | None = None,
     tuned: int = 36864,
+    selection: dict[str, Any] | None = None,
     **spec: Any,
 ) -> Record:
-    """A record of a run; what is not said is ordinary. `halves`: each epoch's score on both halves."""
+    """A record of a run; what is not said is ordinary. `halves`: each epoch's score on both halves.
+
+    `selection` is what its `SelectionFacts` have beside the expression.
+    """
     settings = {"model": "bert-base-uncased", "task": "mrpc", "mode": "full", "learning_rate": 1e-3}
     settings |= {"batching": "random", "keep": "scores"} | spec
     run = RunSpec.make(**settings)
     told = {"tfmt": "0.1.0", "arithmetic": ARITHMETIC, "model_sha256": "a" * 64, "data_sha256": run.task.ljust(64, "0")}
     told |= origin or {}
+    digests = {key: str(value) for key, value in told.items()} | {"fisher_from": str(run.fisher_from)}
+    digests |= {"select": f"{run.select} {run.budget}"} if run.select else {}
     name = SCORE_NAMES.get(run.task, "accuracy")
     ended = status == "completed"
     names = ("pearson", "spearman") if run.task == "stsb" else (name,)
@@ -62,7 +68,7 @@ def make_record(
     return Record.model_validate(
         {
             "schema": 1,
-            "run_id": run.run_id(**{key: str(value) for key, value in told.items()}, fisher_from=str(run.fisher_from)),
+            "run_id": run.run_id(**digests),
             "status": status,
             "error": None if ended else f"the run {status}",
             "spec": run.model_dump(),
@@ -71,7 +77,7 @@ def make_record(
                 "tuned": tuned,
                 "head": 1538,
                 "trainable": tuned + 1538,
-                "tuned_percent": TUNED_PERCENT.get(run.mode, 1.25),
+                "tuned_percent": TUNED_PERCENT.get(run.mode, 100 * tuned / 109482240),
             },
             "result": {
                 "score_name": name,
@@ -107,6 +113,7 @@ def make_record(
                 "frozen_sha256_after": "b" * 64,
             },
             "change": change,
+            "selection": None if selection is None else {"expression": run.select, "normal_form": ""} | selection,
             "origin": {
                 "packages": {"tensorflow": "2.21.0"},
                 "python": "3.11.9",

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from tfmt import protocol
+from tfmt.bert.configs import PAPER_SHAPES
+from tfmt.bert.vocabulary import list_weights
 from tfmt.errors import RequestError
+from tfmt.expressions import split_label
+from tfmt.selection.modes import plan_mode
+from tfmt.selection.plans import make_plan
 from tfmt.spec import RunSpec
 from tfmt.study.grid import AXES, Grid, expand_grid, parse_axes
 
@@ -24,17 +29,21 @@ COUNTS = {
     "figures": 12,
     "fisher": 1344,
     "demo_study": 16,
+    "budget": 9720,
 }
 
 
-def read_flagfile(name: str) -> dict[str, str]:
+def read_flagfile(name: str) -> dict[str, Any]:
     lines = (FLAGS / f"{name}.flags").read_text(encoding="utf-8").splitlines()
-    flags = {}
+    flags: dict[str, Any] = {}
     for line in lines:
         if line.startswith("#") or not line:
             continue
         assert line.startswith("--")
         flag, _, value = line[2:].partition("=")
+        if flag == "select":  # expressions have commas, so that each is a flag
+            flags.setdefault(flag, []).append(value)
+            continue
         assert flag not in flags
         flags[flag] = value
     return flags
@@ -83,6 +92,25 @@ def test_flagfiles_repeat_the_protocol(name: str) -> None:
         assert axes["mask_size"] == protocol.MASK_SIZES
     if name == "fisher":
         assert axes["mask_fraction"] == protocol.MASK_FRACTIONS
+
+
+def test_budgets_are_the_counts_of_what_they_stand_beside() -> None:
+    """6,144, the LayerNorms, BitFit, 0.5 and 5 % of BERT-base; the rates are P1's and two above."""
+    axes = parse_axes({flag: text for flag, text in read_flagfile("budget").items() if flag in AXES})
+    weights = list_weights(PAPER_SHAPES["bert-base-uncased"], "sentence", 2)
+    counts = [make_plan("all:random(budget)", weights, 12, budget=budget).tuned for budget in axes["budget"]]
+    named = [plan_mode(weights, mode).tuned for mode in ("layernorm", "bitfit")]
+    assert counts == [6144, *named, 547412, 5474112]
+    assert named == [36864, 102912]
+    assert axes["learning_rate"][:7] == protocol.LEARNING_RATES
+    assert axes["learning_rate"][7:] == (5e-2, 1e-1)
+    runs = grid_of("budget").runs
+    methods = {split_label(run.select)[0] for run in runs if run.budget}
+    assert len(methods) == 17
+    assert {f"shuffled {name}" for name in methods if not name.startswith("shuffled") and name != "random"} < methods
+    assert {run.select for run in runs if run.mode == "custom" and not run.budget} == {
+        "value biases = attention.value.bias"
+    }
 
 
 @pytest.mark.parametrize("name", COUNTS)

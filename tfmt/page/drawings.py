@@ -30,6 +30,11 @@ _TOLD = {
         "Each row at the rate with the best mean over all seeds. Thin lines are seeds, the thick one their mean; a"
         " cross: a run that diverged; an arrow: a loss beyond the axis.",
     ),
+    "frontier": (
+        "Score by tuned weights",
+        "Means over seeds with one standard deviation, each point at its own rate; hollow: that rate is the lowest or"
+        " highest that was tried. Single points have no budget.",
+    ),
     "layers": ("Score by block", "The LayerNorms of one block alone are tuned; lines are whole models."),
     "change": (
         "How far full fine-tuning moved the weights",
@@ -41,6 +46,11 @@ _TOLD = {
         " 0.56).",
     ),
     "fisher": ("Fisher information", "Sum and mean per weight of each component, and by block; hatched: none."),
+    "where": (
+        "Where selected weights lie",
+        "Share of each component's weights by block; below, the percent of the smaller selection that is in the other,"
+        " and how many times what two random ones share.",
+    ),
 }
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 # Texts stay texts, to be found, read aloud and printed sharp, in whatever font is at hand: matplotlib's is a wide one.

@@ -12,6 +12,7 @@ from typing import Any
 
 from tfmt.results.formats import Block
 from tfmt.results.groups import SETTINGS, column_title
+from tfmt.results.rows import hide_places
 from tfmt.results.tables import format_rate
 from tfmt.runs.records import Record
 from tfmt.spec import MODES, TASK_NAMES, RunSpec
@@ -121,10 +122,11 @@ def without_places(record: Record) -> RunSpec:
     A local model, the data and other runs stand by their folders' own names, a hub model by the commit that was read.
     """
     spec, commit = record.spec, record.model.commit if record.model else None
-    named = {"model": spec.model if spec.model == "demo" else record.model_name}
+    named: dict[str, Any] = {"model": spec.model if spec.model == "demo" else record.model_name}
     named |= {"revision": commit} if commit else {}
-    data, sources = PurePath(spec.data_dir).name, tuple(PurePath(place).name for place in spec.fisher_from)
-    return spec.model_copy(update=named | {"data_dir": data, "fisher_from": sources})
+    named |= {"data_dir": PurePath(spec.data_dir).name, "select": hide_places(spec.select)}
+    sources = tuple(PurePath(place).name for place in spec.fisher_from)
+    return spec.model_copy(update=named | {"fisher_from": sources})
 
 
 def _block(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...] | None]) -> Block:

@@ -160,11 +160,19 @@ def _tell_apart(group: Group, left: Row, right: Row, differing: list[str]) -> st
 
 def _compare_columns(group: Group, left: Row, right: Row, predicted: Predicted | None) -> dict[str, Difference | str]:
     """The difference on each task, or why there is none."""
-    return {column: _compare(group, column, left, right, predicted) for column in group.columns}
+    return {column: compare_cells(group, column, left, right, predicted) for column in group.columns}
 
 
-def _compare(group: Group, column: str, left: Row, right: Row, predicted: Predicted | None) -> Difference | str:
-    """The difference on one task, or why there is none."""
+def compare_cells(group: Group, column: str, left: Row, right: Row, predicted: Predicted | None) -> Difference | str:
+    """The difference of two rows on one task, or why there is none.
+
+    Args:
+      group: the runs, with the cells of a protocol.
+      column: the task.
+      left: the first row.
+      right: the row that is taken from it.
+      predicted: what the runs predicted, with these cells loaded; None compares over seeds alone.
+    """
     ours, theirs = group.cells.get((left, column)), group.cells.get((right, column))
     lacking = [_tell_lacking(row, cell) for row, cell in ((left, ours), (right, theirs)) if not _is_there(cell)]
     if lacking or ours is None or theirs is None:

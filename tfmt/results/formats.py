@@ -10,7 +10,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,13 @@ class Block:
       title: what stands above it; may be empty.
       columns: the column heads.
       rows: as many texts a row as there are columns.
+      bold: (row, column) of the texts that stand out.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    bold: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def _to_markdown(tables: Sequence[Table]) -> str:
         parts.append(f"### {table.title}")
         for block in table.blocks:
             grid = [[in_cell(text) for text in row] for row in (block.columns, *block.rows)]
+            for row, column in block.bold:
+                grid[1 + row][column] = f"**{grid[1 + row][column]}**"
             # Padded, so that it reads as well in a terminal; a long cell does not widen its column beyond reason.
             widths = [min(60, max(3, *(len(row[i]) for row in grid))) for i in range(len(block.columns))]
             lines = [
@@ -140,7 +144,11 @@ def _to_json(tables: Sequence[Table]) -> str:
 
 def _to_html(tables: Sequence[Table]) -> str:
     def line(texts: Iterable[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
+
+    def cells(block: Block, row: int) -> Iterator[str]:
+        for column, text in enumerate(block.rows[row]):
+            yield f"<b>{html.escape(text)}</b>" if (row, column) in block.bold else html.escape(text)
 
     title = html.escape("; ".join(table.title for table in tables) or "tfmt-report")
     style = "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
@@ -152,8 +160,8 @@ def _to_html(tables: Sequence[Table]) -> str:
         lines += ["<section>", f"<h2>{html.escape(table.title)}</h2>"]
         for block in table.blocks:
             caption = f"<caption>{html.escape(block.title)}</caption>" if block.title else ""
-            lines += [f"<table>{caption}<thead>{line(block.columns, 'th')}</thead>", "<tbody>"]
-            lines += [line(row, "td") for row in block.rows]
+            lines += [f"<table>{caption}<thead>{line(map(html.escape, block.columns), 'th')}</thead>", "<tbody>"]
+            lines += [line(cells(block, row), "td") for row in range(len(block.rows))]
             lines += ["</tbody></table>"]
         lines += ["<ul>", *(f"<li>{html.escape(text)}</li>" for text in table.caption), "</ul>", "</section>"]
     return "\n".join([*lines, "</body></html>"])

@@ -36,6 +36,8 @@ _ESCAPES = str.maketrans(
         "|": r"\textbar{}",
         "±": r"$\pm$",
         "†": r"\dag{}",
+        "↓": r"$\downarrow$",
+        "↑": r"$\uparrow$",
     }
 )
 
@@ -180,9 +182,11 @@ def _head(block: Block) -> str:
 
 def _rows(block: Block) -> list[str]:
     sentences = _sentences(block)
-    return [
-        _line(_breakable(text) if i in sentences else _cell(text) for i, text in enumerate(row)) for row in block.rows
-    ]
+    lines = []
+    for number, row in enumerate(block.rows):
+        texts = [_breakable(text) if i in sentences else _cell(text) for i, text in enumerate(row)]
+        lines.append(_line(rf"\textbf{{{t}}}" if (number, i) in block.bold else t for i, t in enumerate(texts)))
+    return lines
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Naming the settings that a command compares: `layernorm`, `outliers:mask_size=16`, `layernorm:layers=5`."""
+"""Naming the settings that a command compares: `layernorm`, `outliers:mask_size=16`, `my heads:budget=0.5%`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ _MOST_LISTED = 12
 
 
 def name_row(row: Row) -> str:
-    """The shortest name that `find_row` reads as this row: its mode, and each field that is not its default."""
-    said = [row.mode]
+    """The shortest name that `find_row` reads as this row: its mode, and each field that is not its default.
+
+    A selection that has a name is called by it, where that is no mode and has no comma.
+    """
+    named = row.selection != row.select and row.selection not in MODES and "," not in row.selection
+    said = [row.selection if named else row.mode]
     for name, default in _DEFAULTS.items():
-        value = getattr(row, name)
-        if value != default:
-            told = f"{value:g}" if isinstance(value, float) else str(value).replace(",", "+")
+        value = row.selection if name == "select" else getattr(row, name)
+        if value != default and not (named and name == "select"):
+            told = f"{value:g}" if isinstance(value, float) else str(value)
+            told = told.replace(",", "+") if name == "layers" else told
             said.append(_UNION if name == _UNION else f"{name}={told}")
     return ":".join(said)
 
@@ -53,9 +58,9 @@ def find_row(name: str, rows: Iterable[Row]) -> Row:
     """The row that a name means.
 
     Args:
-      name: a mode, and behind colons what tells its rows apart: `field=value` with the fields of `Row`, or `union`.
-        Values are compared by what they mean, as in `narrow`. Where several rows fit, it is the one all of whose other
-        fields have their defaults.
+      name: a mode or the name of a selection, and behind colons what tells its rows apart: `field=value` with the
+        fields of `Row`, or `union`. Values are compared by what they mean, as in `narrow`. Where several rows fit, it
+        is the one all of whose other fields have their defaults.
       rows: the rows there are.
 
     Raises:
@@ -67,21 +72,27 @@ def find_row(name: str, rows: Iterable[Row]) -> Row:
       (Row(mode='layernorm', ...), 'LayerNorms block 5', 'Outliers n=16')
     """
     mode, *qualifiers = re.split(rf":(?=(?:{'|'.join(_VALUED)})=|{_UNION}(?::|$))", name)
-    if mode not in MODES:
+    rows = list(rows)
+    selection = read_meaning("select", mode)
+    of_mode = sorted({row for row in rows if row.mode == mode or (row.select and _value(row, "select") == selection)},
+                     key=lambda row: row.order)  # fmt: skip
+    if mode not in MODES and not of_mode:
         shown, _, rest = mode.partition(":")
         if shown in MODES:
             told = f"expected {shown}:field=value with one of {', '.join(_VALUED)}, or {shown}:{_UNION}"
             raise RequestError(f"--compare: {name!r}: {told}. Received: {rest!r}")
-        raise RequestError(f"--compare: {shown!r} is no mode; expected one of {', '.join(MODES)}")
+        named = _join(sorted({row.selection for row in rows if row.select}))
+        told = f" and no selection there is ({named})" if named else ""
+        raise RequestError(f"--compare: {shown!r} is no mode{told}; expected one of {', '.join(MODES)}")
     wanted: dict[str, Any] = {}
     for qualifier in qualifiers:
         field, _, value = qualifier.partition("=")
         wanted[field] = True if field == _UNION else read_meaning(field, value, written=True)
-    rows = list(rows)
-    of_mode = sorted({row for row in rows if row.mode == mode}, key=lambda row: row.order)
     fitting = [row for row in of_mode if all(_value(row, field) == value for field, value in wanted.items())]
     plain = [row for row in fitting if all(field in wanted or getattr(row, field) == _DEFAULTS[field]
+                                           or (field == "select" and row.mode != mode)
                                            for field in _DEFAULTS)]  # fmt: skip
+    plain = [row for row in plain if row.mode == mode] or plain
     if len(fitting) != 1 and len(plain) != 1:
         if fitting:
             raise RequestError(f"--compare: {name!r} may be any of {_list(fitting)}; name one")

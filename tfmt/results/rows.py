@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from tfmt.errors import RequestError
+from tfmt.expressions import split_label
 from tfmt.results.crossfit import Fold, cross_fit
 from tfmt.spec import MODES, RunSpec, parse_layers
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 SCORE_COLUMNS = {"best": "score_best", "last": "score_last"}
 ROW_FIELDS = ("mode", "layers", "mask_size", "mask_fraction", "outlier_pool", "fisher_examples", "fisher_from",
-              "frozen_prefix")  # fmt: skip
+              "frozen_prefix", "select", "budget")  # fmt: skip
 
 MODE_TITLES = {
     "full": "Full-FT",
@@ -61,6 +64,8 @@ class Row:
     Attributes:
       union: a `fisher` run on the union of other runs' masks; `mask_fraction` is then theirs, None if they are not at
         hand to tell.
+      select: the expression of a `custom` run, `NAME = EXPRESSION` where it has a name.
+      budget: what `budget` in it is, `6144` or `0.5%`; empty where it has none.
     """
 
     mode: str
@@ -71,16 +76,26 @@ class Row:
     outlier_pool: str = RunSpec.model_fields["outlier_pool"].default
     fisher_examples: int = RunSpec.model_fields["fisher_examples"].default
     frozen_prefix: str = RunSpec.model_fields["frozen_prefix"].default
+    select: str = ""
+    budget: str = ""
+
+    @property
+    def selection(self) -> str:
+        """The short name of a `custom` row's expression: its name, else the expression."""
+        name, expression = split_label(self.select)
+        return name or expression
 
     @property
     def title(self) -> str:
         """The row's name in a table, in the words of the papers."""
-        title = "Union of other tasks' Fisher masks" if self.union else MODE_TITLES[self.mode]
+        title = "Union of other tasks' Fisher masks" if self.union else MODE_TITLES.get(self.mode) or self.selection
         parts = []
         if self.mask_size is not None:
             parts.append(f"n={self.mask_size}")
         if self.mask_fraction is not None:
             parts.append(f"f={self.mask_fraction:g}")
+        if self.budget:
+            parts.append(f"b={self.budget}")
         if self.layers != "all":
             parts.append(f"block {self.layers}" if self.layers.isdecimal() else f"blocks {self.layers}")
         defaults = {column.name: column.default for column in fields(Row)}
@@ -94,7 +109,7 @@ class Row:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Sorts rows as the papers do: by mode, size and fraction, then whole models before blocks."""
+        """Sorts rows as the papers do: by mode, size and fraction, then whole models before blocks; then by name."""
         return (
             MODES.index(self.mode),
             self.union,
@@ -104,6 +119,9 @@ class Row:
             self.outlier_pool,
             self.fisher_examples,
             self.frozen_prefix,
+            self.select,
+            self.budget.endswith("%"),
+            float(self.budget.rstrip("%") or 0),
         )
 
 
@@ -159,15 +177,43 @@ def _folds(runs: pd.DataFrame, epoch: str) -> list[tuple[Fold, Fold] | None]:
 
 
 def find_rows(runs: pd.DataFrame) -> list[Row]:
-    """Each run's row."""
+    """Each run's row.
+
+    A name that stands for one expression alone names it, also in runs whose `select` has no name. One that stands for
+    several, or is the title of a mode, names none of them.
+    """
     rows = []
+    named = _name_selections(set(runs["select"]))
     columns = [runs[name] if name != "mask_fraction" else united_fractions(runs) for name in ROW_FIELDS]
-    for mode, layers, size, fraction, pool, examples, sources, prefix in zip(*columns, strict=True):
+    for mode, layers, size, fraction, pool, examples, sources, prefix, select, budget in zip(*columns, strict=True):
         size = none_if_missing(size)
-        rows.append(
-            Row(mode, layers, None if size is None else int(size), fraction, bool(sources), pool, int(examples), prefix)
-        )
+        size = None if size is None else int(size)
+        row = Row(mode, layers, size, fraction, bool(sources), pool, int(examples), prefix, named[select], budget)
+        rows.append(row)
     return rows
+
+
+_READ = re.compile(r'\b(run|mask)\("([^"]*)"\)')  # what an expression reads from a folder or a file
+
+
+def hide_places(select: str) -> str:
+    """An expression that names runs and files by their own names and not by where on a machine they lay."""
+    return _READ.sub(lambda found: f'{found[1]}("{PurePath(found[2]).name}")', select)
+
+
+def _name_selections(selects: Iterable[str]) -> dict[str, str]:
+    """{`select` of a run: that of its row}."""
+    split = {select: split_label(hide_places(select)) for select in selects}
+    names: dict[str, set[str]] = {}
+    for name, expression in split.values():
+        names.setdefault(expression, set()).update({name} - {""})
+    times = Counter(name for found in names.values() for name in found)
+    good = {
+        expression: f"{min(found)} = {expression}"
+        for expression, found in names.items()
+        if len(found) == 1 and times[min(found)] == 1 and min(found) not in MODE_TITLES.values()
+    }
+    return {select: good.get(expression, expression) for select, (_, expression) in split.items()}
 
 
 def united_fractions(runs: pd.DataFrame) -> list[float | None]:

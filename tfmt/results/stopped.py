@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_MOST_LISTED = 80  # cells in a caption; P1's table 1 has 72
+
+
 class Stopped(NamedTuple):
     """A run that waits after an epoch, or is not gone on with; `score` is that epoch's, a fraction."""
 
@@ -93,9 +96,13 @@ def tell_searched(runs: pd.DataFrame, *, halves: bool) -> list[str]:
             places.setdefault("with some of the seeds", []).append(f"{row.title} on {task}")
     if not places:
         return []
-    line = "Learning rates were searched " + "; ".join(f"{how}: {', '.join(told)}" for how, told in places.items())
+    line = "Learning rates were searched " + "; ".join(f"{how}{_tell_cells(told)}" for how, told in places.items())
     leak = " A search looks at the whole split, so what it chose leaks into both halves." if halves else ""
     return [f"{line}.{leak}"]
+
+
+def _tell_cells(told: Sequence[str]) -> str:
+    return f": {', '.join(told)}" if len(told) <= _MOST_LISTED else f", in {len(told):,} cells"
 
 
 def list_stopped(stopped: Sequence[Stopped]) -> tuple[tuple[str, ...], ...]:

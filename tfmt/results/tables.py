@@ -34,6 +34,7 @@ from tfmt.results.rows import (
     TOKEN_TASKS,
     Row,
     annotate,
+    hide_places,
     is_token_task,
     keep_runs,
     none_if_missing,
@@ -227,10 +228,10 @@ def _fill(
             texts.append((row.title, percent, *(cell.tell(median) if cell else "-" for cell in line), *mean))
             chosen.append((row.title, *(_rate(cell) for cell in line)))
             places = [(cell, column) for cell, column in zip(line, columns, strict=True) if cell]
-            numbers += [_numbers(group, cell, row, column, epoch, view) for cell, column in places]
+            numbers += [number_cell(group, cell, row, column, epoch, view) for cell, column in places]
         heading = PROTOCOL_HEADINGS[view] if len(views) > 1 or view != "paper" else ""
         scores.append(Block(heading, ("", "tuned %", *titles, *average), tuple(texts)))
-        rates.append(Block(_RATES[view], ("", *titles), tuple(chosen)))
+        rates.append(Block(RATES[view], ("", *titles), tuple(chosen)))
         if every_seed:
             seeds.append(Block(_SEEDS[view], ("", "seed", *titles), _seed_lines(group, cells, rows, columns)))
     return Table(
@@ -247,7 +248,7 @@ PROTOCOL_HEADINGS = {
     "crossfit": "Cross-fitted: chosen on one half of the split, scored on the other",
 }
 _SEEDS = {"paper": "Every seed", "crossfit": "Every seed, cross-fitted"}
-_RATES = {"paper": "Learning rate chosen", "crossfit": "Learning rate chosen, cross-fitted"}
+RATES = {"paper": "Learning rate chosen", "crossfit": "Learning rate chosen, cross-fitted"}
 
 
 _MOST_WITH_MEDIAN = 4  # columns of scores; with more a line is too long for a page
@@ -314,7 +315,7 @@ def _percent_tuned(cells: Iterable[Cell | None]) -> str:
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
-def _numbers(group: Group, cell: Cell, row: Row, column: str, epoch: str, protocol: str) -> dict[str, Any]:
+def number_cell(group: Group, cell: Cell, row: Row, column: str, epoch: str, protocol: str) -> dict[str, Any]:
     """One cell as numbers, with all that it hangs on."""
     numbers: dict[str, Any] = {
         "protocol": protocol,
@@ -393,7 +394,7 @@ def _caption(
         listed = " Where the halves chose different rates, both are listed."
         lines += [describe_crossfit(epoch, shown["score_name"].dropna()) + listed, *tell_uncertain_halves(shown)]
     lines += tell_searched(shown, halves="crossfit" in views)
-    lines += [marks, f"Scores: {_tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
+    lines += [marks, f"Scores: {tell_scores(shown, columns)}.", f"{describe_settings(group)}."]
     lines[-1] = lines[-1][0].upper() + lines[-1][1:]
     lines += tell_runs(shown)
     missing = [
@@ -464,7 +465,7 @@ def tell_tries(cells: Mapping[tuple[Row, str], Cell]) -> list[str]:
     return [f"Best of different numbers of epochs: {'; '.join(told)}. Of more epochs the best is higher by luck alone."]
 
 
-def _tell_scores(runs: pd.DataFrame, columns: list[str]) -> str:
+def tell_scores(runs: pd.DataFrame, columns: Iterable[str]) -> str:
     """Metric, split and N of each column, as far as the runs say."""
     told = []
     for column in columns:
@@ -499,11 +500,12 @@ def _list_runs(runs: pd.DataFrame, broken: tuple[str, ...]) -> Table:
         notes += [without_folders(error)] if error else []
         held_out = [n for split, n in (examples or {}).items() if split != "train"]
         size = "" if row.mask_size is None else f" n={row.mask_size}"
+        kind = row.mode + (size if row.mask_fraction is None else f" f={row.mask_fraction:g}")
         rows.append(
             {
                 "model": model,
                 "task": column_title(task),
-                "mode": row.mode + (size if row.mask_fraction is None else f" f={row.mask_fraction:g}"),
+                "mode": f"{kind}: {row.title}" if row.select else kind,
                 "layers": row.layers,
                 "rate": format_rate(rate),
                 "seed": str(seed),
@@ -564,5 +566,6 @@ def _without_places(run: dict[Hashable, Any]) -> dict[Hashable, Any]:
         "model": run["model_name"],
         "data_dir": PurePath(run["data_dir"]).name,
         "fisher_from": tuple(PurePath(place).name for place in run["fisher_from"]),
+        "select": hide_places(run["select"]),
         "error": error and without_folders(error),
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from tfmt import expressions
 from tfmt.errors import RequestError
-from tfmt.results.rows import keep_runs, none_if_missing, united_fractions
+from tfmt.results.rows import hide_places, keep_runs, none_if_missing, united_fractions
 from tfmt.spec import RunSpec, format_layers, parse_layers
 from tfmt.words import counted
 
@@ -26,7 +28,8 @@ def narrow(runs: pd.DataFrame, where: str, *, given: str = "") -> pd.DataFrame:
       runs: what `read_runs` returns.
       where: conditions parted by blanks, `field=value` or `field=value,value` for any of them. Fields are those of
         `RunSpec`, `status`, `arithmetic` and `run_id`. Values are compared by what they mean: 1e-3 is 0.001; blocks
-        that belong together are joined by +, as in tfmt-sweep: `layers=0+5,all`; `none` is a field that is not set.
+        that belong together are joined by +, as in tfmt-sweep: `layers=0+5,all`; `none` is a field that is not set. A
+        `select` is its name, or the expression of one that has none.
         Quotes hold a value with blanks together: `model="my models/bert"`. Empty means all runs.
       given: how it was asked for, in messages; empty means as `--where`.
 
@@ -58,8 +61,12 @@ def narrow(runs: pd.DataFrame, where: str, *, given: str = "") -> pd.DataFrame:
             fields = ", ".join((*RunSpec.model_fields, *_MORE_FIELDS))
             raise RequestError(f"{given}: {name!r} is no field of a run; expected one of {fields}")
         known = [read_meaning(name, value) for value in kept[name]]
-        wanted = [read_meaning(name, value, written=True) for value in values.split(",")]
-        for meaning, value in zip(wanted, values.split(","), strict=True):
+        whole = read_meaning(name, values, written=True)
+        entries = (
+            [values] if name == "select" and whole in known else values.split(",")
+        )  # it may have commas of its own
+        wanted = [read_meaning(name, value, written=True) for value in entries]
+        for meaning, value in zip(wanted, entries, strict=True):
             if meaning not in known:
                 raise RequestError(f"{given}: no run has {name}={value}; there is {_list(known)}")
         kept = keep_runs(kept, [value in wanted for value in known])
@@ -77,12 +84,26 @@ def read_meaning(name: str, value: Any, *, written: bool = False) -> Any:
     if name == "layers":
         blocks = parse_layers(str(value).replace("+", ",")) if _reads_as_layers(value) else str(value)
         return blocks if isinstance(blocks, str) else "all" if blocks is None else format_layers(blocks)
+    if name == "select":
+        return _read_selection(str(value))
     if isinstance(value, tuple):
         return "+".join(map(str, value))
     try:
         return float(value)
     except (TypeError, ValueError):
         return str(value)
+
+
+@functools.cache
+def _read_selection(text: str) -> str:
+    """A selection by its name; one without by the expression in its one way of writing."""
+    name, expression = expressions.split_label(text)
+    if name:
+        return name
+    try:
+        return hide_places(expressions.write(expressions.parse(expression)))
+    except RequestError:
+        return expression  # a name that reads as none
 
 
 def _reads_as_layers(value: Any) -> bool:
