@@ -30,7 +30,7 @@ def call(capsys, *arguments):
 NEEDED = {
     "outliers": {"mask_size": 4}, "outliers_control": {"mask_size": 16}, "fisher": {"mask_fraction": 0.1},
     "fisher_control": {"mask_fraction": 0.25},
-    "custom": {"select": 'it\\'s half = all@6-last:fisher(budget, head=trained) - run("a b/c")', "budget": "0.5%"},
+    "custom": {"select": "it's half = all@6-last:fisher(budget, head=trained) - run(\"a b/c\")", "budget": "0.5%"},
 }  # fmt: skip
 SPECS = [
     *({"model": "bert-base-uncased", "task": "mrpc", "mode": mode, **NEEDED.get(mode, {})} for mode in MODES),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from budget_study import FISHER, RANDOM, add_study
 from matplotlib.figure import Figure
-from test_budgets import FISHER, RANDOM, add_study
 
 from tfmt import figures
 from tfmt.errors import RequestError
