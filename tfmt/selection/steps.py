@@ -294,6 +294,8 @@ def _thin_pool(step: Thinned, pool: WeightSet, seed: int, known: Known) -> Weigh
     node = step.node
     if node.whole:
         return _thin_units(step, pool, seed, known)
+    if step.count.each is None and step.count.of(len(pool)) > len(pool):
+        raise RequestError(f"select: {node.score} is to choose {step.count.of(len(pool)):,} weights of {len(pool):,}")
     pools: Iterable[WeightSet] = pool.split(node.per) if node.per else (pool,)
     counts = step.count.among(pool.sizes(node.per) if node.per else np.array([len(pool)])).tolist()
     if node.per == "out" and node.score not in ("random", "far") and all(part is None for part in pool.parts.values()):
