@@ -13,10 +13,13 @@ from urllib.parse import unquote
 import pytest
 
 import tfmt
-from tfmt import train
+from tfmt import expressions, train
 from tfmt.bert.configs import PAPER_SHAPES
+from tfmt.bert.vocabulary import list_weights
 from tfmt.errors import RequestError
 from tfmt.flags import Asked, parse
+from tfmt.selection.modes import EXPRESSIONS, write_mode
+from tfmt.selection.plans import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(tfmt.__file__).parent
@@ -35,6 +38,50 @@ INSTALLED = {"tfmt/flagfiles/"}
 def test_page_of_flags_is_made_from_the_flags():
     make_page = runpy.run_path(str(ROOT / "docs" / "flags_page.py"))["make_page"]
     assert (ROOT / "docs" / "flags.md").read_text() == make_page(), "make flags-page writes it anew"
+
+
+SELECTIONS = ROOT / "docs" / "selections.md"
+
+
+def test_page_of_selections_holds_the_grammar():
+    grammar = (PACKAGE / "expressions.lark").read_text()
+    shown = "".join(line.removeprefix("    ") for line in SELECTIONS.read_text().splitlines(True))
+    assert grammar in shown
+
+
+def test_page_of_selections_has_every_mode_as_its_expression():
+    rows = re.findall(r"^\| `(\w+)(?: --(\w+)=([\d.]+))?` \| `([^`]+)` \|", SELECTIONS.read_text(), re.MULTILINE)
+    written = {mode: write_mode(mode, **({name: float(value) if "." in value else int(value)} if name else {}))
+               for mode, name, value, _ in rows}  # fmt: skip
+    assert {mode: expressions.write(expressions.parse(text)) for mode, text in written.items()} == {
+        mode: expression for mode, _, _, expression in rows
+    }
+    assert set(written) == set(EXPRESSIONS)
+
+
+def test_expressions_on_the_page_of_selections_select_what_it_says():
+    weights = list_weights(PAPER_SHAPES["bert-base-uncased"], "sentence", 2)
+    whole = {weight.path: None for weight in weights if weight.sublayer == "pooler"}
+    text = SELECTIONS.read_text()
+    counted = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (?:[\d,+ ]+= )?([\d,]+)(?: to ([\d,]+))? \|", text, re.MULTILINE)
+    bounds = {}
+    for expression, low, high in counted:
+        bounds[expression] = make_plan(expression, weights, 12).bounds
+        assert bounds[expression] == tuple(int(each.replace(",", "")) for each in (low, high or low))
+    assert len(bounds) == 5
+    # Whatever looks like an expression is one; those that the page calls errors are.
+    refused = set()
+    for _, span in code_spans(text):
+        if re.search(r"\w[@:\[]\w|\w [+&-] |^(shuffled|run|mask|var)\(", span) and not re.search(r"TERM|--|=.*=", span):
+            try:
+                make_plan(span, weights, 12, given=lambda *_: whole)
+            except RequestError:
+                refused.add(span)
+    assert refused == {"embeddings@0", "layernorm[head=3]", "(attention + pooler)@0"}
+    with pytest.raises(RequestError) as caught:
+        make_plan("attention.qeury@3:fisher(5%)", weights, 12)
+    error = f"tfmt-train: {caught.value}"
+    assert "".join(f"    {line}\n" for line in error.split("\n")) in text
 
 
 def code_blocks(text):
