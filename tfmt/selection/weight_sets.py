@@ -122,6 +122,7 @@ class WeightSet:
         self.table = table
         kept = {path: part for path, part in parts.items() if part is None or len(part)}
         self.parts = dict(sorted(kept.items(), key=lambda item: table.places[item[0]]))
+        self._measured: dict[str, tuple[int, dict[str, tuple[np.ndarray, np.ndarray]]]] = {}
 
     def size(self, path: str) -> int:
         """How many weights of a variable are in it."""
@@ -234,6 +235,11 @@ class WeightSet:
         Raises:
           ValueError: a weight belongs to no such unit.
         """
+        if unit not in self._measured:
+            self._measured[unit] = self._measure(unit)
+        return self._measured[unit]
+
+    def _measure(self, unit: str) -> tuple[int, dict[str, tuple[np.ndarray, np.ndarray]]]:
         self._check_unit(unit)
         numbers: dict[str, int] = {}
         keys: dict[str, np.ndarray] = {}
