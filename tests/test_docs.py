@@ -20,6 +20,8 @@ from tfmt.errors import RequestError
 from tfmt.flags import Asked, parse
 from tfmt.selection.modes import EXPRESSIONS, write_mode
 from tfmt.selection.plans import make_plan
+from tfmt.spec import RunSpec
+from tfmt.study.dry_run import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(tfmt.__file__).parent
@@ -59,7 +61,7 @@ def test_page_of_selections_has_every_mode_as_its_expression():
     assert set(written) == set(EXPRESSIONS)
 
 
-def test_expressions_on_the_page_of_selections_select_what_it_says():
+def test_expressions_on_the_page_of_selections_select_what_it_says(monkeypatch):
     weights = list_weights(PAPER_SHAPES["bert-base-uncased"], "sentence", 2)
     whole = {weight.path: None for weight in weights if weight.sublayer == "pooler"}
     text = SELECTIONS.read_text()
@@ -69,6 +71,10 @@ def test_expressions_on_the_page_of_selections_select_what_it_says():
         bounds[expression] = make_plan(expression, weights, 12).bounds
         assert bounds[expression] == tuple(int(each.replace(",", "")) for each in (low, high or low))
     assert len(bounds) == 5
+    monkeypatch.setattr("tfmt.study.dry_run.find_shape", lambda *_: PAPER_SHAPES["bert-base-uncased"])
+    spec = RunSpec.make(model="none", task="mrpc", mode="custom", select="attention@0[head=3] + layernorm")
+    printed = describe(spec, "runs").splitlines(True)[:12]
+    assert "".join(f"    {line}" for line in printed) in text
     # Whatever looks like an expression is one; those that the page calls errors are.
     refused = set()
     for _, span in code_spans(text):
