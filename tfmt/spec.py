@@ -465,7 +465,7 @@ def _takes_matrices(node: expressions.Node) -> bool:
             return _takes_matrices(node.first)
         case expressions.Pair():
             return _takes_matrices(node.first) and _takes_matrices(node.second)
-        case expressions.Blocks() | expressions.Shuffled():
+        case expressions.Blocks() | expressions.Places() | expressions.Shuffled():
             return _takes_matrices(node.inside)
     return False
 
