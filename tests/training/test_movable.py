@@ -94,10 +94,12 @@ def test_no_labelled_word_at_all(toy_bert):
     assert not any(rows.any() for rows in movable_rows(weights_of(model), split).values())
 
 
-def test_a_run_moves_exactly_what_can_move(toy_bert, toy_glue, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "lion", "adafactor"])
+def test_a_run_moves_exactly_what_can_move(toy_bert, toy_glue, tmp_path, optimizer):
     settings = {
         "model": str(toy_bert), "data_dir": str(toy_glue), "task": "mrpc", "mode": "full", "max_length": 16,
         "epochs": 1, "batch_size": 8, "train_limit": 16, "learning_rate": 1e-2, "keep_epoch": "last",
+        "optimizer": optimizer,
     }  # fmt: skip
     request = prepare(RunSpec.make(**settings), tmp_path)
     bench = make_bench(request)

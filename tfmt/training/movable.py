@@ -1,8 +1,9 @@
 """Which selected weights can move: the rows of the embedding tables that some training text reads. No TensorFlow.
 
-A row that no training example reads gets a gradient of exactly 0 at every step, and Adam leaves it where it is. A text
-that is padded reads the padding's rows too, but its attention mask keeps them from everything that the loss sees: their
-gradient is exactly 0 as well, however long a batch is.
+A row that no training example reads gets a gradient of exactly 0 at every step, and every optimizer leaves it where it
+is; weight decay alone, which is not the data's doing and is not counted here, makes it smaller. A text that is padded
+reads the padding's rows too, but its attention mask keeps them from everything that the loss sees: their gradient is
+exactly 0 as well, however long a batch is.
 """
 
 from __future__ import annotations
