@@ -38,7 +38,7 @@ def refuse(capsys, arguments, command="train"):
         ("here/table1.flags", "no such file; tfmt's own is --flagfile=table1.flags"),
         ("./table1.flags", "no such file; tfmt's own is --flagfile=table1.flags"),
         ("flgs/mine.flags", "there is no folder flgs"), ("/nowhere/table1.flags", "there is no folder /nowhere"),
-        ("here", "tfmt's own are demo.flags"), ("table9.flags", "tfmt's own are demo.flags"),
+        ("here", "tfmt's own are budget.flags"), ("table9.flags", "tfmt's own are budget.flags"),
     ],
 )  # fmt: skip
 def test_only_bare_names_are_tfmts_own_flagfiles(tmp_path, capsys, name, words):
