@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def make_record(
                 "tuned": tuned,
                 "head": 1538,
                 "trainable": tuned + 1538,
-                "tuned_percent": TUNED_PERCENT.get(run.mode, 100 * tuned / 109482240),
+                "tuned_percent": 100 * tuned / 109482240 if run.select else TUNED_PERCENT.get(run.mode, 1.25),
             },
             "result": {
                 "score_name": name,
@@ -171,6 +172,30 @@ def add_seeds(add_run: Callable[..., Record]) -> Callable[..., None]:
     def add(scores: list[float], **keywords: Any) -> None:
         for seed, score in enumerate(scores):
             add_run(score, seed=seed, **keywords)
+
+    return add
+
+
+@pytest.fixture
+def add_study(add_run: Callable[..., Record]) -> Callable[..., None]:
+    """Writes two methods at two budgets and three rates, full, frozen and a structural selection; three seeds each.
+
+    Fisher is best at the highest rate, random in the middle of the grid.
+    """
+    fisher = {"name": "fisher", "movable": 6000, "cost": {"backward_passes": 1024, "seconds": 30.0}}
+
+    def add(tasks: tuple[str, ...] = ("mrpc", "rte"), counts: tuple[int, ...] = (6144, 547412)) -> None:
+        for task, count, rate, seed in itertools.product(tasks, counts, (1e-3, 1e-2, 1e-1), range(3)):
+            run = {"task": task, "learning_rate": rate, "seed": seed, "tuned": count, "budget": str(count)}
+            run |= {"mode": "custom"}
+            high, middle = 0.02 * (rate == 1e-1), 0.02 * (rate == 1e-2)
+            add_run(0.80 + high + 0.001 * seed, select="fisher = all:fisher(budget)", selection=fisher, **run)
+            add_run(0.70 + middle + 0.002 * seed, select="all:random(budget)", selection={"movable": count}, **run)
+        for task, seed in itertools.product(tasks, range(3)):
+            run = {"task": task, "seed": seed}
+            add_run(0.9 + 0.001 * seed, mode="full", tuned=109482240, **run)
+            add_run(0.5, mode="frozen", tuned=0, **run)
+            add_run(0.75, mode="custom", select="value biases = attention.value.bias", tuned=9216, **run)
 
     return add
 

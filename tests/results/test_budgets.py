@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from budget_study import CHANGE, COSTS, FISHER, RANDOM, add_study
 from scipy import stats
 
 from tfmt import report
@@ -25,6 +24,10 @@ from tfmt.results.where import narrow
 from tfmt.runs.records import Record, find_records, tabulate
 
 Add = Callable[..., Record]
+FISHER = {"mode": "custom", "select": "fisher = all:fisher(budget)"}
+RANDOM = {"mode": "custom", "select": "all:random(budget)"}
+CHANGE = {"mode": "custom", "select": "moved = all:change(budget)"}
+FULL_RUN = {"name": "moved", "movable": 6144, "cost": {"full_run": "mrpc-full-lr5e-05-s0-0123456789"}}
 
 
 def frame(folder: Path) -> tuple[pd.DataFrame, list[Record]]:
@@ -41,8 +44,8 @@ def grid(block: Block) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(block.columns[1:], row[1:], strict=True)) for row in block.rows}
 
 
-def test_methods_by_budgets(add_run: Add, tmp_path: Path) -> None:
-    add_study(add_run)
+def test_methods_by_budgets(add_study: Any, tmp_path: Path) -> None:
+    add_study()
     table = build(tmp_path)
     titles = ["MRPC", "RTE", "Mean of 2 tasks", "Without a budget", "Learning rate chosen"]
     assert [block.title for block in table.blocks] == titles
@@ -71,8 +74,8 @@ def test_methods_by_budgets(add_run: Add, tmp_path: Path) -> None:
     assert named in table.caption
 
 
-def test_numbers(add_run: Add, tmp_path: Path) -> None:
-    add_study(add_run)
+def test_numbers(add_study: Any, tmp_path: Path) -> None:
+    add_study()
     numbers = pd.DataFrame(build(tmp_path).numbers)
     one = numbers[(numbers["method"] == "fisher") & (numbers["column"] == "rte") & (numbers["budget"] == "6144")].iloc[
         0
@@ -87,8 +90,8 @@ def test_numbers(add_run: Add, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format(add_run: Add, tmp_path: Path, form: str) -> None:
-    add_study(add_run)
+def test_every_format(add_study: Any, tmp_path: Path, form: str) -> None:
+    add_study()
     text = format_tables([build(tmp_path)], form)
     told = {
         "markdown": "**82.1 ± 0.1 ↑**",
@@ -137,7 +140,7 @@ def test_budgets_are_counts_however_they_are_written(add_run: Add, tmp_path: Pat
 
 
 def test_the_cost_of_a_full_run(add_run: Add, tmp_path: Path) -> None:
-    add_run(0.8, tuned=6144, budget="6144", selection=COSTS["moved"], **CHANGE)
+    add_run(0.8, tuned=6144, budget="6144", selection=FULL_RUN, **CHANGE)
     table = build(tmp_path)
     assert grid(table.blocks[0])["moved"] == {"6,144 (0.0056 %)": "80.0", "backward passes": "a full run"}
     assert table.numbers[0]["full_run"] is True
@@ -169,8 +172,8 @@ def test_without_budgets_there_is_the_command_that_makes_some(add_run: Add, tmp_
     assert "tfmt-sweep --flagfile=budget.flags" in build(tmp_path).caption[0]
 
 
-def test_the_command(add_run: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    add_study(add_run)
+def test_the_command(add_study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_study()
     runs = f"--runs={tmp_path / 'runs'}"
     assert report.main([runs, "--table=budget", "--choose_on=0"]) == 0
     assert "**82.2 ± 0.1 ↑**" in capsys.readouterr().out
@@ -266,8 +269,8 @@ def test_names_of_none(name: str, told: str) -> None:
     assert told in str(refused.value)
 
 
-def test_where_takes_names_and_expressions(add_run: Add, tmp_path: Path) -> None:
-    add_study(add_run, tasks=("mrpc",))
+def test_where_takes_names_and_expressions(add_run: Add, add_study: Any, tmp_path: Path) -> None:
+    add_study(tasks=("mrpc",))
     add_run(0.5, mode="custom", select="all:random(10, per=tensor)")
     runs, _ = frame(tmp_path)
     assert set(narrow(runs, "select=fisher")["select"]) == {FISHER["select"]}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from budget_study import FISHER, RANDOM, add_study
 from matplotlib.figure import Figure
 
 from tfmt import figures
@@ -17,10 +16,12 @@ from tfmt.runs.records import Record
 
 Add = Callable[..., Record]
 Check = Callable[[Figure], None]
+FISHER = {"mode": "custom", "select": "fisher = all:fisher(budget)"}
+RANDOM = {"mode": "custom", "select": "all:random(budget)"}
 
 
-def test_lines_points_and_references(check: Check, add_run: Add, tmp_path: Path) -> None:
-    add_study(add_run)
+def test_lines_points_and_references(check: Check, add_study: Callable[..., None], tmp_path: Path) -> None:
+    add_study()
     figure, frame = figures.plot_frontier(tmp_path / "runs")
     check(figure)
     assert [panel.get_title() for panel in figure.axes] == ["MRPC", "RTE", "Mean of 2 tasks"]

@@ -28,15 +28,15 @@ def add_chosen(add_run: Add, toy_bert: Path, tmp_path: Path) -> Callable[..., di
     weights = list_weights(find_shape(str(toy_bert)), "sentence", 2)
     encoder = [weight for weight in weights if weight.sublayer != "classifier"]
 
-    def add(name: str, draw: int | None, seed: int = 0, task: str = "mrpc", **spec: object) -> dict[str, set[int]]:
+    def add(
+        name: str, draw: int | None, seed: int = 0, task: str = "mrpc", number: int | None = None, **spec: object
+    ) -> dict[str, set[int]]:
         generator = np.random.default_rng(draw)
         masks = {w.path: np.sort(generator.choice(w.size, min(9, w.size), replace=False)) for w in encoder}
         whole = [weight.path for weight in encoder if weight.part == "gamma"] if draw is None else []
         masks = {} if draw is None else masks
-        record = add_run(
-            0.5, model=str(toy_bert), task=task, seed=seed, mode="custom", select=f"{name} = all:random(9, per=tensor)"
-            if draw is not None else f"{name} = layernorm.gamma", **spec,
-        )  # fmt: skip
+        expression = "layernorm.gamma" if draw is None else f"all:random({number or draw}, per=tensor)"
+        record = add_run(0.5, model=str(toy_bert), mode="custom", select=f"{name} = {expression}", **spec)
         folder = tmp_path / "runs" / record.run_id
         write_selection(folder / SELECTION_FILE, weights, masks, whole, {"run_id": record.run_id})
         sizes = {weight.path: weight.size for weight in weights}
@@ -52,8 +52,8 @@ def joined(chosen: dict[str, set[int]]) -> set[tuple[str, int]]:
 def test_overlaps_are_those_of_the_sets(check: Check, add_chosen: Add, toy_bert: Path, tmp_path: Path) -> None:
     one = joined(add_chosen("one", 1))
     gammas = joined(add_chosen("gammas", None))
-    again = joined(add_chosen("one", 2, seed=1))
-    elsewhere = joined(add_chosen("one", 3, task="rte"))
+    again = joined(add_chosen("one", 2, seed=1, number=1))
+    elsewhere = joined(add_chosen("one", 3, task="rte", number=1))
     figure, frame = figures.plot_where(tmp_path / "runs")
     check(figure)
     size = sum(w.size for w in list_weights(find_shape(str(toy_bert)), "sentence", 1) if w.sublayer != "classifier")
@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_told(
 
 def test_many_selections(check: Check, add_chosen: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
-        add_chosen(f"a longer name {number}", number, task="mrpc")
+        add_chosen(f"a longer name {number}", number + 1)
     figure, _ = figures.plot_where(tmp_path / "runs")
     check(figure)
     monkeypatch.setattr(where, "MOST", 3)

@@ -217,7 +217,7 @@ def _pairs(chosen: Sequence[Chosen]) -> Iterator[tuple[str, Chosen, Chosen]]:
 
 def _draw(shares: pd.DataFrame, overlaps: pd.DataFrame, titles: list[str]) -> Figure:
     components = list(dict.fromkeys(shares["component"]))
-    columns = min(_COLUMNS, len(titles))
+    columns = {1: 1, 2: 2, 4: 2}.get(len(titles), _COLUMNS)
     lines = math.ceil(len(titles) / columns)
     compared = _compare(overlaps, titles)
     heights = [0.75 + _LINE * len(components)] * lines
