@@ -28,9 +28,7 @@ def add_chosen(add_run: Add, toy_bert: Path, tmp_path: Path) -> Callable[..., di
     weights = list_weights(find_shape(str(toy_bert)), "sentence", 2)
     encoder = [weight for weight in weights if weight.sublayer != "classifier"]
 
-    def add(
-        name: str, draw: int | None, seed: int = 0, task: str = "mrpc", number: int | None = None, **spec: object
-    ) -> dict[str, set[int]]:
+    def add(name: str, draw: int | None, number: int | None = None, **spec: object) -> dict[str, set[int]]:
         generator = np.random.default_rng(draw)
         masks = {w.path: np.sort(generator.choice(w.size, min(9, w.size), replace=False)) for w in encoder}
         whole = [weight.path for weight in encoder if weight.part == "gamma"] if draw is None else []

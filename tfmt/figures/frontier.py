@@ -149,7 +149,8 @@ def _draw(panel: Axes, part: pd.DataFrame, look: dict[str, Any]) -> Any:
         panel.fill_between(places, means - spread, means + spread, color=look["color"], alpha=_BAND, linewidth=0)
     (drawn,) = panel.plot(places, means, **look)
     edge = part["edge"].astype(bool).to_numpy()
-    panel.plot(places[edge], means[edge], **look | {"linestyle": "none"} | _EDGE_LOOK)
+    if edge.any():
+        panel.plot(places[edge], means[edge], **look | {"linestyle": "none"} | _EDGE_LOOK)
     return drawn
 
 
