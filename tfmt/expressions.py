@@ -18,6 +18,8 @@ from typing import Any
 from tfmt.errors import RequestError, one_line
 
 _SHOWN = 100  # characters of a long expression around the place that is wrong
+_LONGEST_NUMBER = 400  # digits
+_MOST_PERCENT = 10_000_000
 LONGEST = 10_000  # characters of an expression
 MOST = 200  # terms of an expression, so that none nests too deeply to be read
 _LABEL = re.compile(r"\s*([^\s=\[\]()\"@:][^=\[\]()\"@:]*?)\s*=(?!=)(.*)", re.DOTALL)
@@ -25,7 +27,7 @@ _LABEL = re.compile(r"\s*([^\s=\[\]()\"@:][^=\[\]()\"@:]*?)\s*=(?!=)(.*)", re.DO
 # Score -> its own options, {name: (kind, default)}; beside them every score takes `lowest`, `per` and `whole`.
 _HEADS = ("random", "trained")
 _MEASURED: dict[str, tuple[Any, Any]] = {"head": (_HEADS, "random")}
-SCORES: dict[str, dict[str, tuple[Any, Any]]] = {
+SCORE_OPTIONS: dict[str, dict[str, tuple[Any, Any]]] = {
     "random": {},
     "magnitude": {},
     "far": {},
@@ -160,7 +162,7 @@ def split_label(text: str) -> tuple[str, str]:
       >>> split_label("upper half = attention@6-last")
       ('upper half', 'attention@6-last')
     """
-    match = _LABEL.fullmatch(text)
+    match = _LABEL.fullmatch(text.strip()) if "=" in text and len(text) <= LONGEST else None
     return (match[1], match[2].strip()) if match else ("", text.strip())
 
 
@@ -220,15 +222,18 @@ def _tell_names(terminals: Iterable[Any]) -> str:
 
 def _tell_expected(text: str, at: int, allowed: Iterable[Any]) -> str:
     signs = set(re.findall(r"[+&-]", re.sub(r'"[^"]*"|\([^()]*\)|@[\w,-]+|=[\w,-]+', "", text[: at + 1])))
-    if at < len(text) and text[at] in "&+-" and "&" in signs and len(signs) > 1:
+    doubled = text[:at].rstrip()[-1:] in ("&", "+", "-")
+    if text[at : at + 1] in tuple("&+-") and "&" in signs and len(signs) > 1 and not doubled:
         return "select mixes `&` with `+` or `-`: put parentheses around what belongs together"
+    if text[:at].rstrip()[-1:] == "," or (text[at : at + 1] == "," and re.search(r"[@=][\w,-]+\s*$", text[:at])):
+        return "select has a blank in a list of blocks or places: write them without, as in @0,2-5"
     return f"select cannot go on with {text[at : at + 1]!r} here: {_tell_names(allowed)}"
 
 
 def suggest(word: str, known: Iterable[str], *, most: int = 30) -> str:
     """What there is instead of a word that is not known, close matches first, at most so many of the rest."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.5)
     rest = [each for each in known if each not in close]
     shown = ", ".join(rest[:most]) + (", ..." if len(rest) > most else "")
     if not close:
@@ -279,7 +284,7 @@ class _Reader:
             return Name(tuple(map(str, tree.children)), span=span)
         name, inside = str(first), rest[0]
         if name not in CALLS:
-            if name in SCORES and hasattr(inside, "data"):
+            if name in SCORE_OPTIONS and hasattr(inside, "data"):
                 raise self.fail(f"a score follows the term that it thins: `TERM:{name}(AMOUNT)`", first)
             raise self.fail(f"select knows no {name!r}: {suggest(name, CALLS)}", first)
         if (name == "shuffled") != hasattr(inside, "data"):
@@ -292,15 +297,15 @@ class _Reader:
     def score(self, inside: Node, tree: Any, span: tuple[int, int]) -> Node:
         name, amount, *options = tree.children
         score = str(name)
-        if score not in SCORES:
-            raise self.fail(f"select knows no score {score!r}: {suggest(score, SCORES)}", name)
+        if score not in SCORE_OPTIONS:
+            raise self.fail(f"select knows no score {score!r}: {suggest(score, SCORE_OPTIONS)}", name)
         found: dict[str, Any] = {}
         for option in options:
             key, value = self.option(score, option)
             if key in found:
                 raise self.fail(f"{key} is given twice", option)
             found[key] = value
-        own = {key: found.pop(key, default) for key, (_, default) in SCORES[score].items()}
+        own = {key: found.pop(key, default) for key, (_, default) in SCORE_OPTIONS[score].items()}
         lowest = bool(found.pop("lowest", False))
         per, whole = found.pop("per", ""), found.pop("whole", "")
         if lowest and score == "random":
@@ -316,13 +321,13 @@ class _Reader:
         first, *of = tree.children
         span, text = self.span(tree), str(first)
         if first.type == "INTEGER":
-            if len(text) > 40 or int(text) == 0:
+            if len(text) > _LONGEST_NUMBER or int(text) == 0:
                 raise self.fail("a score keeps at least 1 weight, and no more than there are", tree)
             return Amount(number=int(text), span=span)
         if first.type == "PERCENT":
             percent = Decimal(text.rstrip("% "))
-            if not 0 < percent <= 10_000_000:
-                raise self.fail("a percentage is above 0", tree)
+            if not 0 < percent <= _MOST_PERCENT or len(text) > _LONGEST_NUMBER:
+                raise self.fail(f"a percentage is above 0 and at most {_MOST_PERCENT:,}. Received: {text}", first)
             return Amount(percent=percent, of=self.term(of[0]) if of and of[0] is not None else None, span=span)
         if text != "budget":
             raise self.fail(f"an amount is a number, a percentage or `budget`. Received: {text}", tree)
@@ -330,9 +335,11 @@ class _Reader:
 
     def option(self, score: str, tree: Any) -> tuple[str, Any]:
         key, *value = map(str, tree.children)
-        known: dict[str, tuple[Any, Any]] = {"per": (PER, ""), "whole": (PER, ""), **SCORES[score]}
+        known: dict[str, tuple[Any, Any]] = {"per": (PER, ""), "whole": (PER, ""), **SCORE_OPTIONS[score]}
         if key == "lowest" and not value:
             return key, True
+        if key == "lowest":
+            raise self.fail("lowest takes no value", tree)
         if key not in known:
             raise self.fail(f"{score} has no option {key!r}: {suggest(key, ['lowest', *known])}", tree)
         kind = known[key][0]
@@ -402,7 +409,7 @@ def _arguments(node: Scored) -> Iterator[str]:
         if value:
             yield f"{name}={value}"
     for name, value in node.options:
-        if value != SCORES[node.score][name][1]:
+        if value != SCORE_OPTIONS[node.score][name][1]:
             yield f"{name}={value}"
 
 
@@ -427,7 +434,7 @@ def walk(node: Node) -> Iterator[Node]:
 
 
 def parse_places(text: str, last: int) -> tuple[int, ...]:
-    """`even`, `odd`, or ranges such as `0,2-5,last`, as sorted numbers; they may lie beyond `last`.
+    """`even`, `odd`, or ranges such as `0,2-5,last`, as sorted numbers; `last + 1` is among them if any lie beyond.
 
     Raises:
       ValueError: a range runs backwards.
@@ -436,10 +443,9 @@ def parse_places(text: str, last: int) -> tuple[int, ...]:
         return tuple(range(text == "odd", last + 1, 2))
     found: set[int] = set()
     for part in text.split(","):
-        bounds = [last if bound == "last" else int(bound) for bound in part.split("-")]
+        # Of digits without end the first few say as much: there is no such place.
+        bounds = [last if bound == "last" else int(bound[:_LONGEST_NUMBER]) for bound in part.split("-")]
         if bounds[-1] < bounds[0]:
             raise ValueError(f"the range {part} runs backwards")
-        if bounds[-1] > 10_000_000:
-            raise ValueError(f"there is no place {bounds[-1]}")
-        found.update(range(bounds[0], bounds[-1] + 1))
+        found.update(range(min(bounds[0], last + 1), min(bounds[-1], last + 1) + 1))
     return tuple(sorted(found))

@@ -23,6 +23,8 @@ def draw_without_replacement(size: int, count: int, seed: int, stream: int = 0) 
     Returns:
       int64 (count,), in the order drawn.
     """
+    if not count:
+        return np.zeros(0, np.int64)
     if 2 * count > size:  # Drawing what is left out keeps the number of repeats small.
         left_out = np.ones(size, bool)
         left_out[draw_without_replacement(size, size - count, seed, stream)] = False
@@ -46,4 +48,4 @@ def draw_without_replacement(size: int, count: int, seed: int, stream: int = 0) 
             seen[found] = True
         drawn.append(found)
         left -= len(found)
-    return np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+    return np.concatenate(drawn)

@@ -7,8 +7,10 @@ the steps, once what the scores need is there.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -83,7 +85,7 @@ class Plan:
     @property
     def normal_form(self) -> str:
         """What is selected, with all that decides it: equal for two spellings of one selection."""
-        return self.step.describe()
+        return self.step.text
 
     @property
     def sha256(self) -> str:
@@ -190,6 +192,13 @@ class _Planner:
         yield Term(f"{'  ' * depth}{sign}{shown}", self._known[id(node)].bounds)
         if inside:
             yield from self.terms(node, depth + 1)
+            return
+        match node:
+            case Shuffled() | Blocks() | Places() | Scored():
+                if any(isinstance(each, Pair | Scored) for each in expressions.walk(node.inside)):
+                    yield from self.terms(node.inside, depth + 1)
+        if isinstance(node, Scored) and node.amount.of is not None:
+            yield from self.terms(node.amount.of, depth + 1, "of ")
 
     def step(self, node: Node) -> Step:
         if id(node) not in self._known:
@@ -248,7 +257,7 @@ class _Planner:
         last = self.table.blocks - 1
         chosen = self._ask(node, lambda: expressions.parse_places(node.blocks, last))
         if chosen and chosen[-1] > last:
-            raise self.fail(f"this model has the blocks 0 to {last}. Received: {chosen[-1]}", node.span)
+            raise self.fail(f"this model has the blocks 0 to {last}. Received: {node.blocks}", node.span)
         return lambda weights: weights.in_blocks(chosen)
 
     def _places(self, node: Places) -> Callable[[WeightSet], WeightSet]:
@@ -256,7 +265,7 @@ class _Planner:
         chosen = self._ask(node, lambda: expressions.parse_places(node.places, last))
         if chosen[-1] > last:
             has = f"the heads 0 to {last}" if node.axis == "head" else f"the places 0 to {last} of the hidden vector"
-            raise self.fail(f"this model has {has}. Received: {chosen[-1]}", node.span)
+            raise self.fail(f"this model has {has}. Received: {node.places}", node.span)
         return lambda weights: weights.at(node.axis, chosen)
 
     def _narrow(self, node: Blocks | Places, inside: Step, narrow: Callable[[WeightSet], WeightSet]) -> Step:
@@ -310,6 +319,18 @@ class _Planner:
             what = f"units ({node.whole})" if node.whole else "weights"
             told = f"there are {most:,} {what} to choose from. Received: {wanted:,}"
             raise OverfullError(told, self.text, node.amount.span, most)
+        return self._settle(thinned) if thinned.is_known else thinned
+
+    def _settle(self, thinned: Thinned) -> Thinned:
+        """The count in its one way of writing, where it is known what is chosen from."""
+        node, count = thinned.node, thinned.count
+        if node.whole:
+            return replace(thinned, count=Count(total=count.of(len(thinned.support.sizes(node.whole)))))
+        counts = count.among(thinned.sizes())
+        if node.per and len(counts) == 1:
+            return replace(thinned, node=replace(node, per=""), count=Count(total=int(counts[0])))
+        if node.per and (counts == counts[0]).all():
+            return replace(thinned, count=Count(each=int(counts[0])))
         return thinned
 
     def _count(self, node: Scored, pool: Step) -> Count:
@@ -324,7 +345,7 @@ class _Planner:
             low, high = pool.bounds
             if node.whole or low != high:
                 return Count(share=share)
-            return Count(total=math.ceil(share * low - SLACK))
+            return Count(total=max(1, math.ceil(share * low - SLACK)))
         low, high = self.step(amount.of).bounds
         if low != high:
             raise self.fail(
@@ -332,14 +353,14 @@ class _Planner:
             )
         if not low:
             raise self.fail(f"{expressions.write(amount.of)} has no weight", amount.span)
-        return Count(total=math.ceil(share * low - SLACK))
+        return Count(total=max(1, math.ceil(share * low - SLACK)))
 
     def _budget(self, amount: Amount) -> int:
         if not self.budget:
             raise self.fail("`budget` is the value of --budget, and there is none", amount.span)
         if not self.budget.endswith("%"):
             return int(self.budget)
-        return math.ceil(Fraction(self.budget.rstrip("%")) / 100 * len(self.table.everything) - SLACK)
+        return max(1, math.ceil(Fraction(self.budget.rstrip("%")) / 100 * len(self.table.everything) - SLACK))
 
     # ---- + - & -----------------------------------------------------------------------------------------------------
 
@@ -356,9 +377,13 @@ class _Planner:
         """Refuses a `-` or `&` that changes nothing or leaves nothing, where that is known without scores."""
         shown, both = expressions.write(node.second), Combined("+", (first, second))
         left = first.support & second.support
-        same = not _is_drawn(both) and second.describe() in {step.describe() for step in _flat("&", first)}
+        same = not _is_drawn(both) and second.text in {step.text for step in _flat("&", first)}
         if node.sign == "-":
-            if not left:
+            self._check_parts(node, node.second, first)
+            gone = _flat("+", first.steps[1]) if isinstance(first, Combined) and first.sign == "-" else []
+            if not _is_drawn(second) and second.text in {step.text for step in gone}:
+                self.warn_or_fail(both, f"taking {shown} away changes nothing: it is gone already", node.span)
+            elif not left:
                 self.warn_or_fail(both, f"taking {shown} away changes nothing: none of it is there", node.span)
             elif same or (isinstance(second, Fixed) and not len(first.support - second.weights)):
                 self.warn_or_fail(both, f"nothing is left once {shown} is taken away; `none` says that", node.span)
@@ -371,6 +396,15 @@ class _Planner:
         ):
             told = f"`& {shown}` changes nothing: one side holds all of the other"
             self.warn_or_fail(both, told, node.span)
+
+    def _check_parts(self, node: Pair, taken: Node, first: Step) -> None:
+        """Refuses a part of a sum that is taken away of which nothing is there."""
+        if isinstance(taken, Pair) and taken.sign == "+":
+            self._check_parts(node, taken.first, first)
+            self._check_parts(node, taken.second, first)
+        elif taken is not node.second and not self.step(taken).support & first.support:
+            told = f"taking {expressions.write(taken)} away changes nothing: none of it is there"
+            self.warn_or_fail(Combined("+", (first, self.step(taken))), told, node.span)
 
 
 def _tell_narrow(node: Blocks | Places) -> str:
@@ -395,13 +429,12 @@ def _is_drawn(step: Step) -> bool:
 
 def _order(steps: Sequence[Step]) -> tuple[Step, ...]:
     """In one order, and what is twice the same but once."""
-    described = sorted(((step.describe(), step) for step in steps), key=lambda pair: pair[0])
-    once = [
+    ordered = sorted(steps, key=lambda step: (step.order, step.bounds, step.text))
+    return tuple(
         step
-        for place, (text, step) in enumerate(described)
-        if not place or described[place - 1][0] != text or _is_drawn(step)
-    ]
-    return tuple(once)
+        for place, step in enumerate(ordered)
+        if not place or ordered[place - 1].text != step.text or _is_drawn(step)
+    )
 
 
 def _join(steps: Sequence[Step]) -> Step:
@@ -432,7 +465,8 @@ def _take_away(first: Step, second: Step) -> Step:
         if isinstance(first, Fixed):
             first = Fixed((first.weights - step.weights).canonical(), first.given or step.given)
         else:
-            rest.append(Fixed((step.weights & first.support).canonical(), step.given))
+            there = step.weights & first.support
+            rest += [Fixed(there.canonical(), step.given)] if there else []
     return Combined("-", (first, _join(rest))) if rest else first
 
 
@@ -443,9 +477,10 @@ def _common(steps: Sequence[Step]) -> Step:
         weights = fixed[0].weights
         for step in fixed[1:]:
             weights = weights & step.weights
-        for each in rest:
-            weights = weights & each.support
-        rest = [Fixed(weights.canonical(), any(step.given for step in fixed)), *rest]
+        before = functools.reduce(operator.and_, (step.support for step in rest)) if rest else weights
+        weights = weights & before
+        if not rest or len(weights) < len(before):  # else it takes nothing away
+            rest = [Fixed(weights.canonical(), any(step.given for step in fixed)), *rest]
     ordered = _order(rest)
     return ordered[0] if len(ordered) == 1 else Combined("&", ordered)
 

@@ -38,14 +38,20 @@ class Fixed:
         """All that may be selected."""
         return self.weights
 
+    @functools.cached_property
+    def text(self) -> str:
+        """What is selected, with all that decides it."""
+        return self.weights.describe()
+
+    @property
+    def order(self) -> str:
+        """Sorts the steps of a sum."""
+        return self.text
+
     @property
     def bounds(self) -> tuple[int, int]:
         """At least and at most so many weights are selected."""
         return len(self.weights), len(self.weights)
-
-    def describe(self) -> str:
-        """What is selected, with all that decides it."""
-        return self.weights.describe()
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +65,7 @@ class Count:
     def of(self, size: int) -> int:
         """Out of one pool, or in all."""
         if self.share is not None:
-            return math.ceil(self.share * size - SLACK)
+            return max(math.ceil(self.share * size - SLACK), min(size, 1))
         number = self.total if self.each is None else self.each
         assert number is not None
         return number
@@ -89,7 +95,7 @@ class Thinned:
         """All that may be selected."""
         return self.pool.support
 
-    @property
+    @functools.cached_property
     def bounds(self) -> tuple[int, int]:
         """At least and at most so many weights are selected."""
         node, (low, high) = self.node, self.pool.bounds
@@ -116,16 +122,27 @@ class Thinned:
         """How many draws it may need."""
         return (len(self.sizes()) if self.node.per else 1) if self.node.score == "random" else 0
 
-    def describe(self) -> str:
+    @functools.cached_property
+    def text(self) -> str:
         """What is selected, with all that decides it."""
-        node, count = self.node, self.count
+        count = self.count
         shown = f"{count.each} each" if count.each is not None else (
             f"{count.total}" if count.share is None else f"{count.share} of them"
         )  # fmt: skip
+        drawn = [f"stream={self.stream}"] if self.node.score == "random" else []
+        return f"({self.pool.text}):{self.node.score}({', '.join([shown, *self._options, *drawn])})"
+
+    @functools.cached_property
+    def order(self) -> str:
+        """Sorts the steps of a sum, whatever their counts: so a draw keeps its stream where a budget grows."""
+        return f"({self.pool.order}):{self.node.score}({', '.join(self._options)})"
+
+    @property
+    def _options(self) -> list[str]:
+        node = self.node
         options = [f"{name}={value!r}" for name, value in node.options]
-        options += [f"stream={self.stream}"] if node.score == "random" else ["lowest" if node.lowest else "highest"]
-        options += [f"per={node.per}"] if node.per else [f"whole={node.whole}"] if node.whole else []
-        return f"({self.pool.describe()}):{node.score}({', '.join([shown, *options])})"
+        options += [] if node.score == "random" else ["lowest" if node.lowest else "highest"]
+        return options + ([f"per={node.per}"] if node.per else [f"whole={node.whole}"] if node.whole else [])
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +152,7 @@ class Drawn:
     inside: Step
     stream: int = 0
 
-    @property
+    @functools.cached_property
     def support(self) -> WeightSet:
         """All that may be selected."""
         table = self.inside.support.table
@@ -151,9 +168,15 @@ class Drawn:
         """How many draws it may need."""
         return len(self.support.parts)
 
-    def describe(self) -> str:
+    @functools.cached_property
+    def text(self) -> str:
         """What is selected, with all that decides it."""
-        return f"shuffled({self.inside.describe()}, stream={self.stream})"
+        return f"shuffled({self.inside.text}, stream={self.stream})"
+
+    @functools.cached_property
+    def order(self) -> str:
+        """Sorts the steps of a sum."""
+        return f"shuffled({self.inside.order})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +186,7 @@ class Combined:
     sign: str
     steps: tuple[Step, ...]
 
-    @property
+    @functools.cached_property
     def support(self) -> WeightSet:
         """All that may be selected."""
         support = self.steps[0].support
@@ -174,7 +197,7 @@ class Combined:
             support = support - self.steps[1].weights
         return support
 
-    @property
+    @functools.cached_property
     def bounds(self) -> tuple[int, int]:
         """At least and at most so many weights are selected."""
         bounds = [step.bounds for step in self.steps]
@@ -185,13 +208,26 @@ class Combined:
                 return sum(lows), sum(highs)
             return max(lows), min(sum(highs), limit)
         if self.sign == "-":
-            shared = len(self.steps[0].support & self.steps[1].support)
-            return max(0, lows[0] - min(highs[1], shared)), min(highs[0], limit)
+            first, second = (step.support for step in self.steps)
+            shared = len(first & second)
+            outside = len(second) - shared if lows[0] == len(first) else highs[1]  # of the second, none of which counts
+            return max(0, lows[0] - min(highs[1], shared)), min(highs[0] - max(0, lows[1] - outside), limit)
+        fixed, *rest = self.steps
+        if isinstance(fixed, Fixed) and len(rest) == 1:
+            paths = frozenset(path for path in rest[0].support.parts if path in fixed.weights.parts)
+            if all(fixed.weights.size(path) == rest[0].support.size(path) for path in paths):  # whole variables
+                return count_parts(rest[0], paths)
         return 0, min(*highs, limit)
 
-    def describe(self) -> str:
+    @functools.cached_property
+    def text(self) -> str:
         """What is selected, with all that decides it."""
-        return f" {self.sign} ".join(f"({step.describe()})" for step in self.steps)
+        return f" {self.sign} ".join(f"({step.text})" for step in self.steps)
+
+    @functools.cached_property
+    def order(self) -> str:
+        """Sorts the steps of a sum."""
+        return f" {self.sign} ".join(f"({step.order})" for step in self.steps)
 
 
 Step = Fixed | Thinned | Drawn | Combined
@@ -267,15 +303,28 @@ def take(step: Step, seed: int, known: Known, warnings: list[str]) -> WeightSet:
         case Drawn():
             return _shuffle(step, take(step.inside, seed, known, warnings), seed)
         case Thinned():
-            return _thin_pool(step, take(step.pool, seed, known, warnings), seed, known)
+            pool = take(step.pool, seed, known, warnings)
+            if not pool:
+                warnings.append(f"there was nothing to choose from: {step.text}")
+                return pool
+            return _thin_pool(step, pool, seed, known)
     taken = [take(each, seed, known, warnings) for each in step.steps]
     join = {"+": operator.or_, "-": operator.sub, "&": operator.and_}[step.sign]
     found: WeightSet = functools.reduce(join, taken)
-    # Which steps of a `&` had no effect does not depend on their order.
+    # Which steps of a `&` had no effect does not depend on their order; nor does it of a sum that is taken away.
+    if step.sign == "-":
+        parts = step.steps[1].steps if isinstance(step.steps[1], Combined) and step.steps[1].sign == "+" else ()
+        if len(parts) > 1:
+            each = [take(part, seed, known, []) for part in parts]
+            for place, part in enumerate(parts):
+                others = functools.reduce(operator.or_, each[:place] + each[place + 1 :])
+                if len(taken[0] - others) == len(found):
+                    warnings.append(f"`-` took nothing away: {part.text}")
+            return found
     for place in {"+": (), "-": (1,), "&": range(len(taken))}[step.sign]:
         rest = functools.reduce(join, taken[:place] + taken[place + 1 :])
         if len(rest) == len(found):
-            warnings.append(f"`{step.sign}` took nothing away: {step.steps[place].describe()}")
+            warnings.append(f"`{step.sign}` took nothing away: {step.steps[place].text}")
     return found
 
 
@@ -339,10 +388,17 @@ def _thin_units(step: Thinned, pool: WeightSet, seed: int, known: Known) -> Weig
     else:
         means = np.array([np.mean(_score(node, Pool(unit, known)), dtype=np.float64) for unit in units])
         picked = largest(means, count, lowest=node.lowest)
-    found = WeightSet(pool.table, {})
-    for place in np.sort(picked):
-        found = found | units[place]
-    return found
+    found: dict[str, list[np.ndarray | None]] = {}
+    for place in picked:
+        for path, part in units[place].parts.items():
+            found.setdefault(path, []).append(part)
+    # A variable that is in a unit as a whole is in no other.
+    return WeightSet(pool.table, {path: _join(parts) for path, parts in found.items()})
+
+
+def _join(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    inside = [part for part in parts if part is not None]
+    return np.sort(np.concatenate(inside)) if inside else None
 
 
 def _score(node: Scored, pool: Pool) -> np.ndarray:

@@ -15,7 +15,7 @@ from tfmt.bert.torch_names import from_torch_indices, to_torch_indices
 from tfmt.bert.vocabulary import Weight
 from tfmt.errors import RequestError
 from tfmt.files import check_path
-from tfmt.tensors import read_tensors, write_tensors
+from tfmt.tensors import read_tensors, reason_of, write_tensors
 
 if TYPE_CHECKING:
     from tfmt.selection.selection import Selection
@@ -143,12 +143,19 @@ def read_given(
     Raises:
       RequestError: there is no selection, or it does not fit the model.
     """
-    place = check_path(text, kind)
+    place = check_path(text, kind).expanduser()
     if kind == "run" and not place.is_dir():
         raise RequestError(f"{place}: no folder of a run; run(...) takes the folder of a run that has begun to train")
     path = place / SELECTION_FILE if kind == "run" else place
     remedy = "the run has not come to its selection yet" if kind == "run" else "selection.save(file) writes such a file"
-    tensors, about = read_tensors(path, remedy)
+    try:
+        tensors, about = read_tensors(path, remedy)
+    except RequestError as error:
+        if kind == "run" or not path.exists():
+            raise
+        raise RequestError(
+            f"{path}: {reason_of(path, error)}; {remedy}"
+        ) from None  # nobody's run, and not to be deleted
     if kind == "run" and model_sha256 is not None and about.get("model_sha256") != model_sha256:
         raise RequestError(f"{place} selected weights of another base model; give a run on the model of this one")
     by_name = {weight.torch_name: weight for weight in weights if weight.sublayer != "classifier"}

@@ -88,7 +88,7 @@ class Table:
         known = [*_GROUPS, *(name for name in SUBLAYERS if name != "classifier")]
         first, *rest = words
         if first not in known:
-            raise ValueError(f"select knows no part {first!r} of BERT: {suggest(first, known)}")
+            raise ValueError(f"select knows no part {first!r} of BERT: {suggest(first, [*known, 'none'])}")
         sublayers = _GROUPS.get(first, (first,))
         found = [weight for weight in self.weights if weight.sublayer in sublayers]
         if not found:
@@ -142,7 +142,7 @@ class WeightSet:
         parts = dict(self.parts)
         for path, part in other.parts.items():
             own = parts.get(path, _EMPTY)
-            parts[path] = None if own is None or part is None else np.union1d(own, part).astype(np.int64)
+            parts[path] = None if own is None or part is None else _joined(own, part, self._size_of(path))
         return WeightSet(self.table, parts)
 
     def __and__(self, other: WeightSet) -> WeightSet:
@@ -323,6 +323,14 @@ _UNITS: dict[str, Callable[[Weight], str]] = {
     "module": lambda weight: weight.path.rpartition("/")[0],
     "block": lambda weight: str(weight.block),
 }
+
+
+def _joined(part: np.ndarray, other: np.ndarray, size: int) -> np.ndarray:
+    if not len(part) or not len(other):
+        return part if len(part) else other
+    keep = np.zeros(size, bool)
+    keep[part] = keep[other] = True
+    return np.flatnonzero(keep)
 
 
 def _without(part: np.ndarray | None, other: np.ndarray, size: int) -> np.ndarray:

@@ -51,7 +51,8 @@ PARTS_FILE = "checkpoint/fisher.safetensors"
 KEEP_SECONDS = 300.0  # between two times that the head is stored
 # Tokens with padding of one batch; the result does not depend on it beyond rounding.
 FISHER_TOKENS = 4096
-# Keeps the draw of the examples apart from the draws of masks, whose streams are the numbers of their pools.
+# Keeps the draw of the examples apart from the draws of masks, whose streams are the numbers of their pools; an
+# expression with more pools than this has one that draws by the same bits, out of another number of things.
 _EXAMPLES_STREAM = 0xF15E
 
 
