@@ -166,6 +166,7 @@ def split_label(text: str) -> tuple[str, str]:
     return (match[1], match[2].strip()) if match else ("", text.strip())
 
 
+@functools.lru_cache(maxsize=1024)  # a study has thousands of runs of a few expressions, and each reads it again
 def parse(text: str) -> Node:
     """Reads an expression, without a label.
 
