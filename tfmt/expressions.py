@@ -355,7 +355,8 @@ class _Reader:
         except ValueError:
             number = 0
         if not 0 < number < 1_000_000:
-            raise self.fail(f"{key} is a {'whole ' if kind is int else ''}number above 0. Received: {value[0]}", tree)
+            what = f"a {'whole ' if kind is int else ''}number above 0 and below 1,000,000"
+            raise self.fail(f"{key} is {what}. Received: {value[0]}", tree)
         return key, number
 
 

@@ -15,7 +15,7 @@ from tfmt.expressions import (
     LONGEST,
     MOST,
     PER,
-    SCORES,
+    SCORE_OPTIONS,
     Amount,
     Blocks,
     Call,
@@ -48,11 +48,11 @@ def amounts(nodes):
 
 @st.composite
 def scored(draw, nodes):
-    score = draw(st.sampled_from(sorted(SCORES)))
+    score = draw(st.sampled_from(sorted(SCORE_OPTIONS)))
     amount, unit = draw(amounts(nodes)), draw(st.sampled_from(["", *PER]))
     whole = bool(unit) and not amount.budget and amount.of is None and draw(st.booleans())
     options = {name: draw(RATES if kind is float else st.integers(1, 99) if kind is int else st.sampled_from(kind))
-               for name, (kind, _) in SCORES[score].items()}  # fmt: skip
+               for name, (kind, _) in SCORE_OPTIONS[score].items()}  # fmt: skip
     return Scored(
         draw(nodes), score, amount, score != "random" and draw(st.booleans()), "" if whole else unit,
         unit if whole else "", tuple(sorted(options.items())),
@@ -237,12 +237,12 @@ def test_a_command_ends_with_three_lines(select, lines, toy_bert, toy_glue, tmp_
 def test_every_score_and_option_is_there():
     from tfmt.selection.scores import SCORES as MODULES
 
-    assert set(MODULES) == set(SCORES) - {"random"}
+    assert set(MODULES) == set(SCORE_OPTIONS) - {"random"}
     assert {name for name, module in MODULES.items() if module.NEEDS in ("gradient", "squares")} == set(GRADIENT_SCORES)
     for name, module in MODULES.items():
-        assert set(SCORES[name]) == set(module.score.__annotations__) - {"pool", "return"}
+        assert set(SCORE_OPTIONS[name]) == set(module.score.__annotations__) - {"pool", "return"}
 
 
 def test_suggestions_name_what_is_close_first():
-    assert expressions.suggest("fischer", SCORES).startswith("did you mean fisher?")
+    assert expressions.suggest("fischer", SCORE_OPTIONS).startswith("did you mean fisher?")
     assert expressions.suggest("xyz", ["head", "dim"]) == "there are head, dim"

@@ -182,7 +182,7 @@ def _exact(record: Record) -> dict[str, Any]:
     if record.cost:
         told |= {name: getattr(record.cost, name) for name in ("steps", "tokens", "padded_tokens")}
     if record.proof:
-        told |= {"frozen before": record.proof.frozen_sha256_before, "frozen after": record.proof.frozen_sha256_after}
+        told["frozen weights stayed"] = record.proof.frozen_sha256_before == record.proof.frozen_sha256_after
         told["frozen_changed"] = record.proof.frozen_changed
     if record.result:
         told |= {"examples": record.result.examples, "words": record.result.words}
@@ -197,6 +197,7 @@ def _rounded(record: Record) -> dict[str, Any]:
         told["Fisher information"] = record.fisher.model_dump(mode="json")
     if record.proof:
         told["selected_changed"] = record.proof.selected_changed
+        told["frozen weights"] = record.proof.frozen_sha256_before  # rounding may choose others by scores
     if record.result:
         names = ("best_epoch", "score_best", "score_last", "collapsed", "predicted", "reasons", "test", "score_test")
         told |= {name: getattr(record.result, name) for name in names}

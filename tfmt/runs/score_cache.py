@@ -21,6 +21,7 @@ import numpy as np
 from tfmt import liveness, signals
 from tfmt.errors import RequestError, RequestWarning
 from tfmt.files import make_folder, set_aside
+from tfmt.runs.folder import clear_leftovers
 from tfmt.runs.lease import Lease, TakenError
 from tfmt.tensors import read_tensors, reason_of, write_tensors
 
@@ -65,6 +66,7 @@ def read_or_measure(
                 liveness.sign()
                 time.sleep(_POLL_SECONDS)
                 continue
+            clear_leftovers(place)
             # They may have come between the look and the lease.
             if (found := _read(place, told, discard=True)) is None:
                 found = measure()

@@ -149,7 +149,8 @@ def plan_spec(spec: RunSpec, weights: Sequence[Weight], heads: int, model_sha256
 def list_full_runs(spec: RunSpec) -> dict[tuple[Any, ...], RunSpec]:
     """The full fine-tunings that a run's `change` scores compare with: {(rate, epochs, checkpoint): its spec}.
 
-    Each is an ordinary run, on the run's own data and seed, that keeps its weights.
+    Each is an ordinary run, on the run's own data and seed, that keeps its weights. It is trained by Adam whatever the
+    run's own optimizer is, so that an optimizer chooses no weights.
     """
     if spec.mode != "custom":
         return {}
@@ -159,7 +160,8 @@ def list_full_runs(spec: RunSpec) -> dict[tuple[Any, ...], RunSpec]:
             options = dict(node.options)
             own = {"mode": "full", "select": "", "budget": "", "learning_rate": options["rate"],
                    "epochs": options["epochs"], "keep": "tuned", "keep_epoch": options["checkpoint"],
-                   "frozen_prefix": "live", "early_stopping": 0}  # fmt: skip
+                   "frozen_prefix": "live", "early_stopping": 0, "optimizer": "adam", "weight_decay": 0.0,
+                   "clip_norm": 0.0}  # fmt: skip
             found[options["rate"], options["epochs"], options["checkpoint"]] = RunSpec.make(**spec.model_dump() | own)
     return found
 

@@ -98,6 +98,11 @@ class Plan:
         return [step for step in steps_of(self.step) if isinstance(step, Thinned)]
 
     @property
+    def is_measured(self) -> bool:
+        """Whether gradients or a full fine-tuning decide which weights are selected."""
+        return any(self.needed(kind) for kind in ("gradient", "squares", "tuned"))
+
+    @property
     def is_drawn(self) -> bool:
         """Whether the seed alone decides which weights are selected."""
         return all(step.node.score == "random" for step in self.thinned)

@@ -252,7 +252,9 @@ def select(
     return apply_plan(model, mode, plan, seed=seed, known=known)
 
 
-def apply_plan(model: Any, mode: str, plan: Plan, *, seed: int, known: Known) -> Selection:
+def apply_plan(
+    model: Any, mode: str, plan: Plan, *, seed: int, known: Known, chosen: Chosen | None = None
+) -> Selection:
     """Makes a model train what a plan selects.
 
     Args:
@@ -261,6 +263,7 @@ def apply_plan(model: Any, mode: str, plan: Plan, *, seed: int, known: Known) ->
       plan: of this model.
       seed: decides what is drawn.
       known: what scores need but the model's own values, which are read from it.
+      chosen: what the plan selects, where that is known.
 
     Raises:
       RequestError: something that a score needs is missing, or the model is no BERT.
@@ -270,9 +273,11 @@ def apply_plan(model: Any, mode: str, plan: Plan, *, seed: int, known: Known) ->
     missing = [weight.path for weight in weights if weight.path not in variables]
     if missing or len(variables) != len(weights):
         raise RequestError(f"the model's variables are not those of a BERT, first: {(missing or ['?'])[0]}")
-    found = {kind: _needed_by(plan, kind, getattr(known, kind)) for kind in _MEASURED}
-    values = known.values or (lambda path: variables[path].numpy())
-    selection = Selection(model, mode, plan, choose(plan, seed=seed, known=Known(values, **found)))
+    if chosen is None:
+        found = {kind: _needed_by(plan, kind, getattr(known, kind)) for kind in _MEASURED}
+        values = known.values or (lambda path: variables[path].numpy())
+        chosen = choose(plan, seed=seed, known=Known(values, **found))
+    selection = Selection(model, mode, plan, chosen)
     model.train_only(frozenset(selection.paths), selection.check_optimizer)
     return selection
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -114,16 +113,33 @@ def write_selection(
     return write_tensors(path, indices, {"whole": names, **about})
 
 
-def store_selection(folder: Path, selection: Selection, model_sha256: str) -> None:
-    """Writes what a run selects into its folder, whatever else it keeps, unless it is there."""
-    path, about = folder / SELECTION_FILE, {"run_id": folder.name, "model_sha256": model_sha256}
-    with suppress(RequestError):  # missing or damaged
-        if read_tensors(path)[1].items() >= about.items():
-            return
+def store_selection(folder: Path, selection: Selection, cost: SelectionCost, model_sha256: str) -> None:
+    """Writes what a run selects, and what that cost, into its folder, whatever else it keeps."""
+    about = {"run_id": folder.name, "model_sha256": model_sha256, "cost": cost.model_dump(),
+             "warnings": list(selection.warnings)}  # fmt: skip
     whole = [
         weight.path for weight in selection.weights if selection.count(weight) and weight.path not in selection.masks
     ]
-    write_selection(path, selection.weights, selection.masks, whole, about)
+    write_selection(folder / SELECTION_FILE, selection.weights, selection.masks, whole, about)
+
+
+def read_selection(
+    folder: Path, weights: Sequence[Weight], model_sha256: str
+) -> tuple[dict[str, np.ndarray | None], SelectionCost, list[str]]:
+    """What a run chose when it began: {path: indices, None for all}, what it cost, and its warnings.
+
+    Raises:
+      RequestError: there is no such file, it is damaged, or another run's.
+    """
+    path = folder / SELECTION_FILE
+    parts = read_given("run", str(folder), weights, model_sha256)
+    _, about = read_tensors(path)
+    if about.get("run_id") != folder.name:
+        raise RequestError(f"{path}: it is another run's; run it again")
+    try:
+        return parts, SelectionCost.model_validate(about["cost"]), [str(each) for each in about["warnings"]]
+    except (KeyError, TypeError, ValueError):
+        raise RequestError(f"{path}: it does not tell what choosing cost; run it again") from None
 
 
 def read_given(

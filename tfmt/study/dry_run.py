@@ -15,7 +15,7 @@ from tfmt.expressions import split_label
 from tfmt.runs.paused import find_paused
 from tfmt.runs.records import find_records
 from tfmt.runs.runner import count_used
-from tfmt.selection.modes import plan_digests, plan_spec
+from tfmt.selection.modes import list_full_runs, plan_digests, plan_spec
 from tfmt.selection.plans import Plan, choose
 from tfmt.selection.steps import Fixed, count_parts
 from tfmt.selection.summary import format_summary, format_terms
@@ -74,9 +74,13 @@ def describe(spec: RunSpec, output_dir: str, *, by_layer: bool = False) -> str:
         lines.append(
             f"cached    the output of the lowest {counted(plan.lowest_block, 'block')}, computed once, without dropout"
         )
+    for full in list_full_runs(spec).values():
+        took = f"{counted(full.epochs, 'epoch')} at {full.learning_rate:g}"
+        lines.append(f"first     a full fine-tuning to compare with, {took}; runs share it")
     kept = "the tuned weights and the head of the " + ("best" if spec.keep_epoch == "best" else "last") + " epoch"
     lines.append(
-        "stored    record.json, spec.json, events" + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}")
+        "stored    record.json, spec.json, selection and predictions, events"
+        + ("" if spec.keep == "scores" else f", tuned.safetensors: {kept}")
     )
     digests = {"model": model_sha256, **(dataset.digests if dataset else {"data": None})}
     digests |= plan_digests(spec, plan)

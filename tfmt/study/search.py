@@ -23,6 +23,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from tfmt.selection.modes import list_full_runs
 from tfmt.spec import RunSpec
 from tfmt.study.grid import Grid, HeldOutUnion
 from tfmt.training.epoch import Epoch, headline_of
@@ -224,6 +225,7 @@ class Search:
         self._foreseen: dict[Hashable, tuple[RunSpec, int]] = {}
         self._slots: dict[Hashable, dict[Place, Slot]] = {}
         self._keys: dict[Slot, tuple[Hashable, Place]] = {}
+        self._needed = frozenset(own for run in grid.runs for own in list_full_runs(run).values())
         slots: tuple[Slot, ...] = (*grid.runs, *grid.unions)
         for slot in slots:
             cell, place = cell_of(slot)
@@ -248,6 +250,8 @@ class Search:
 
     def granted(self, slot: Slot) -> int | None:
         """After how many epochs a run stops for now; see `decide`."""
+        if slot in self._needed:  # others compare with it
+            return own_spec(slot).epochs
         cell, place = self._keys[slot]
         return self._decide(cell)[place]
 

@@ -20,9 +20,17 @@ from tfmt.errors import RequestError, RequestWarning
 from tfmt.expressions import split_label
 from tfmt.files import UnreadableError, make_folder, set_aside
 from tfmt.metrics import collapsed, count_predicted, headline, score
-from tfmt.selection.plans import Plan
+from tfmt.selection.plans import Chosen, Plan
 from tfmt.selection.scores.pool import Known, Read
-from tfmt.selection.stored import FisherNotes, SelectionCost, SelectionFacts, store_selection
+from tfmt.selection.stored import (
+    SELECTION_FILE,
+    FisherNotes,
+    SelectionCost,
+    SelectionFacts,
+    read_selection,
+    store_selection,
+)
+from tfmt.selection.weight_sets import WeightSet
 from tfmt.spec import RunSpec
 from tfmt.tensors import read_tensors, reason_of, write_tensors
 from tfmt.training.devices import peak_rss_mb, threads_in_use
@@ -208,15 +216,32 @@ class FineTuning:
             self.before_write()
             (self.folder / PARTS_FILE).unlink(missing_ok=True)
         else:
-            known, self.selection_cost = measure(
-                bench, spec, plan, tuned=self.tuned, shared=self.shared, quiet=self.quiet
-            )
-            bench.set_up(spec, steps, plan, known)
+            known, chosen = None, self._read_chosen(plan)
+            if chosen is None:
+                known, self.selection_cost = measure(
+                    bench, spec, plan, tuned=self.tuned, shared=self.shared, quiet=self.quiet
+                )
+            bench.set_up(spec, steps, plan, known, chosen)
             self.tuned = {}  # its memory goes
         for told in bench.selection.warnings:
             warnings.warn(f"--select={spec.select}: {told}", RequestWarning, stacklevel=2)
         self.before_write()
-        store_selection(self.folder, bench.selection, self.model_sha256)
+        store_selection(self.folder, bench.selection, self.selection_cost, self.model_sha256)
+
+    def _read_chosen(self, plan: Plan) -> Chosen | None:
+        """What an earlier start of this run chose by scores; None where it has still to be chosen.
+
+        So a run goes on with the same weights on a machine that rounds otherwise, and without the scores.
+        """
+        path = self.folder / SELECTION_FILE
+        if not plan.is_measured or not path.exists():
+            return None
+        try:
+            parts, self.selection_cost, told = read_selection(self.folder, plan.table.weights, self.model_sha256)
+        except RequestError as error:
+            self._discard(path, reason_of(path, error))
+            return None
+        return Chosen(WeightSet(plan.table, parts), told)
 
     def _train_epoch(self, progress: Progress) -> str | None:
         """The rest of an epoch's steps; what went wrong with the loss, if anything."""

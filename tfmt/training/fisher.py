@@ -337,15 +337,17 @@ def store_fisher(
 
 
 def train_head(
-    bench: Workbench, spec: RunSpec, parts: Mapping[str, np.ndarray], keep: Callable[[dict[str, np.ndarray]], None]
-) -> float:
+    bench: Workbench, spec: RunSpec, parts: Mapping[str, np.ndarray],
+    keep: Callable[[dict[str, np.ndarray]], None] | None,
+) -> float:  # fmt: skip
     """One epoch of the head alone on the frozen encoder; the mean training loss.
 
     Args:
       bench: the run's workbench.
       spec: the run.
       parts: what an interrupted estimation left; the epoch goes on from there.
-      keep: stores the head now and then, after the step that a signal stops the epoch at, and after its last.
+      keep: stores the head now and then, after the step that a signal stops the epoch at, and after its last; None
+        where it is not to be kept.
     """
     settings = {
         "mode": "frozen", "epochs": HEAD_EPOCHS, "learning_rate": HEAD_LEARNING_RATE, "frozen_prefix": "live",
@@ -360,10 +362,14 @@ def train_head(
     with signals.held():
         for batch in training_batches(train, plan, len(losses)):
             losses.append(float(bench.train_step(batch)))
-            if signals.asked() or len(losses) == plan.steps or time.monotonic() - kept > KEEP_SECONDS:
+            if keep and (signals.asked() or len(losses) == plan.steps or time.monotonic() - kept > KEEP_SECONDS):
                 keep(_head_part(bench, losses))
                 kept = time.monotonic()
-            signals.check(f"the head for Fisher information is kept at step {len(losses)} of {plan.steps}")
+            place = f"step {len(losses)} of {plan.steps}"
+            signals.check(
+                f"the head for Fisher information is kept at {place}" if keep
+                else f"the head that scores are measured with was at {place}, and starts anew"
+            )  # fmt: skip
     loss = sum(losses) / plan.steps
     if not math.isfinite(loss):
         raise FloatingPointError("the loss was not finite while the head was trained for the Fisher information")

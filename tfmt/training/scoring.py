@@ -49,6 +49,8 @@ def measure(
       Stop: a signal asked for it.
     """
     started = time.perf_counter()
+    if plan.is_measured:
+        bench.drop_steps()  # an optimizer's state is as large as the model, or twice
     drawn = draw_examples(len(bench.splits["train"]), spec.fisher_examples, spec.seed)
     found: dict[str, dict[Any, Read]] = {"gradient": {}, "squares": {}}
     passes = 0
@@ -58,7 +60,7 @@ def measure(
             def take(kind: str = kind, head: str = head, paths: tuple[str, ...] = paths) -> dict[str, np.ndarray]:
                 bench.restore(spec.seed)
                 if head == "trained":
-                    train_head(bench, spec, {}, lambda _: None)
+                    train_head(bench, spec, {}, None)
                 return _measure(bench, kind, paths, drawn, quiet)
 
             key = _key(spec, kind, head, paths, drawn)

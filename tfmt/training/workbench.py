@@ -26,7 +26,7 @@ from tfmt.data.batches import (
 from tfmt.data.tokens import TokenizedSplit
 from tfmt.errors import RequestError, RunError
 from tfmt.selection.modes import plan_spec
-from tfmt.selection.plans import Plan
+from tfmt.selection.plans import Chosen, Plan
 from tfmt.selection.scores.pool import Known
 from tfmt.selection.selection import apply_plan
 from tfmt.spec import RunSpec
@@ -80,7 +80,8 @@ class Workbench:
 
     # ---- setting up a run ------------------------------------------------------------------------------------------
 
-    def set_up(self, spec: RunSpec, steps: int, plan: Plan | None = None, known: Known | None = None) -> None:
+    def set_up(self, spec: RunSpec, steps: int, plan: Plan | None = None, known: Known | None = None,
+               chosen: Chosen | None = None) -> None:  # fmt: skip
         """Puts weights, head, selection, optimizer and dropout into the state in which this run starts.
 
         Args:
@@ -88,13 +89,14 @@ class Workbench:
           steps: optimizer steps of the whole run.
           plan: what it selects; None reads it from the spec.
           known: what the plan's scores need, but the base model's values.
+          chosen: what the plan selects, where that is known.
         """
         if self.spoiled:
             raise RunError(f"no run may start on this workbench: {self.spoiled}; make a new one")
         set_tensor_float(spec.precision)
         self.restore(spec.seed)
         self.selection = apply_plan(
-            self.model, spec.mode, plan or self.plan(spec), seed=spec.seed, known=known or Known()
+            self.model, spec.mode, plan or self.plan(spec), seed=spec.seed, known=known or Known(), chosen=chosen
         )
         self._moved = set(self.selection.paths)
         masks = self.selection.open_masks
@@ -142,7 +144,7 @@ class Workbench:
         else:
             # The last step goes before the new one comes, with its optimizer's state. The head's alone stays beside
             # the current one, as every fisher run starts with it; its state is small.
-            self._steps = {known: step for known, step in self._steps.items() if _trains_head_alone(known)}
+            self.drop_steps()
             while len(self._steps) > 1:
                 self._steps.pop(next(iter(self._steps)))
             variables = self.model.all_weights
@@ -151,6 +153,10 @@ class Workbench:
                 start=start, jit=self.jit,
             )  # fmt: skip
         self._steps[signature] = step
+
+    def drop_steps(self) -> None:
+        """Gives the memory of traced steps and their optimizers back, but for the one that trains the head alone."""
+        self._steps = {known: step for known, step in self._steps.items() if _trains_head_alone(known)}
 
     @property
     def step(self) -> Step:
