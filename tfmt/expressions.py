@@ -385,9 +385,13 @@ def write(node: Node) -> str:
     raise AssertionError(node)
 
 
-def shorten(text: str) -> str:
-    """An expression, labelled or not, that names the runs and files in it without the folders where they lie."""
-    return re.sub(r'(run|mask)\("([^"]*)"\)', lambda found: f'{found[1]}("{PurePath(found[2]).name}")', text)
+def shorten(text: str, folders: int = 0) -> str:
+    """An expression, labelled or not, with of each run's or file's place only the name and so many folders above it."""
+
+    def cut(found: re.Match[str]) -> str:
+        return f'{found[1]}("{PurePath(*PurePath(found[2]).parts[-1 - folders :])}")'
+
+    return re.sub(r'\b(run|mask)\("([^"]*)"\)', cut, text)
 
 
 def _base(node: Node, outer: type) -> str:

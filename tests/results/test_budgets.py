@@ -219,6 +219,22 @@ def test_what_names_a_selection(add_run: Add, tmp_path: Path, selects: tuple[str
     assert {row.title for row in find_rows(frame(tmp_path)[0])} == titles
 
 
+def test_runs_of_one_name_in_two_folders_are_two_rows(add_run: Add, tmp_path: Path) -> None:
+    places = ("/home/one/r", "/home/two/r", "/home/two/other")
+    for place in places:
+        for seed in (0, 1):
+            add_run(0.5, mode="custom", select=f'run("{place}") + pooler', seed=seed)
+        add_run(0.5, mode="custom", select=f'mask("{place}.safetensors") & pooler')
+    runs, _ = frame(tmp_path)
+    rows = find_rows(runs)
+    assert len(set(rows)) == 6
+    mine = sorted({row.title for row in rows if "run" in row.title})
+    assert mine == ['run("one/r") + pooler', 'run("other") + pooler', 'run("two/r") + pooler']
+    assert find_row(f"custom:select={mine[2]}", rows).title == mine[2]
+    assert len(narrow(runs, "select='run(\"/home/two/r\") + pooler'")) == 2
+    assert len(narrow(runs, "select='run(\"r\") + pooler'")) == 4
+
+
 ROWS = [
     Row("layernorm"),
     Row("fisher", mask_fraction=0.1),

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from tfmt.expressions import shorten
 from tfmt.results.formats import Block
 from tfmt.results.groups import SETTINGS, column_title
-from tfmt.results.rows import hide_places
 from tfmt.results.tables import format_rate
 from tfmt.runs.records import Record
 from tfmt.spec import MODES, TASK_NAMES, RunSpec
@@ -124,7 +124,7 @@ def without_places(record: Record) -> RunSpec:
     spec, commit = record.spec, record.model.commit if record.model else None
     named: dict[str, Any] = {"model": spec.model if spec.model == "demo" else record.model_name}
     named |= {"revision": commit} if commit else {}
-    named |= {"data_dir": PurePath(spec.data_dir).name, "select": hide_places(spec.select)}
+    named |= {"data_dir": PurePath(spec.data_dir).name, "select": shorten(spec.select)}
     sources = tuple(PurePath(place).name for place in spec.fisher_from)
     return spec.model_copy(update=named | {"fisher_from": sources})
 

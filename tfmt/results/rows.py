@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from tfmt.errors import RequestError
-from tfmt.expressions import split_label
+from tfmt.expressions import shorten, split_label
 from tfmt.results.crossfit import Fold, cross_fit
 from tfmt.spec import MODES, RunSpec, parse_layers
 
@@ -64,7 +64,8 @@ class Row:
     Attributes:
       union: a `fisher` run on the union of other runs' masks; `mask_fraction` is then theirs, None if they are not at
         hand to tell.
-      select: the expression of a `custom` run, `NAME = EXPRESSION` where it has a name.
+      select: the expression of a `custom` run, `NAME = EXPRESSION` where it has a name; runs and files in it go by
+        their own names, and by folders above them where that tells two rows apart.
       budget: what `budget` in it is, `6144` or `0.5%`; empty where it has none.
     """
 
@@ -193,27 +194,32 @@ def find_rows(runs: pd.DataFrame) -> list[Row]:
     return rows
 
 
-_READ = re.compile(r'\b(run|mask)\("([^"]*)"\)')  # what an expression reads from a folder or a file
-
-
-def hide_places(select: str) -> str:
-    """An expression that names runs and files by their own names and not by where on a machine they lay."""
-    return _READ.sub(lambda found: f'{found[1]}("{PurePath(found[2]).name}")', select)
-
-
 def _name_selections(selects: Iterable[str]) -> dict[str, str]:
     """{`select` of a run: that of its row}."""
-    split = {select: split_label(hide_places(select)) for select in selects}
+    split = {select: split_label(select) for select in selects}
     names: dict[str, set[str]] = {}
     for name, expression in split.values():
         names.setdefault(expression, set()).update({name} - {""})
+    shown = _shorten_apart(names)
     times = Counter(name for found in names.values() for name in found)
     good = {
-        expression: f"{min(found)} = {expression}"
+        expression: f"{min(found)} = {shown[expression]}"
         for expression, found in names.items()
         if len(found) == 1 and times[min(found)] == 1 and min(found) not in MODE_TITLES.values()
     }
-    return {select: good.get(expression, expression) for select, (_, expression) in split.items()}
+    return {select: good.get(expression, shown[expression]) for select, (_, expression) in split.items()}
+
+
+def _shorten_apart(texts: Iterable[str]) -> dict[str, str]:
+    """Each expression without the folders that its runs and files lie in, but for those that tell two apart."""
+    shown = {text: shorten(text) for text in texts}
+    for folders in itertools.count(1):
+        times = Counter(shown.values())
+        longer = {text: shorten(text, folders) for text, short in shown.items() if times[short] > 1}
+        if longer.items() <= shown.items():
+            break
+        shown |= longer
+    return shown
 
 
 def united_fractions(runs: pd.DataFrame) -> list[float | None]:

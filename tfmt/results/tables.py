@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfmt import protocol
 from tfmt.errors import RequestError
+from tfmt.expressions import shorten
 from tfmt.metrics import COLLAPSED_MARK
 from tfmt.results.cells import ALL_SEEDS, Cell, Seeds
 from tfmt.results.crossfit import (
@@ -34,7 +35,6 @@ from tfmt.results.rows import (
     TOKEN_TASKS,
     Row,
     annotate,
-    hide_places,
     is_token_task,
     keep_runs,
     none_if_missing,
@@ -566,6 +566,6 @@ def _without_places(run: dict[Hashable, Any]) -> dict[Hashable, Any]:
         "model": run["model_name"],
         "data_dir": PurePath(run["data_dir"]).name,
         "fisher_from": tuple(PurePath(place).name for place in run["fisher_from"]),
-        "select": hide_places(run["select"]),
+        "select": shorten(run["select"]),
         "error": error and without_folders(error),
     }

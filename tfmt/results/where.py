@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfmt import expressions
 from tfmt.errors import RequestError
-from tfmt.results.rows import hide_places, keep_runs, none_if_missing, united_fractions
+from tfmt.results.rows import keep_runs, none_if_missing, united_fractions
 from tfmt.spec import RunSpec, format_layers, parse_layers
 from tfmt.words import counted
 
@@ -66,6 +66,8 @@ def narrow(runs: pd.DataFrame, where: str, *, given: str = "") -> pd.DataFrame:
             [values] if name == "select" and whole in known else values.split(",")
         )  # it may have commas of its own
         wanted = [read_meaning(name, value, written=True) for value in entries]
+        if name == "select" and whole not in known:  # tables leave out where runs and files lie
+            known, wanted = ([each and expressions.shorten(each) for each in those] for those in (known, wanted))
         for meaning, value in zip(wanted, entries, strict=True):
             if meaning not in known:
                 raise RequestError(f"{given}: no run has {name}={value}; there is {_list(known)}")
@@ -101,7 +103,7 @@ def _read_selection(text: str) -> str:
     if name:
         return name
     try:
-        return hide_places(expressions.write(expressions.parse(expression)))
+        return expressions.write(expressions.parse(expression))
     except RequestError:
         return expression  # a name that reads as none
 
