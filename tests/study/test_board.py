@@ -84,6 +84,16 @@ def test_summary_flags_collapsed_runs(ends, shown):
     assert ("learning nothing" in lines[-1]) == (len(shown) > 1)
 
 
+def test_selections_that_are_told_alike_have_scores_of_their_own():
+    board = Board(2)
+    for place, score in (("one", 0.7), ("two", 0.8)):
+        select = f'run("{place}/r") + pooler'
+        spec = RunSpec.make(model="m", task="mrpc", mode="custom", select=select, learning_rate=5e-3)
+        board.book(spec, "run", end(score, flat=False))
+    told = 'best      mrpc run("r") + pooler: f1'
+    assert board.summary().splitlines()[1:] == [f"{told} 70.00", f"{told} 80.00"]
+
+
 def test_estimates_begin_with_the_first_epoch():
     times = Times()
     times.note(SPEC, STANDING)

@@ -20,7 +20,7 @@ _PLAIN_SECONDS = 30.0
 
 
 class Best(NamedTuple):
-    """The best score of a task and mode, a fraction, and whether its run collapsed in that epoch."""
+    """The best score of a task and mode or selection, a fraction, and whether its run collapsed in that epoch."""
 
     name: str
     score: float
@@ -28,6 +28,21 @@ class Best(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} {100 * self.score:.2f}{COLLAPSED_MARK if self.collapsed else ''}"
+
+
+class _Cell(NamedTuple):
+    """What has a best score of its own; two selections may be told alike."""
+
+    task: str
+    mode: str
+    select: str
+    budget: str
+    told: str
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> _Cell:
+        """A run's."""
+        return cls(spec.task, spec.mode, spec.select, spec.budget, f"{spec.task} {spec.trained}")
 
 
 class Board:
@@ -47,11 +62,11 @@ class Board:
     def __init__(self, total: int, verbosity: int = 0) -> None:
         self.total, self._verbosity = total, verbosity
         self.counts = {"completed": 0, "diverged": 0, "failed": 0}
-        self.best: dict[tuple[str, str], Best] = {}
-        self.scored: Counter[tuple[str, str]] = Counter()
-        self.collapsed: Counter[tuple[str, str]] = Counter()
+        self.best: dict[_Cell, Best] = {}
+        self.scored: Counter[_Cell] = Counter()
+        self.collapsed: Counter[_Cell] = Counter()
         self.stored = self.left = self.paused = self.stopped = self.spared = 0
-        self._latest: tuple[str, str] | None = None
+        self._latest: _Cell | None = None
         self._bar: Any = None
         self._lines: list[Any] = []
         self._said = 0.0
@@ -66,7 +81,7 @@ class Board:
         self.counts[ended.status] += 1
         self.stored += stored
         if ended.record and ended.record.result and ended.status == "completed":
-            result, key = ended.record.result, (spec.task, spec.trained)
+            result, key = ended.record.result, _Cell.of(spec)
             self._latest = key
             flat = result.collapsed_in(result.best_epoch) is True
             self.scored[key] += 1
@@ -101,8 +116,7 @@ class Board:
             parts.append(f"{format_seconds(seconds_left)} left")
         if self._latest in self.best:
             assert self._latest is not None
-            task, mode = self._latest
-            parts.append(f"best {task} {mode} {self.best[self._latest]}")
+            parts.append(f"best {self._latest.told} {self.best[self._latest]}")
         text = ", ".join(parts)
         if self._bar is not None and not self._bar.disable:
             self._bar.update(self.done - self._bar.n)
@@ -140,7 +154,7 @@ class Board:
         lines = [f"runs      {self.total:,}: {counts}{before}"]
         for key, best in self.best.items():
             flat = f" ({self.collapsed[key]} of {self.scored[key]} runs collapsed)" if self.collapsed[key] else ""
-            lines.append(f"best      {' '.join(key)}: {best}{flat}")
+            lines.append(f"best      {key.told}: {best}{flat}")
         if any(self.collapsed.values()):
             lines.append(
                 f"{COLLAPSED_MARK}         a run that collapsed predicts one class only, or a constant: "
