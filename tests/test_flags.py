@@ -20,6 +20,7 @@ COMMANDS = {
     for name in ("train", "sweep", "report", "analyze", "audit", "predict", "export")
 }
 every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+CUSTOM = ["--model=demo", "--task=rotten_tomatoes", "--mode=custom"]
 RIGHT = ["--model=demo", "--task=rotten_tomatoes", "--mode=layernorm"]
 
 
@@ -158,6 +159,7 @@ def test_choices_stand_once():
     [
         ("train", RIGHT, [*RIGHT, "--mask_size=4"]),
         ("sweep", [*RIGHT, "--seed=0,1", "--layers=each"], [*RIGHT, "--layers=6"]),
+        ("sweep", [*CUSTOM, "--select=layernorm"], [*CUSTOM, "--select=layernorm", "--budget=5"]),
         ("report", ["--table=1"], ["--table=5"]), ("report", ["--claims"], []),
         ("analyze", ["--figure=rates"], ["--figure=rates", "--output=rates.doc"]),
         ("audit", ["--run=r"], ["--threads=2"]),
@@ -171,6 +173,26 @@ def test_only_check_args_checks_and_does_nothing(name, right, wrong, tmp_path, c
         assert capsys.readouterr() == ("", "")
         refuse(capsys, ["--only_check_args", *wrong], name)
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["train", "sweep"])
+@pytest.mark.parametrize(("select", "caret"), [("pooler + attention@99", 19), ("layernorm:far(99999999)", 14)])
+def test_selections_are_checked_on_the_model(name, select, caret, capsys):
+    for flag in ("--only_check_args", "--dry_run"):
+        assert COMMANDS[name].main([*CUSTOM, f"--select={select}", flag]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 3)
+        assert err.splitlines()[2].index("^") == 2 + caret
+
+
+def test_a_sweep_s_dry_run_tells_what_each_selection_is(tmp_path, capsys):
+    selects = ["--select=mine = all:random(budget)", "--select=all:far(3) + pooler:far(2)"]
+    assert COMMANDS["sweep"].main([*CUSTOM, *selects, "--budget=50,4000", f"--output_dir={tmp_path}", "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:4] == [
+        "select        50  mine 50",
+        "           4,000  mine 4000",
+        "          3 to 5  all:far(3) + pooler:far(2)",
+    ]
 
 
 def test_help_imports_nothing_slow():

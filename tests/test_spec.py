@@ -152,6 +152,8 @@ def test_id_is_the_hash_of_the_identity():
         ({"weight_decay": -0.1, "optimizer": "sgd", "learning_rate": 0.1}, "weight_decay"),
         ({"clip_norm": -1.0}, "clip_norm"),
         ({"early_stopping": -1}, "early_stopping"), ({"early_stopping": 1.5}, "early_stopping"),
+        ({"mode": "custom", "select": "full = layernorm"}, "give the selection another"),
+        ({"mode": "custom", "select": "two\nlines = layernorm"}, "printable characters"),
     ],
 )  # fmt: skip
 def test_refuses(changes, culprit):
@@ -184,3 +186,12 @@ def test_every_mode_makes_a_spec():
     extra |= {"fisher": {"mask_fraction": 0.1}, "fisher_control": {"mask_fraction": 0.1}}
     extra |= {"custom": {"select": "layernorm"}}
     assert {make(mode=mode, **extra.get(mode, {})).mode for mode in MODES} == set(MODES)
+
+
+def test_one_default_rate_for_every_selection():
+    selects = ("attention", "attention - attention.bias", "x = layernorm:far(3)", "all - embeddings", "none")
+    assert {make(mode="custom", select=select).learning_rate for select in selects} == {1e-3}
+
+
+def test_a_name_may_be_that_of_a_score():
+    assert make(mode="custom", select="fisher = all:fisher(5)").trained == "fisher"

@@ -37,7 +37,7 @@ _HELP = {
     "budget": "What `budget` in --select is: a number of weights, or percent of the encoder, 0.5%.",
     "fisher_examples": "Training examples that Fisher information, or another score by gradients, is measured on.",
     "fisher_from": "Folders of other runs; the union of their masks trains instead of a fraction.",
-    "learning_rate": "Peak learning rate; P1 picks it per cell; unset means 5e-5 (full), 1e-4 (modules) or 5e-3.",
+    "learning_rate": "Peak rate; search it, as P1 does; unset is 5e-5 (full), 1e-4 (modules), 1e-3 (custom) or 5e-3.",
     "epochs": "Epochs; 0 is P1's rule: full 5; otherwise 10 for sst2, qqp, mnli, qnli and 20 for the rest.",
     "batch_size": "Examples a step over all replicas together; the default is P1's.",
     "max_length": "Tokens an example keeps; the default is P1's.",

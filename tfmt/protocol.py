@@ -26,6 +26,9 @@ MASK_FRACTIONS = (0.05, 0.1, 0.2, 0.5)
 FULL_LEARNING_RATE = 5e-5
 MODULE_LEARNING_RATE = 1e-4
 PART_LEARNING_RATE = 5e-3
+# Of any selection by an expression, so that two spellings are one run: between those of modules and of small parts. The
+# best rates of selections span decades, so that this one should be searched.
+CUSTOM_LEARNING_RATE = 1e-3
 
 
 def paper_epochs(task: str, mode: str) -> int:
@@ -39,4 +42,6 @@ def usual_rate(mode: str) -> float:
     """The learning rate of a run that names none."""
     if mode == "full":
         return FULL_LEARNING_RATE
+    if mode == "custom":
+        return CUSTOM_LEARNING_RATE
     return MODULE_LEARNING_RATE if mode in ("attention", "feedforward") else PART_LEARNING_RATE

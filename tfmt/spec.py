@@ -316,7 +316,8 @@ class RunSpec(Checked):
             object.__setattr__(self, name, value)
         if self.mode == "custom":
             label, expression = expressions.split_label(self.select)
-            tree = expressions.parse(expression) if expression else None
+            _check_label(label)
+            tree = _parse(expression) if expression else None
             written = expressions.write(tree) if tree else ""
             object.__setattr__(self, "select", f"{label} = {written}" if label else written)
         meaningful = meaningful_fields(self.mode, self.task, self.select)
@@ -329,7 +330,7 @@ class RunSpec(Checked):
         if self.learning_rate is None:
             if self.optimizer != "adam":
                 raise ValueError(f"--optimizer={self.optimizer} has no usual rate, as adam has; give --learning_rate")
-            object.__setattr__(self, "learning_rate", usual_rate(self.mode, self.select))
+            object.__setattr__(self, "learning_rate", protocol.usual_rate(self.mode))
         if self.epochs == 0:
             object.__setattr__(self, "epochs", protocol.paper_epochs(self.task, self.mode))
         if self.early_stopping >= self.epochs:  # the run has ended by then
@@ -359,6 +360,8 @@ class RunSpec(Checked):
           **digests: digests of content, for example `model=...`, `data=...`, `fisher_from=...`.
         """
         settings = {name: value for name, value in self.model_dump(mode="json").items() if self._identifies(name)}
+        if self.mode == "custom":  # whether it means anything is known with the model, so that the digests tell it
+            settings["fisher_examples"] = type(self).model_fields["fisher_examples"].default
         return {"arithmetic": ARITHMETIC, "digests": dict(sorted(digests.items())), "settings": settings}
 
     def _identifies(self, name: str) -> bool:
@@ -420,6 +423,14 @@ _TASK_FIELDS: dict[str, frozenset[str]] = {
 CONDITIONAL_FIELDS: frozenset[str] = frozenset().union({"layers"}, *_MODE_FIELDS.values(), *_TASK_FIELDS.values())
 
 
+def _check_label(label: str) -> None:
+    """Refuses a selection's name that is a mode's, unless it is a score's too, or that is no line of text."""
+    if label in MODES and label not in expressions.SCORES:
+        raise ValueError(f"select: {label} is the name of a mode; give the selection another, or none")
+    if not label.isprintable():
+        raise ValueError(f"select: a name is one line of printable characters. Received: {label!r}")
+
+
 def meaningful_fields(mode: str, task: str, select: str = "") -> frozenset[str]:
     """The members of `CONDITIONAL_FIELDS` that change something for this mode and task.
 
@@ -438,36 +449,14 @@ def meaningful_fields(mode: str, task: str, select: str = "") -> frozenset[str]:
     return fields if mode in ("frozen", "custom") else fields | {"layers"}
 
 
+@functools.lru_cache(1000)
+def _parse(expression: str) -> expressions.Node:
+    """A tree never changes, and the runs of a study have few."""
+    return expressions.parse(expression)
+
+
 def _walk(select: str) -> Iterable[expressions.Node]:
-    return expressions.walk(expressions.parse(expressions.split_label(select)[1]))
-
-
-def usual_rate(mode: str, select: str = "") -> float:
-    """The learning rate of a run that names none; of a selection, that of the mode which is most like it."""
-    if mode != "custom" or not select:
-        return protocol.usual_rate(mode)
-    return protocol.usual_rate(
-        "attention" if _takes_matrices(expressions.parse(expressions.split_label(select)[1])) else ""
-    )
-
-
-def _takes_matrices(node: expressions.Node) -> bool:
-    """Whether whole kernels or tables train, as far as an expression tells without a model."""
-    match node:
-        case expressions.Name(words):
-            vectors = {"bias", "gamma", "beta", "none"}
-            return not vectors & set(words) and not words[0].endswith("layernorm")
-        case expressions.Scored(whole=whole):
-            return bool(whole) and _takes_matrices(node.inside)
-        case expressions.Pair("+"):
-            return _takes_matrices(node.first) or _takes_matrices(node.second)
-        case expressions.Pair("-"):
-            return _takes_matrices(node.first)
-        case expressions.Pair():
-            return _takes_matrices(node.first) and _takes_matrices(node.second)
-        case expressions.Blocks() | expressions.Places() | expressions.Shuffled():
-            return _takes_matrices(node.inside)
-    return False
+    return expressions.walk(_parse(expressions.split_label(select)[1]))
 
 
 def check_settings(**settings: Any) -> dict[str, Any]:

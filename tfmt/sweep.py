@@ -11,7 +11,7 @@ from tfmt import signals, streams
 from tfmt.flags import Command, define_require_gpu, define_run_flags, run_command
 from tfmt.memory import keep_memory
 from tfmt.spec import MODES, TASK_NAMES, RunSpec
-from tfmt.study.grid import AXES, EACH, FISHER_UNIONS, Grid, expand_grid, parse_axes
+from tfmt.study.grid import AXES, FISHER_UNIONS, Grid, expand_grid, parse_axes
 from tfmt.study.search import SEARCHES
 from tfmt.train import require_gpu
 
@@ -51,7 +51,9 @@ def _define(values: flags.FlagValues) -> None:
                          lower_bound=0, flag_values=values)  # fmt: skip
     flags.DEFINE_bool("retry_failed", False, "Runs failed runs again; else they stay as recorded.", flag_values=values)
     flags.DEFINE_string("output_dir", "runs", "Folder that holds the runs' folders.", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "Counts the runs, and those done, and stops.", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "Counts the runs, those done, and what selections train; then stops.", flag_values=values
+    )
 
 
 def read_grid(values: flags.FlagValues) -> Grid:
@@ -66,11 +68,10 @@ def read_grid(values: flags.FlagValues) -> Grid:
     if values.model is None:
         raise RequestError("--model is required: the BERT to tune")
     axes = parse_axes({name: values[name].value or "" for name in AXES})
-    named = any(layers != "all" for layers in axes.get("layers", ()))
-    known = named or EACH in axes.get("layers", ())
-    blocks = find_shape(values.model, values.revision).num_hidden_layers if known else None
+    needed = "custom" in axes.get("mode", ()) or any(layers != "all" for layers in axes.get("layers", ()))
+    shape = find_shape(values.model, values.revision) if needed else None
     settings = {name: values[name].value for name in _SHARED}
-    return expand_grid(axes, settings, blocks=blocks, fisher_union=values.fisher_union)
+    return expand_grid(axes, settings, shape=shape, fisher_union=values.fisher_union)
 
 
 def _main(values: flags.FlagValues) -> int:

@@ -70,6 +70,16 @@ def _main(values: flags.FlagValues) -> int:
     return 0
 
 
+def _check(values: flags.FlagValues) -> None:
+    """Refuses flags that do not fit together, and a selection that the model has not."""
+    from tfmt.bert.configs import find_shape
+    from tfmt.selection.modes import plan_on_shape
+
+    spec = read_spec(values)
+    if spec.mode == "custom":
+        plan_on_shape(spec, find_shape(spec.model, spec.revision))
+
+
 def require_gpu(program: str, verbosity: int) -> None:
     """Raises `RequestError` where GPUs are missing; imports TensorFlow for that."""
     with streams.told_if_slow(f"{program}: looks for GPUs"):
@@ -134,7 +144,7 @@ _EXAMPLES = (
     "tfmt-train --model=demo --task=rotten_tomatoes --mode=layernorm --epochs=2 --train_limit=2000",
     "tfmt-train --flagfile=protocol.flags --task=mrpc --mode=bitfit --learning_rate=1e-3 --dry_run",
 )
-COMMAND = Command("tfmt-train", _SUMMARY, _EXAMPLES, _define, _main, check=read_spec)
+COMMAND = Command("tfmt-train", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tfmt.selection.plans import make_plan
 from tfmt.spec import RunSpec
 from tfmt.study.grid import AXES, Grid, expand_grid, parse_axes
 
+BASE = PAPER_SHAPES["bert-base-uncased"]
+SMALL = dataclasses.replace(BASE, num_hidden_layers=6)
 FLAGS = Path(__file__).parents[2] / "flags"
 # Flags of tfmt-sweep that are neither an axis nor a field of a spec, with a value's type.
 SWEEP_FLAGS = {"fisher_union": str}
@@ -54,12 +57,12 @@ def typed(field: str, text: str) -> Any:
     return kind(text) if kind in (int, float) else text
 
 
-def grid_of(name: str, blocks: int = 12) -> Grid:
+def grid_of(name: str) -> Grid:
     flags = read_flagfile(name)
     assert set(flags) <= set(RunSpec.model_fields) | set(SWEEP_FLAGS)
     axes = parse_axes({flag: text for flag, text in flags.items() if flag in AXES})
     settings = {flag: typed(flag, text) for flag, text in flags.items() if flag not in {*AXES, *SWEEP_FLAGS}}
-    return expand_grid(axes, settings, blocks=blocks, fisher_union=flags.get("fisher_union", "none"))
+    return expand_grid(axes, settings, shape=BASE, fisher_union=flags.get("fisher_union", "none"))
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
@@ -145,7 +148,7 @@ def test_runs_of_one_shape_are_neighbours() -> None:
 
 def test_layers_each_and_together() -> None:
     axes = parse_axes({"task": "mrpc", "mode": "layernorm", "layers": "all,each,0+5+2,0-2"})
-    grid = expand_grid(axes, {"model": "demo"}, blocks=6)
+    grid = expand_grid(axes, {"model": "demo"}, shape=SMALL)
     assert [run.layers for run in grid.runs] == ["all", "0", "1", "2", "3", "4", "5", "0,2,5", "0-2"]
 
 
@@ -154,7 +157,7 @@ def test_layers_need_blocks_that_are_there() -> None:
     with pytest.raises(RequestError, match="number of blocks"):
         expand_grid(axes | {"layers": ("each",)}, {"model": "demo"})
     with pytest.raises(RequestError, match=r"6 blocks, 0 to 5\. Received: '4-7'"):
-        expand_grid(axes | {"layers": ("4-7",)}, {"model": "demo"}, blocks=6)
+        expand_grid(axes | {"layers": ("4-7",)}, {"model": "demo"}, shape=SMALL)
 
 
 @pytest.mark.parametrize(
@@ -213,3 +216,35 @@ def test_held_out_unions_need_other_tasks() -> None:
         expand_grid(axes, {"model": "demo"}, fisher_union="held_out")
     with pytest.raises(RequestError, match="--fisher_union must be one of none, held_out"):
         expand_grid(axes, {"model": "demo"}, fisher_union="all")
+
+
+def selections(*select: str, modes: tuple[str, ...] = ("custom",), **axes: Any) -> Grid:
+    return expand_grid({"task": ("mrpc",), "mode": modes, "select": select, **axes}, {"model": "demo"}, shape=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("select", "axes", "message"),
+    [
+        (("layernorm",), {"budget": ("5",)}, "--budget means nothing"),
+        (("layernorm",), {"modes": ("custom", "full"), "layers": ("0",)}, "--layers means nothing for --mode=custom"),
+        (("a = layernorm", "a = pooler"), {}, "two selections are named 'a', layernorm and pooler"),
+        (("layernorm", "x = layernorm@0-last"), {}, "'layernorm' and 'x = layernorm@0-last' are one selection"),
+        (("all:far(budget)",), {"budget": ("50%", "33477504")}, "--budget=50% and .* with --budget=33477504 are one"),
+        (("fisher = all:fisher(5)",), {"modes": ("custom", "frozen", "random", "fisher")}, "mask_fraction"),
+        (("random = all:random(5)",), {"modes": ("custom", "random")}, "random is a mode of this sweep"),
+        (("attention@99",), {}, "blocks 0 to 5"),
+        (("layernorm:far(99999999)",), {}, "there are 18,432 weights"),
+        (("nonsense",), {}, "nonsense"),
+    ],
+)
+def test_selections_that_cannot_be(select: tuple[str, ...], axes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        selections(*select, **axes)
+
+
+def test_full_runs_are_those_that_the_selections_need() -> None:
+    for covered in ("layernorm:far(10% of layernorm:change(16))", "layernorm + layernorm:change(5)"):
+        assert [run.mode for run in selections(covered).runs] == ["custom"]
+    grid = selections("all:change(5, rate=1e-4)", "pooler:change(5, rate=1e-4) + attention", "all:change(5)")
+    assert [(run.mode, run.learning_rate) for run in grid.runs][:2] == [("full", 1e-4), ("full", 5e-5)]
+    assert [run.mode for run in grid.runs][2:] == 3 * ["custom"]

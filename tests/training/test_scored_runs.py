@@ -173,6 +173,12 @@ def test_two_spellings_are_one_run(prepared):
     assert same_id("all:magnitude(budget)", "all:magnitude(10)", budget="10")
     assert same_id("all:random(5) + layernorm:far(3)", "layernorm:far(3) + all:random(5)")
     assert same_id("all:fisher(5)", "all:fisher(5, head=random)")
+    # What is not measured needs no examples, nor a full run; and no rate depends on the spelling.
+    assert same_id("layernorm + layernorm:fisher(5)", "layernorm")
+    assert same_id("attention - attention.bias", "attention.kernel", learning_rate=None)
+    few, many = (prepared("runs", select="all:fisher(5)", fisher_examples=examples) for examples in (3, 4))
+    assert few.run_id != many.run_id
+    assert not prepared("runs", select="layernorm + layernorm:change(5)").full_runs
     assert not same_id("all:fisher(5)", "all:fisher(5, head=trained)")
     assert not same_id("all:fisher(5)", "all:fisher(5, lowest)")
     assert not same_id("all:change(5)", "all:change(5, rate=1e-4)")

@@ -232,7 +232,7 @@ def prepare(
         )
     folder = Path(output_dir) / spec.run_id(**digests)
     request = Request(spec, task, dataset, model, digests, folder, model_parts, plan, model_notes=notes)
-    full = {key: prepare(own, output_dir, request) for key, own in list_full_runs(spec).items()}
+    full = {key: prepare(own, output_dir, request) for key, own in list_full_runs(spec, plan).items()}
     for own in full.values():
         _check_full(own)
     return replace(request, full_runs=full)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfmt import expressions
-from tfmt.bert.vocabulary import Weight
+from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.selection.plans import Given, OverfullError, Plan, make_plan
 from tfmt.selection.stored import digest_masks, read_given, unite_masks
 from tfmt.spec import RunSpec, check_mode, check_settings, parse_layers
+from tfmt.tasks import find_task
+
+if TYPE_CHECKING:
+    from tfmt.bert.configs import BertShape
 
 # {mode: its expression}; `@` is where `layers` goes, and what else stands in braces is a setting.
 EXPRESSIONS: dict[str, str] = {
@@ -146,33 +151,52 @@ def plan_spec(spec: RunSpec, weights: Sequence[Weight], heads: int, model_sha256
     )  # fmt: skip
 
 
-def list_full_runs(spec: RunSpec) -> dict[tuple[Any, ...], RunSpec]:
+def head_of(spec: RunSpec) -> str:
+    """`sentence` or `tokens`: the kind of head of a run's task, told without its data."""
+    if spec.task != "custom":
+        return find_task(spec.task).head
+    return "tokens" if spec.task_type == "tokens" else "sentence"
+
+
+def plan_on_shape(spec: RunSpec, shape: BertShape) -> Plan:
+    """The plan of a run from the sizes of its model alone, without weights and data.
+
+    Raises:
+      RequestError: as `plan_spec`.
+    """
+    weights = list_weights(shape, head_of(spec), 1)  # no selection has the classifier, however many classes there are
+    return plan_spec(spec, weights, shape.num_attention_heads, None)
+
+
+def list_full_runs(spec: RunSpec, plan: Plan) -> dict[tuple[Any, ...], RunSpec]:
     """The full fine-tunings that a run's `change` scores compare with: {(rate, epochs, checkpoint): its spec}.
 
     Each is an ordinary run, on the run's own data and seed, that keeps its weights. It is trained by Adam whatever the
     run's own optimizer is, so that an optimizer chooses no weights.
     """
-    if spec.mode != "custom":
-        return {}
     found = {}
-    for node in expressions.walk(expressions.parse(expressions.split_label(spec.select)[1])):
-        if isinstance(node, expressions.Scored) and node.score == "change":
-            options = dict(node.options)
-            own = {"mode": "full", "select": "", "budget": "", "learning_rate": options["rate"],
-                   "epochs": options["epochs"], "keep": "tuned", "keep_epoch": options["checkpoint"],
-                   "frozen_prefix": "live", "early_stopping": 0, "optimizer": "adam", "weight_decay": 0.0,
-                   "clip_norm": 0.0}  # fmt: skip
-            found[options["rate"], options["epochs"], options["checkpoint"]] = RunSpec.make(**spec.model_dump() | own)
+    for rate, epochs, checkpoint in plan.needed("tuned"):
+        own = {"mode": "full", "select": "", "budget": "", "learning_rate": rate, "epochs": epochs, "keep": "tuned",
+               "keep_epoch": checkpoint, "frozen_prefix": "live", "early_stopping": 0, "optimizer": "adam",
+               "weight_decay": 0.0, "clip_norm": 0.0}  # fmt: skip
+        found[rate, epochs, checkpoint] = RunSpec.make(**spec.model_dump() | own)
     return found
 
 
 def plan_digests(spec: RunSpec, plan: Plan) -> dict[str, str]:
-    """What of a plan belongs into a run's id, beside its settings: what other runs or an expression select."""
+    """What of a plan belongs into a run's id, beside its settings: what other runs or an expression select.
+
+    An expression counts by its normal form, and by the number of examples where it has gradients measured.
+    """
     if spec.fisher_from:
         return {
             "fisher_from": digest_masks({path: plan.step.support.indices(path) for path in plan.step.support.parts})
         }
-    return {"selection": plan.sha256} if spec.mode == "custom" else {}
+    if spec.mode != "custom":
+        return {}
+    measured = plan.needed("gradient") or plan.needed("squares")
+    told = f"{plan.normal_form}\non {spec.fisher_examples} examples" if measured else plan.normal_form
+    return {"selection": hashlib.sha256(told.encode()).hexdigest()}
 
 
 def _check_blocks(weights: Sequence[Weight], layers: str) -> None:

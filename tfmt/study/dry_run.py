@@ -156,6 +156,8 @@ def describe_sweep(grid: Grid, output_dir: str | Path, workers: int, search: str
     done = len(grid.runs) - len(open_) - failed
     counts = " x ".join(_count_axes(grid))
     lines = [f"runs      {len(grid):,}" + (f" ({counts})" if counts else "")]
+    if grid.plans:
+        lines.append(format_terms(_tell_selections(grid)))
     if grid.unions:
         lines.append(f"unions    {len(grid.unions):,} of them wait for the masks of others, and count as not done here")
     lines.append(f"done      {done:,}" + (f", and {failed:,} failed (--retry_failed: again)" if failed else ""))
@@ -225,7 +227,18 @@ def _span(low: str, high: str) -> str:
 
 def _settings(spec: RunSpec) -> str:
     selection = {"select": split_label(spec.select)[1], "budget": spec.budget}  # in ids by the model's table alone
-    return digest_json(spec.identity() | selection)
+    return digest_json(spec.identity() | selection | {"fisher_examples": spec.fisher_examples})
+
+
+def _tell_selections(grid: Grid) -> list[tuple[str, tuple[int, int]]]:
+    """Each selection and budget of a grid: at least and at most so many weights, whatever the task's head."""
+    told: dict[str, tuple[int, int]] = {}
+    for (select, budget, _), plan in grid.plans.items():
+        name, expression = split_label(select)
+        text = " ".join(filter(None, (name or expression, budget)))
+        low, high = told.get(text, plan.bounds)
+        told[text] = min(low, plan.bounds[0]), max(high, plan.bounds[1])
+    return list(told.items())
 
 
 def _count_axes(grid: Grid) -> Iterator[str]:

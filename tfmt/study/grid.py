@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfmt.errors import RequestError
-from tfmt.selection.modes import list_full_runs
+from tfmt.expressions import split_label
+from tfmt.selection.modes import head_of, list_full_runs, plan_on_shape
 from tfmt.spec import MODES, TASK_NAMES, RunSpec, format_layers, parse_layers
 from tfmt.words import counted
+
+if TYPE_CHECKING:
+    from tfmt.bert.configs import BertShape
+    from tfmt.selection.plans import Plan
 
 # The flags that take a comma list, in the order in which a grid runs through them: the first changes slowest.
 AXES = ("task", "mode", "layers", "mask_size", "mask_fraction", "select", "budget", "learning_rate", "seed")
 EACH = "each"
 FISHER_UNIONS = ("none", "held_out")
+Selected = tuple[str, str, str]  # `select`, `budget`, kind of head
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,12 @@ class Grid:
     Attributes:
       runs: runs that depend on no other.
       unions: runs that need the masks of some of `runs`.
+      plans: what the selections of the `custom` runs are on the model, by `select`, `budget` and kind of head.
     """
 
     runs: tuple[RunSpec, ...]
     unions: tuple[HeldOutUnion, ...] = ()
+    plans: Mapping[Selected, Plan] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.runs) + len(self.unions)
@@ -136,7 +144,7 @@ def expand_grid(
     axes: Mapping[str, Iterable[Any]],
     settings: Mapping[str, Any],
     *,
-    blocks: int | None = None,
+    shape: BertShape | None = None,
     fisher_union: str = "none",
 ) -> Grid:
     """Every combination of the axes' values as a run.
@@ -145,7 +153,7 @@ def expand_grid(
       axes: values by flag name, as `parse_axes` gives them. `task` and `mode` are needed; an axis that is absent
         takes the default of `RunSpec`.
       settings: the `RunSpec` fields that all runs share, `model` among them.
-      blocks: the number of blocks of the model, which `layers=each` needs; when given, layers beyond it are an error.
+      shape: the sizes of the model, which `layers=each` and `custom` need; when given, layers beyond it are an error.
       fisher_union: `held_out` adds for each `fisher` run of the grid one more on the same task, fraction, rate and
         seed, tuned on the union of the other tasks' masks. `none` adds nothing.
 
@@ -153,8 +161,8 @@ def expand_grid(
       The runs without repeats, in the order of `AXES`; the full fine-tunings that selections by `change` need first.
 
     Raises:
-      RequestError: a combination that cannot be trained, layers that the model does not have, or a held-out union
-        without `fisher` runs on at least two tasks.
+      RequestError: a combination that cannot be trained, layers or selections that the model does not have, two
+        selections of one name or of the same weights, or a held-out union without `fisher` runs on at least two tasks.
 
     Example:
       >>> axes = {"task": ("mrpc",), "mode": ("full", "outliers"), "mask_size": (4, 16)}
@@ -168,23 +176,63 @@ def expand_grid(
         if not tuple(axes.get(name, ())):
             raise RequestError(f"a sweep needs --{name}")
     values = {name: tuple(axes.get(name, ())) or (None,) for name in AXES}
-    values["layers"] = _expand_layers(values["layers"], blocks)
+    values["layers"] = _expand_layers(values["layers"], None if shape is None else shape.num_hidden_layers)
     for name in ("select", "budget"):
         if values[name] != (None,) and "custom" not in values["mode"]:
             raise RequestError(f"--{name} is for --mode=custom, which is not among the modes")
-    if set(values["mode"]) == {"custom"} and values["layers"] != (None,):
-        raise RequestError("--layers means nothing for --mode=custom: `@` in --select says which blocks")
+    if "custom" in values["mode"] and values["layers"] != (None,):
+        raise RequestError(
+            "--layers means nothing for --mode=custom: `@` in --select says which blocks; sweep other modes apart"
+        )
     runs: dict[RunSpec, None] = {}
     for combination in itertools.product(*values.values()):
         chosen = {name: value for name, value in zip(AXES, combination, strict=True) if value is not None}
         runs[RunSpec.make(**settings, **chosen)] = None
-    every = _add_full_runs(tuple(runs))
-    return Grid(every, _held_out_unions(every, fisher_union))
+    if values["budget"] != (None,) and not any(run.budget for run in runs):
+        raise RequestError("--budget means nothing for a --select without `budget` in it; leave it out")
+    plans = _plan_selections(runs, shape)
+    _check_selections(plans, values["mode"])
+    every = _add_full_runs(tuple(runs), plans)
+    return Grid(every, _held_out_unions(every, fisher_union), plans)
 
 
-def _add_full_runs(runs: tuple[RunSpec, ...]) -> tuple[RunSpec, ...]:
+def _selected(run: RunSpec) -> Selected:
+    return run.select, run.budget, head_of(run)
+
+
+def _plan_selections(runs: Iterable[RunSpec], shape: BertShape | None) -> dict[Selected, Plan]:
+    """The plans of the `custom` runs, each selection and budget once for a kind of head."""
+    plans: dict[Selected, Plan] = {}
+    for run in runs:
+        if run.mode == "custom" and _selected(run) not in plans:
+            if shape is None:
+                raise RequestError("--mode=custom needs the model's sizes")
+            plans[_selected(run)] = plan_on_shape(run, shape)
+    return plans
+
+
+def _check_selections(plans: Mapping[Selected, Plan], modes: Iterable[str]) -> None:
+    """Refuses two selections with one name, and two that are the same weights found in the same way."""
+    names: dict[str, str] = {}
+    for select in dict.fromkeys(select for select, _, _ in plans):
+        name, expression = split_label(select)
+        if name in modes:
+            raise RequestError(f"--select={select!r}: {name} is a mode of this sweep; give it another name, or none")
+        if name and names.setdefault(name, expression) != expression:
+            raise RequestError(
+                f"--select: two selections are named {name!r}, {names[name]} and {expression}; rename one"
+            )
+    found: dict[tuple[str, str], str] = {}
+    for (select, budget, head), plan in plans.items():
+        mine = f"{select!r}" + (f" with --budget={budget}" if budget else "")
+        if (other := found.setdefault((head, plan.normal_form), mine)) != mine:
+            raise RequestError(f"--select: {other} and {mine} are one selection on this model; leave one of them out")
+
+
+def _add_full_runs(runs: tuple[RunSpec, ...], plans: Mapping[Selected, Plan]) -> tuple[RunSpec, ...]:
     """The full fine-tunings that `change` scores compare with, before all others; none is made twice for its scores."""
-    full = dict.fromkeys(own for run in runs for own in list_full_runs(run).values())
+    custom = (run for run in runs if run.mode == "custom")
+    full = dict.fromkeys(own for run in custom for own in list_full_runs(run, plans[_selected(run)]).values())
     theirs = [own.identity() for own in full]
     return (*full, *(run for run in runs if run.mode != "full" or run.identity() not in theirs))
 
