@@ -425,7 +425,7 @@ CONDITIONAL_FIELDS: frozenset[str] = frozenset().union({"layers"}, *_MODE_FIELDS
 
 def _check_label(label: str) -> None:
     """Refuses a selection's name that is a mode's, unless it is a score's too, or that is no line of text."""
-    if label in MODES and label not in expressions.SCORES:
+    if label in MODES and label not in expressions.SCORE_OPTIONS:
         raise ValueError(f"select: {label} is the name of a mode; give the selection another, or none")
     if not label.isprintable():
         raise ValueError(f"select: a name is one line of printable characters. Received: {label!r}")

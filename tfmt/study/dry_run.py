@@ -74,7 +74,7 @@ def describe(spec: RunSpec, output_dir: str, *, by_layer: bool = False) -> str:
         lines.append(
             f"cached    the output of the lowest {counted(plan.lowest_block, 'block')}, computed once, without dropout"
         )
-    for full in list_full_runs(spec).values():
+    for full in list_full_runs(spec, plan).values():
         took = f"{counted(full.epochs, 'epoch')} at {full.learning_rate:g}"
         lines.append(f"first     a full fine-tuning to compare with, {took}; runs share it")
     kept = "the tuned weights and the head of the " + ("best" if spec.keep_epoch == "best" else "last") + " epoch"

@@ -63,11 +63,13 @@ class Grid:
       runs: runs that depend on no other.
       unions: runs that need the masks of some of `runs`.
       plans: what the selections of the `custom` runs are on the model, by `select`, `budget` and kind of head.
+      needed: those of `runs` that others compare with, whatever a search makes of them.
     """
 
     runs: tuple[RunSpec, ...]
     unions: tuple[HeldOutUnion, ...] = ()
     plans: Mapping[Selected, Plan] = field(default_factory=dict, compare=False, repr=False)
+    needed: frozenset[RunSpec] = frozenset()
 
     def __len__(self) -> int:
         return len(self.runs) + len(self.unions)
@@ -192,8 +194,10 @@ def expand_grid(
         raise RequestError("--budget means nothing for a --select without `budget` in it; leave it out")
     plans = _plan_selections(runs, shape)
     _check_selections(plans, values["mode"])
-    every = _add_full_runs(tuple(runs), plans)
-    return Grid(every, _held_out_unions(every, fisher_union), plans)
+    needed = _list_needed(runs, plans)
+    theirs = [own.identity() for own in needed]  # none is made twice for its scores
+    every = (*needed, *(run for run in runs if run.mode != "full" or run.identity() not in theirs))
+    return Grid(every, _held_out_unions(every, fisher_union), plans, frozenset(needed))
 
 
 def _selected(run: RunSpec) -> Selected:
@@ -229,12 +233,10 @@ def _check_selections(plans: Mapping[Selected, Plan], modes: Iterable[str]) -> N
             raise RequestError(f"--select: {other} and {mine} are one selection on this model; leave one of them out")
 
 
-def _add_full_runs(runs: tuple[RunSpec, ...], plans: Mapping[Selected, Plan]) -> tuple[RunSpec, ...]:
-    """The full fine-tunings that `change` scores compare with, before all others; none is made twice for its scores."""
+def _list_needed(runs: Iterable[RunSpec], plans: Mapping[Selected, Plan]) -> tuple[RunSpec, ...]:
+    """The full fine-tunings that `change` scores compare with, which come before all others."""
     custom = (run for run in runs if run.mode == "custom")
-    full = dict.fromkeys(own for run in custom for own in list_full_runs(run, plans[_selected(run)]).values())
-    theirs = [own.identity() for own in full]
-    return (*full, *(run for run in runs if run.mode != "full" or run.identity() not in theirs))
+    return tuple(dict.fromkeys(own for run in custom for own in list_full_runs(run, plans[_selected(run)]).values()))
 
 
 def _expand_layers(entries: tuple[str | None, ...], blocks: int | None) -> tuple[str | None, ...]:

@@ -23,7 +23,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from tfmt.selection.modes import list_full_runs
 from tfmt.spec import RunSpec
 from tfmt.study.grid import Grid, HeldOutUnion
 from tfmt.training.epoch import Epoch, headline_of
@@ -225,7 +224,7 @@ class Search:
         self._foreseen: dict[Hashable, tuple[RunSpec, int]] = {}
         self._slots: dict[Hashable, dict[Place, Slot]] = {}
         self._keys: dict[Slot, tuple[Hashable, Place]] = {}
-        self._needed = frozenset(own for run in grid.runs for own in list_full_runs(run).values())
+        self._needed = grid.needed
         slots: tuple[Slot, ...] = (*grid.runs, *grid.unions)
         for slot in slots:
             cell, place = cell_of(slot)
