@@ -239,7 +239,7 @@ def test_what_takes_nothing_away_is_told(prepared, train):
     source = prepared("runs", select="layernorm@0")
     train(source)
     request = prepared("runs", select=f'attention.query.bias:random(3) - run("{source.folder}")')
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="select") as warned:
         record = train(request)
     for told in ([str(each.message) for each in warned], record.warnings):
         assert any("changes nothing" in line or "took nothing away" in line for line in told)
