@@ -226,7 +226,7 @@ def _tell_expected(text: str, at: int, allowed: Iterable[Any]) -> str:
     doubled = text[:at].rstrip()[-1:] in ("&", "+", "-")
     if text[at : at + 1] in tuple("&+-") and "&" in signs and len(signs) > 1 and not doubled:
         return "select mixes `&` with `+` or `-`: put parentheses around what belongs together"
-    if text[:at].rstrip()[-1:] == "," or (text[at : at + 1] == "," and re.search(r"[@=][\w,-]+\s*$", text[:at])):
+    if re.match(r",\s+(\d|last)", text[at:]):
         return "select has a blank in a list of blocks or places: write them without, as in @0,2-5"
     return f"select cannot go on with {text[at : at + 1]!r} here: {_tell_names(allowed)}"
 

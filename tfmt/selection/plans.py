@@ -384,7 +384,6 @@ class _Planner:
         left = first.support & second.support
         same = not _is_drawn(both) and second.text in {step.text for step in _flat("&", first)}
         if node.sign == "-":
-            self._check_parts(node, node.second, first)
             gone = _flat("+", first.steps[1]) if isinstance(first, Combined) and first.sign == "-" else []
             if not _is_drawn(second) and second.text in {step.text for step in gone}:
                 self.warn_or_fail(both, f"taking {shown} away changes nothing: it is gone already", node.span)
@@ -401,15 +400,6 @@ class _Planner:
         ):
             told = f"`& {shown}` changes nothing: one side holds all of the other"
             self.warn_or_fail(both, told, node.span)
-
-    def _check_parts(self, node: Pair, taken: Node, first: Step) -> None:
-        """Refuses a part of a sum that is taken away of which nothing is there."""
-        if isinstance(taken, Pair) and taken.sign == "+":
-            self._check_parts(node, taken.first, first)
-            self._check_parts(node, taken.second, first)
-        elif taken is not node.second and not self.step(taken).support & first.support:
-            told = f"taking {expressions.write(taken)} away changes nothing: none of it is there"
-            self.warn_or_fail(Combined("+", (first, self.step(taken))), told, node.span)
 
 
 def _tell_narrow(node: Blocks | Places) -> str:
