@@ -193,7 +193,8 @@ class FineTuning:
         self.ready = time.perf_counter()
 
     def _open_events(self) -> Events:
-        self.before_write()  # it empties the files of earlier processes
+        self.before_write()  # the events empty the files of earlier processes
+        store_selection(self.folder, self.bench.selection, self.selection_cost, self.model_sha256)
         return Events(
             self.folder, self.spec, self.bench.task, tuned=self.bench.selection.tuned, per_epoch=self.per_epoch,
             rates=lambda steps: self.bench.step.schedule(steps).numpy(),
@@ -225,8 +226,6 @@ class FineTuning:
             self.tuned = {}  # its memory goes
         for told in bench.selection.warnings:
             warnings.warn(f"--select={spec.select}: {told}", RequestWarning, stacklevel=2)
-        self.before_write()
-        store_selection(self.folder, bench.selection, self.selection_cost, self.model_sha256)
 
     def _read_chosen(self, plan: Plan) -> Chosen | None:
         """What an earlier start of this run chose by scores; None where it has still to be chosen.
