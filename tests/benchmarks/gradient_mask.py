@@ -34,8 +34,8 @@ from tfmt.bert.tokenizer import load_tokenizer
 from tfmt.bert.vocabulary import variable_path
 from tfmt.data.demo_text import read_rotten_tomatoes
 from tfmt.memory import keep_memory
+from tfmt.selection.draws import draw_without_replacement
 from tfmt.selection.gradient_mask import GradientMask
-from tfmt.selection.modes import draw_without_replacement
 from tfmt.training.adam import FusedAdam
 
 SMALL = {
