@@ -9,6 +9,16 @@ import pytest
 from tfmt import signals
 
 
+@pytest.fixture(autouse=True)
+def none_ignored():
+    """As in a shell's foreground: in its background, or behind nohup, a process begins with some of them ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in signals.SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def send(number):
     os.kill(os.getpid(), number)
     time.sleep(0)  # Python runs the handler between two of its instructions
