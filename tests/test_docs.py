@@ -70,7 +70,7 @@ def test_expressions_on_the_page_of_selections_select_what_it_says(monkeypatch):
     for expression, low, high in counted:
         bounds[expression] = make_plan(expression, weights, 12).bounds
         assert bounds[expression] == tuple(int(each.replace(",", "")) for each in (low, high or low))
-    assert len(bounds) == 5
+    assert len(bounds) == 6
     monkeypatch.setattr("tfmt.study.dry_run.find_shape", lambda *_: PAPER_SHAPES["bert-base-uncased"])
     spec = RunSpec.make(model="none", task="mrpc", mode="custom", select="attention@0[head=3] + layernorm")
     printed = describe(spec, "runs").splitlines(True)[:12]

@@ -273,7 +273,13 @@ class Command:
 def _define_common(values: flags.FlagValues) -> None:
     flags.DEFINE_string("flagfile", "", "File of flags, one a line, that takes this flag's place: a path, or the name "
                         "of one of tfmt's own. Later flags win.", flag_values=values)  # fmt: skip
-    flags.DEFINE_integer("verbosity", 0, "1 shows what the libraries say, too.", short_name="v", flag_values=values)
+    flags.DEFINE_integer(
+        "verbosity",
+        0,
+        "1 shows what the libraries say, too, and each layer in a dry run.",
+        short_name="v",
+        flag_values=values,
+    )
     for name, short, text in (
         ("help", "h", "Shows what the command does, and its flags."),
         ("helpshort", None, "The same as --help."),

@@ -30,6 +30,11 @@ GROUPS = {
 }  # fmt: skip
 
 
+def same(one, other):
+    """Whether two sets hold the same weights."""
+    return len(one) == len(other) == len(one & other)
+
+
 class RefusedError(Exception):
     """What must be an error."""
 

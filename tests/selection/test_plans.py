@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -16,6 +17,7 @@ from by_loops import (
     keep_best,
     keep_units,
     named,
+    same,
     share,
     to_array,
     write,
@@ -24,11 +26,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_weight_sets import STATIC
 
+from tfmt.bert.configs import BertShape
+from tfmt.bert.vocabulary import list_weights
 from tfmt.errors import RequestError
 from tfmt.expressions import ExpressionError
 from tfmt.selection.plans import choose, make_plan
 from tfmt.selection.scores.pool import Known
 from tfmt.selection.steps import Count, count_parts
+from tfmt.spec import RunSpec
+from tfmt.study.dry_run import describe
 
 CHANGED = (5e-5, 5, "best")
 
@@ -233,8 +239,8 @@ def test_a_draw_is_as_likely_in_every_tensor():
 def test_shuffled_takes_as_many_of_every_tensor(inside):
     taken, drawn = chosen(inside), chosen(f"shuffled({inside})")
     assert {path: taken.size(path) for path in taken.parts} == {path: drawn.size(path) for path in drawn.parts}
-    assert not taken.same(drawn)
-    assert not drawn.same(chosen(f"shuffled({inside})", seed=1))
+    assert not same(taken, drawn)
+    assert not same(drawn, chosen(f"shuffled({inside})", seed=1))
     plan = make_plan(f"shuffled({inside})", TOY, HEADS)
     assert plan.bounds == make_plan(inside, TOY, HEADS).bounds
 
@@ -342,3 +348,29 @@ def test_counts_are_exact_where_no_scored_terms_overlap(first, second, options):
     if not (one & other).any() and not options[3].startswith("whole"):
         assert plan.tuned == len(found.weights)
     assert not found.warnings
+
+
+@pytest.mark.parametrize("score", ["fisher", "gradient", "sensitivity", "rgn", "magnitude"])
+def test_choosing_makes_one_copy_of_what_it_chooses_from(score):
+    weights = list_weights(BertShape(128, 4, 2, 512, 4000, 128, 2), "sentence", 2)
+    values = {w.path: np.random.default_rng(0).normal(size=w.shape).astype(np.float32) for w in weights}
+    given = {"random": values.__getitem__}
+    known = Known(values=values.__getitem__, gradient=given, squares=given)
+    plan = make_plan(f"all:{score}(0.5%)", weights, 2)
+    tracemalloc.start()
+    choose(plan, seed=0, known=known)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    largest_variable = max(weight.size for weight in weights)
+    assert peak < 4 * (len(plan.step.support) + 3 * largest_variable) + 20e6  # float32, and what passes by; chunks
+
+
+def test_a_dry_run_names_layers_and_says_where_counts_are_bounds(toy_bert, toy_glue, tmp_path):
+    spec = RunSpec.make(model=str(toy_bert), task="mrpc", data_dir=str(toy_glue), mode="custom",
+                        select="attention.query:magnitude(9) + attention:magnitude(9)", max_length=32)  # fmt: skip
+    told = describe(spec, str(tmp_path), by_layer=True)
+    names = [line.split()[0] for line in told.splitlines()[1:]]
+    assert {"attention.query.kernel", "attention.query.bias", "embeddings.word.table"} <= set(names)
+    assert "tuned     9 to 18 weights" in told
+    assert "how many is known once the scores are" in told
+    assert "attention.query.kernel" not in describe(spec, str(tmp_path))

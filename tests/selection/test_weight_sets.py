@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from by_loops import BLOCKS, EVERY_PATH, HEADS, HIDDEN, TOY, RefusedError, evaluate, pools_of, to_array, write
+from by_loops import BLOCKS, EVERY_PATH, HEADS, HIDDEN, TOY, RefusedError, evaluate, pools_of, same, to_array, write
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -106,7 +106,7 @@ def test_two_spellings_are_one_selection(first, second):
     one, other = make_plan(first, TOY, HEADS), make_plan(second, TOY, HEADS)
     assert one.normal_form == other.normal_form
     assert one.sha256 == other.sha256
-    assert one.step.support.same(other.step.support)
+    assert same(one.step.support, other.step.support)
 
 
 H, INNER, V = 768, 3072, 30_522

@@ -86,7 +86,9 @@ def test_flagfiles_repeat_the_protocol(name: str) -> None:
     axes = parse_axes({flag: text for flag, text in read_flagfile(name).items() if flag in AXES})
     assert axes["learning_rate"] == protocol.LEARNING_RATES
     assert axes["seed"] == protocol.SEEDS
+    assert {"optimizer", "adam_epsilon", "early_stopping"} <= read_flagfile(name).keys()  # named, not by default
     for run in grid_of(name).runs:
+        assert (run.optimizer, run.early_stopping) == ("adam", 0)
         assert (run.batch_size, run.max_length) == (protocol.BATCH_SIZE, protocol.MAX_LENGTH)
         assert (run.warmup_ratio, run.adam_epsilon) == (protocol.WARMUP_RATIO, protocol.ADAM_EPSILON)
         assert run.epochs == protocol.paper_epochs(run.task, run.mode)

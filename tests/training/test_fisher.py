@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 import transformers
+from labelled_split import KINDS, toy_split
 from safetensors.numpy import load_file
 
 import tfmt
 from tfmt.bert.models import build_bert, load_bert, weights_of
 from tfmt.data.batches import assemble
-from tfmt.data.tokens import IGNORED, TokenizedSplit
+from tfmt.data.tokens import IGNORED
 from tfmt.errors import RequestError
 from tfmt.runs.records import read_record
 from tfmt.runs.runner import execute, make_bench, prepare
@@ -21,26 +22,6 @@ from tfmt.selection.stored import unite_masks
 from tfmt.spec import RunSpec
 from tfmt.study.dry_run import describe
 from tfmt.training.fisher import component_fisher, draw_examples, layernorm_fisher
-
-KINDS = {"classification": ("sentence", 3), "regression": ("sentence", 1), "tokens": ("tokens", 4)}
-
-
-def toy_split(kind, examples=7, seed=0):
-    """Texts of different lengths, so that batches hold padding."""
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(3, 15, examples)
-    tokens = int(lengths.sum())
-    if kind == "tokens":
-        labels = np.where(generator.random(tokens) < 0.6, generator.integers(0, 4, tokens), IGNORED).astype(np.int32)
-    elif kind == "regression":
-        labels = generator.normal(size=examples).astype(np.float32)
-    else:
-        labels = generator.integers(0, 3, examples).astype(np.int32)
-    return TokenizedSplit(
-        ids=generator.integers(5, 19, tokens).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        first_lengths=(lengths - 1).astype(np.int32), labels=labels, pad_id=0,
-        word_positions=np.zeros(0, np.int32) if kind == "tokens" else None,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -50,7 +31,7 @@ def case(request, toy_bert):
     model = load_bert(str(toy_bert), outputs, seed=1, head=head, name=f"mine_{request.param}")
     kernel = model.all_weights["classifier/kernel"]
     kernel.assign(np.random.default_rng(3).normal(size=kernel.shape))
-    split = toy_split(request.param)
+    split = toy_split(request.param, 7)
     library = getattr(transformers, type(model).__name__)(model.config, name=f"library_{request.param}")
     library.build_in_name_scope()
     library.set_weights(model.get_weights())
@@ -101,7 +82,7 @@ def test_classifier_bias_by_hand(toy_bert):
     # With a head of zeros all classes are equally likely: the gradient of log p to the bias is 1[label] - 1/2.
     model = load_bert(str(toy_bert), 2, head="sentence", name="by_hand")
     model.all_weights["classifier/kernel"].assign(np.zeros((16, 2)))
-    split = dataclasses.replace(toy_split("classification"), labels=np.array([0, 1, 1, 0, 1, 0, 0], np.int32))
+    split = dataclasses.replace(toy_split("classification", 7), labels=np.array([0, 1, 1, 0, 1, 0, 0], np.int32))
     rows = {row.component: row for row in component_fisher(model, "classification", split, np.arange(7))}
     assert rows["classifier.bias"].total == pytest.approx(2 * 0.25)
     assert rows["classifier.bias"].mean == pytest.approx(0.25)

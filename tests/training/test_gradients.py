@@ -6,37 +6,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import transformers
+from labelled_split import KINDS, toy_split
 
 from tfmt import signals
 from tfmt.bert.models import computing_in, load_bert, weights_of
 from tfmt.data.batches import assemble
-from tfmt.data.tokens import IGNORED, TokenizedSplit
+from tfmt.data.tokens import IGNORED
 from tfmt.training import gradients
 from tfmt.training.fisher import layernorm_fisher
 from tfmt.training.gradients import make_mean_step, make_squared_step, mean_gradient, squared_gradient
 
-KINDS = {"classification": ("sentence", 3), "regression": ("sentence", 1), "tokens": ("tokens", 4)}
+USED = range(5, 14)  # so that a text reads rows twice, and words 14 to 18 do not occur
 WORDS = "bert/embeddings/word_embeddings/weight"
 TYPES = "bert/embeddings/token_type_embeddings/embeddings"
 POSITIONS = "bert/embeddings/position_embeddings/embeddings"
-
-
-def toy_split(kind, examples=9, seed=0):
-    """Pairs of texts of 3 to 14 tokens, of few words, so that a text reads rows twice; words 14 to 18 do not occur."""
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(3, 15, examples)
-    tokens = int(lengths.sum())
-    if kind == "tokens":
-        labels = np.where(generator.random(tokens) < 0.6, generator.integers(0, 4, tokens), IGNORED).astype(np.int32)
-    elif kind == "regression":
-        labels = generator.normal(size=examples).astype(np.float32)
-    else:
-        labels = generator.integers(0, 3, examples).astype(np.int32)
-    return TokenizedSplit(
-        ids=generator.integers(5, 14, tokens).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        first_lengths=(lengths - 1).astype(np.int32), labels=labels, pad_id=0,
-        word_positions=np.zeros(0, np.int32) if kind == "tokens" else None,
-    )  # fmt: skip
 
 
 def load_toy(folder, kind, name):
@@ -51,7 +34,7 @@ def load_toy(folder, kind, name):
 def case(request, toy_bert):
     """Kind, model, split, and {path: (examples, ...) float64, the gradient of each example's loss}."""
     kind = request.param
-    model, split = load_toy(toy_bert, kind, f"mine_{kind}"), toy_split(kind)
+    model, split = load_toy(toy_bert, kind, f"mine_{kind}"), toy_split(kind, 9, words=USED)
     library = getattr(transformers, type(model).__name__)(model.config, name=f"library_{kind}")
     library.build_in_name_scope()
     library.set_weights(model.get_weights())
@@ -167,7 +150,7 @@ def test_nothing_below_the_variables_is_differentiated(toy_bert):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_replicas_give_what_one_device_gives(toy_bert, kind):
-    split = toy_split(kind)
+    split = toy_split(kind, 9, words=USED)
     found = []
     for devices in (["CPU:0"], ["CPU:1", "CPU:2"]):
         strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
@@ -186,7 +169,7 @@ def test_two_replicas_give_what_one_device_gives(toy_bert, kind):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_keeps_small_gradients(toy_bert, precision):
     """Losses of almost 0 have gradients of 1e-7, and squares of 1e-14, of which float16 has none."""
-    split = toy_split("classification")
+    split = toy_split("classification", 9, words=USED)
     split.labels[:] = 0
     models = []
     for each in ("float32", precision):
@@ -207,7 +190,7 @@ def test_half_precision_keeps_small_gradients(toy_bert, precision):
 def test_float16_gradients_that_overflow_are_taken_again(toy_bert, monkeypatch):
     with computing_in("float16"):
         model = load_toy(toy_bert, "classification", "overflowing")
-    split, paths = toy_split("classification"), [WORDS, "classifier/kernel", "bert/pooler/dense/kernel"]
+    split, paths = toy_split("classification", 9, words=USED), [WORDS, "classifier/kernel", "bert/pooler/dense/kernel"]
     for measure in (mean_gradient, squared_gradient):
         found = []
         for scale in (2.0**10, 2.0**40):  # the second overflows at first, of each example
@@ -225,11 +208,11 @@ def test_gradients_that_are_not_finite_are_an_error(toy_bert, precision):
     for paths in ([WORDS], ["bert/embeddings/LayerNorm/gamma"]):
         for measure in (mean_gradient, squared_gradient):
             with pytest.raises(FloatingPointError, match="--precision=float32"):
-                measure(model, "classification", toy_split("classification"), np.arange(3), paths)
+                measure(model, "classification", toy_split("classification", 9, words=USED), np.arange(3), paths)
 
 
 def test_a_signal_ends_it_between_two_batches(toy_bert):
-    model, split = load_toy(toy_bert, "classification", "stopped"), toy_split("classification")
+    model, split = load_toy(toy_bert, "classification", "stopped"), toy_split("classification", 9, words=USED)
     step = make_squared_step(model, "classification", [WORDS])
     seen, add = [], step.add
 

@@ -15,6 +15,7 @@ from tfmt.runs import runner
 from tfmt.runs.records import read_record
 from tfmt.runs.runner import execute
 from tfmt.selection.stored import read_given
+from tfmt.spec import RunSpec
 from tfmt.training import fine_tune, scoring
 from tfmt.training.fisher import draw_examples
 
@@ -130,6 +131,32 @@ def test_change_is_a_full_fine_tuning_that_all_share(prepared, train, bench, tmp
     assert (full.folder / "record.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_after_the_full_run_all_starts_anew(prepared, train, checkpoint):
+    request = prepared("change", select=f"all:change(50, epochs=2, rate=1e-3, checkpoint={checkpoint})", keep="tuned")
+    record = train(request)
+    assert read_record(next(iter(request.full_runs.values())).folder).spec.keep_epoch == checkpoint
+    # The same weights from a file, in a folder where there was no full run, give the same bits.
+    alone = prepared("alone", select=f'mask("{request.folder}/selection.safetensors")', keep="tuned")
+    other = train(alone)
+    assert alone.run_id != request.run_id
+    for one, two in zip(record.result.epochs, other.result.epochs, strict=True):
+        assert (one.train_loss, one.metrics) == (two.train_loss, two.metrics)
+    stored = [load_file(each.folder / "tuned.safetensors") for each in (request, alone)]
+    assert stored[0].keys() == stored[1].keys()
+    assert all(np.array_equal(stored[0][name], stored[1][name]) for name in stored[0])
+
+
+def test_fisher_information_with_a_trained_head_is_that_of_the_mode(prepared, train):
+    mode = prepared("mode", mode="fisher", select="", mask_fraction=0.05)
+    own = prepared("own", select="feedforward_layernorm:fisher(5%, head=trained)")
+    train(mode)
+    train(own)
+    expected, found = selected(mode), selected(own)
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[path], found[path]) for path in expected)
+
+
 def test_a_full_fine_tuning_that_diverges_is_the_run_s_failure(prepared, train):
     request = prepared("runs", select="all:change(50, rate=2e-3, epochs=1)")
     ((_, full),) = request.full_runs.items()
@@ -148,9 +175,27 @@ def test_scores_are_measured_once_for_all_runs_that_share_them(prepared, train, 
     shared = prepared("runs", select="all:gradient(1%)", learning_rate=3e-3)
     assert shared.run_id == alone.run_id
     assert same(shared, train(shared)) == same(alone, expected)
-    for changes in ({"seed": 1}, {"fisher_examples": 3}):  # of their own gradients
+    for select, changes in [
+        ("all:gradient(1%)", {"seed": 1}), ("all:gradient(1%)", {"fisher_examples": 3}),
+        ("all:gradient(1%, head=trained)", {}), ("blocks:gradient(1%)", {}), ("all:fisher(1%)", {}),
+    ]:  # fmt: skip  # of their own gradients
+        monkeypatch.setattr(scoring, "squared_gradient", None)
         with pytest.raises(runner.UnexpectedError, match="not callable"):
-            train(prepared("runs", select="all:gradient(1%)", **changes))
+            train(prepared("runs", select=select, **changes))
+
+
+def test_what_gradients_depend_on_is_in_their_key(small):
+    def key(**changes):
+        spec = RunSpec.make(**small | {"mode": "custom", "select": "all:gradient(1%)"} | changes)
+        head = changes.pop("head", "trained")
+        return scoring._key(spec, "gradient", head, ("a", "b"), np.arange(12))
+
+    for changes in ({"max_length": 16}, {"train_limit": 40}, {"precision": "bfloat16"}, {"seed": 1}, {"batch_size": 8},
+                    {"schedule": "constant"}, {"task": "rte"}):  # fmt: skip
+        assert key(**changes) != key()
+    for changes in ({"learning_rate": 0.5}, {"epochs": 1}, {"keep": "scores"}, {"optimizer": "sgd"},
+                    {"validation_limit": 7}):  # fmt: skip
+        assert key(**changes) == key()
 
 
 @pytest.mark.parametrize("writes", [1, 2, 4])

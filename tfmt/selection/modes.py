@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -13,7 +14,7 @@ from tfmt import expressions
 from tfmt.bert.vocabulary import Weight, list_weights
 from tfmt.errors import RequestError
 from tfmt.selection.plans import Given, OverfullError, Plan, make_plan
-from tfmt.selection.stored import digest_masks, read_given, unite_masks
+from tfmt.selection.stored import digest_masks, read_given, read_masks
 from tfmt.spec import RunSpec, check_mode, check_settings, parse_layers
 from tfmt.tasks import find_task
 
@@ -64,6 +65,12 @@ def write_mode(
     pool = "" if outlier_pool == "layernorm" else f".{outlier_pool}"
     text = EXPRESSIONS[mode].format(pool=pool, mask_size=mask_size, mask_percent=percent)
     return text.replace("@", "" if layers == "all" else f"@{layers}")
+
+
+def write_union(folders: Sequence[str]) -> expressions.Node:
+    """The union of what runs selected, as `fisher` with `fisher_from` trains it: `run("a") + run("b")`."""
+    runs: list[expressions.Node] = [expressions.Call("run", folder) for folder in folders]
+    return functools.reduce(lambda union, run: expressions.Pair("+", union, run), runs)
 
 
 def plan_mode(
@@ -140,13 +147,14 @@ def plan_spec(spec: RunSpec, weights: Sequence[Weight], heads: int, model_sha256
     Raises:
       RequestError: as `plan_mode`; or a run or file that is named holds no selection that fits.
     """
-    union = None
     if spec.fisher_from:
         candidates = plan_mode(weights, "layernorm_feedforward", layers=spec.layers).step.support.parts
-        union = unite_masks(spec.fisher_from, [w for w in weights if w.path in candidates], model_sha256)
+        table = [weight for weight in weights if weight.path in candidates]
+        masks = {folder: read_masks(folder, table, model_sha256) for folder in spec.fisher_from}
+        return make_plan(write_union(spec.fisher_from), weights, heads, given=lambda _, folder: masks[folder])
     return plan_mode(
         weights, spec.mode, layers=spec.layers, mask_size=spec.mask_size, mask_fraction=spec.mask_fraction,
-        outlier_pool=spec.outlier_pool, union=union, select=spec.select, budget=spec.budget, heads=heads,
+        outlier_pool=spec.outlier_pool, select=spec.select, budget=spec.budget, heads=heads,
         given=lambda kind, text: read_given(kind, text, weights, model_sha256),
     )  # fmt: skip
 

@@ -120,7 +120,7 @@ class Plan:
         """What scores need of a kind (`gradient`, `squares`, `tuned`): {its options: paths in the model's order}."""
         found: dict[Any, dict[str, None]] = {}
         for step in self.thinned:
-            if step.node.score == "random" or kind != SCORES[step.node.score].NEEDS:
+            if kind != SCORES[step.node.score].NEEDS:
                 continue
             options = dict(step.node.options)
             key = options["head"] if "head" in options else (options["rate"], options["epochs"], options["checkpoint"])
@@ -432,21 +432,28 @@ def _order(steps: Sequence[Step]) -> tuple[Step, ...]:
     )
 
 
-def _join(steps: Sequence[Step]) -> Step:
+def _part(steps: Sequence[Step], join: Callable[[WeightSet, WeightSet], WeightSet]) -> tuple[Fixed | None, list[Step]]:
+    """What is known of a sum or of what all have, as one step, and the others."""
     fixed = [step for step in steps if isinstance(step, Fixed)]
     rest: list[Step] = [step for step in steps if not isinstance(step, Fixed)]
-    if fixed:
-        weights = fixed[0].weights
-        for step in fixed[1:]:
-            weights = weights | step.weights
-        one = Fixed(weights.canonical(), any(step.given for step in fixed))
-        # What is wholly there anyway need not be scored.
-        rest = [step for step in rest if len(step.support - one.weights)]
-        if not rest:
-            return one
-        rest = [one, *rest] if len(one.weights) else rest
-    ordered = _order(rest)
-    return ordered[0] if len(ordered) == 1 else Combined("+", ordered)
+    if not fixed:
+        return None, rest
+    weights = functools.reduce(join, (step.weights for step in fixed))
+    return Fixed(weights.canonical(), any(step.given for step in fixed)), rest
+
+
+def _combine(sign: str, steps: Sequence[Step]) -> Step:
+    ordered = _order(steps)
+    return ordered[0] if len(ordered) == 1 else Combined(sign, ordered)
+
+
+def _join(steps: Sequence[Step]) -> Step:
+    known, rest = _part(steps, operator.or_)
+    if known is None:
+        return _combine("+", rest)
+    # What is wholly there anyway need not be scored.
+    rest = [step for step in rest if len(step.support - known.weights)]
+    return _combine("+", [known, *rest] if known.weights or not rest else rest)
 
 
 def _take_away(first: Step, second: Step) -> Step:
@@ -454,30 +461,22 @@ def _take_away(first: Step, second: Step) -> Step:
     if isinstance(first, Combined) and first.sign == "-":
         second = _join([*_flat("+", first.steps[1]), *_flat("+", second)])
         first = first.steps[0]
-    known = [step for step in _flat("+", second) if isinstance(step, Fixed)]
-    rest: list[Step] = [step for step in _flat("+", second) if not isinstance(step, Fixed)]
-    for step in known:
-        if isinstance(first, Fixed):
-            first = Fixed((first.weights - step.weights).canonical(), first.given or step.given)
-        else:
-            there = step.weights & first.support
-            rest += [Fixed(there.canonical(), step.given)] if there else []
+    known, rest = _part(_flat("+", second), operator.or_)
+    if known is not None and isinstance(first, Fixed):
+        first = Fixed((first.weights - known.weights).canonical(), first.given or known.given)
+    elif known is not None and (there := known.weights & first.support):
+        rest = [Fixed(there.canonical(), known.given), *rest]
     return Combined("-", (first, _join(rest))) if rest else first
 
 
 def _common(steps: Sequence[Step]) -> Step:
-    fixed = [step for step in steps if isinstance(step, Fixed)]
-    rest: list[Step] = [step for step in steps if not isinstance(step, Fixed)]
-    if fixed:
-        weights = fixed[0].weights
-        for step in fixed[1:]:
-            weights = weights & step.weights
-        before = functools.reduce(operator.and_, (step.support for step in rest)) if rest else weights
-        weights = weights & before
+    known, rest = _part(steps, operator.and_)
+    if known is not None:
+        before = functools.reduce(operator.and_, (step.support for step in rest)) if rest else known.weights
+        weights = known.weights & before
         if not rest or len(weights) < len(before):  # else it takes nothing away
-            rest = [Fixed(weights.canonical(), any(step.given for step in fixed)), *rest]
-    ordered = _order(rest)
-    return ordered[0] if len(ordered) == 1 else Combined("&", ordered)
+            rest = [Fixed(weights.canonical(), known.given), *rest]
+    return _combine("&", rest)
 
 
 def _number(step: Step) -> Step:

@@ -18,7 +18,7 @@ from tfmt.errors import RequestError
 from tfmt.expressions import Scored
 from tfmt.selection.draws import draw_without_replacement
 from tfmt.selection.largest import largest
-from tfmt.selection.scores import SCORES
+from tfmt.selection.scores import BY_POOL, SCORES, random
 from tfmt.selection.scores.pool import Known, Pool
 from tfmt.selection.weight_sets import WeightSet
 
@@ -308,23 +308,17 @@ def take(step: Step, seed: int, known: Known, warnings: list[str]) -> WeightSet:
                 warnings.append(f"there was nothing to choose from: {step.text}")
                 return pool
             return _thin_pool(step, pool, seed, known)
-    taken = [take(each, seed, known, warnings) for each in step.steps]
+    steps = step.steps
+    if step.sign == "-" and isinstance(steps[1], Combined) and steps[1].sign == "+":  # one after the other, as written
+        steps = (steps[0], *steps[1].steps)
+    taken = [take(each, seed, known, warnings) for each in steps]
     join = {"+": operator.or_, "-": operator.sub, "&": operator.and_}[step.sign]
     found: WeightSet = functools.reduce(join, taken)
-    # Which steps of a `&` had no effect does not depend on their order; nor does it of a sum that is taken away.
-    if step.sign == "-":
-        parts = step.steps[1].steps if isinstance(step.steps[1], Combined) and step.steps[1].sign == "+" else ()
-        if len(parts) > 1:
-            each = [take(part, seed, known, []) for part in parts]
-            for place, part in enumerate(parts):
-                others = functools.reduce(operator.or_, each[:place] + each[place + 1 :])
-                if len(taken[0] - others) == len(found):
-                    warnings.append(f"`-` took nothing away: {part.text}")
-            return found
-    for place in {"+": (), "-": (1,), "&": range(len(taken))}[step.sign]:
+    # Which steps had no effect does not depend on their order.
+    for place in {"+": (), "-": range(1, len(taken)), "&": range(len(taken))}[step.sign]:
         rest = functools.reduce(join, taken[:place] + taken[place + 1 :])
         if len(rest) == len(found):
-            warnings.append(f"`{step.sign}` took nothing away: {step.steps[place].text}")
+            warnings.append(f"`{step.sign}` took nothing away: {steps[place].text}")
     return found
 
 
@@ -347,14 +341,15 @@ def _thin_pool(step: Thinned, pool: WeightSet, seed: int, known: Known) -> Weigh
         raise RequestError(f"select: {node.score} is to choose {step.count.of(len(pool)):,} weights of {len(pool):,}")
     pools: Iterable[WeightSet] = pool.split(node.per) if node.per else (pool,)
     counts = step.count.among(pool.sizes(node.per) if node.per else np.array([len(pool)])).tolist()
-    if node.per == "out" and node.score not in ("random", "far") and all(part is None for part in pool.parts.values()):
+    whole = all(part is None for part in pool.parts.values())
+    if whole and node.per == "out" and node.score not in ("random", *BY_POOL):
         return _thin_columns(node, pool, counts, known)
     found: dict[str, list[np.ndarray]] = {}
     for number, (each, count) in enumerate(zip(pools, counts, strict=True)):
         if count > len(each):
             raise RequestError(f"select: {node.score} is to choose {count:,} weights of {len(each):,}")
         if node.score == "random":
-            picked = np.sort(draw_without_replacement(len(each), count, seed, step.stream + number))
+            picked = random.pick(len(each), count, seed, step.stream + number)
         else:
             picked = largest(_score(node, Pool(each, known)), count, lowest=node.lowest)
         for path, part in _unlay(picked, each):
@@ -384,7 +379,7 @@ def _thin_units(step: Thinned, pool: WeightSet, seed: int, known: Known) -> Weig
     if count > len(units):
         raise RequestError(f"select: {node.score} is to choose {count:,} of {len(units):,} units ({node.whole})")
     if node.score == "random":
-        picked = draw_without_replacement(len(units), count, seed, step.stream)
+        picked = random.pick(len(units), count, seed, step.stream)
     else:
         means = np.array([np.mean(_score(node, Pool(unit, known)), dtype=np.float64) for unit in units])
         picked = largest(means, count, lowest=node.lowest)

@@ -132,10 +132,10 @@ def read_selection(
       RequestError: there is no such file, it is damaged, or another run's.
     """
     path = folder / SELECTION_FILE
-    parts = read_given("run", str(folder), weights, model_sha256)
-    _, about = read_tensors(path)
-    if about.get("run_id") != folder.name:
+    tensors, about = read_tensors(path)
+    if about.get("run_id") != folder.name or about.get("model_sha256") != model_sha256:
         raise RequestError(f"{path}: it is another run's; run it again")
+    parts = _to_parts(path, tensors, about, weights)
     try:
         return parts, SelectionCost.model_validate(about["cost"]), [str(each) for each in about["warnings"]]
     except (KeyError, TypeError, ValueError):
@@ -163,17 +163,27 @@ def read_given(
     if kind == "run" and not place.is_dir():
         raise RequestError(f"{place}: no folder of a run; run(...) takes the folder of a run that has begun to train")
     path = place / SELECTION_FILE if kind == "run" else place
-    remedy = "the run has not come to its selection yet" if kind == "run" else "selection.save(file) writes such a file"
+    remedy = "selection.save(file) writes such a file"
+    if kind == "run":
+        ended = (place / TUNED_FILE).exists() or (place / FISHER_FILE).exists()
+        remedy = "an earlier version made the run; delete its folder to make it again" if ended else (
+            "the run has not come to its selection yet")  # fmt: skip
     try:
         tensors, about = read_tensors(path, remedy)
     except RequestError as error:
         if kind == "run" or not path.exists():
             raise
-        raise RequestError(
-            f"{path}: {reason_of(path, error)}; {remedy}"
-        ) from None  # nobody's run, and not to be deleted
+        # It is nobody's run, and not to be deleted.
+        raise RequestError(f"{path}: {reason_of(path, error)}; {remedy}") from None
     if kind == "run" and model_sha256 is not None and about.get("model_sha256") != model_sha256:
         raise RequestError(f"{place} selected weights of another base model; give a run on the model of this one")
+    return _to_parts(path, tensors, about, weights)
+
+
+def _to_parts(
+    path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any], weights: Sequence[Weight]
+) -> dict[str, np.ndarray | None]:
+    """What a file of `write_selection` selects on a model."""
     by_name = {weight.torch_name: weight for weight in weights if weight.sublayer != "classifier"}
     found: dict[str, np.ndarray | None] = {}
     whole = about.get("whole")
@@ -214,7 +224,7 @@ def unite_masks(
     """
     union: dict[str, np.ndarray] = {}
     for folder in folders:
-        for path, indices in _read_masks(Path(folder), candidates, model_sha256).items():
+        for path, indices in read_masks(folder, candidates, model_sha256).items():
             union[path] = np.union1d(union.get(path, np.zeros(0, np.int64)), indices).astype(np.int64)
     return {weight.path: union[weight.path] for weight in candidates if weight.path in union}
 
@@ -228,7 +238,9 @@ def digest_masks(masks: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _read_masks(folder: Path, candidates: Sequence[Weight], model_sha256: str | None) -> dict[str, np.ndarray]:
+def read_masks(folder: str | Path, candidates: Sequence[Weight], model_sha256: str | None) -> dict[str, np.ndarray]:
+    """The single weights that a run selected; see `unite_masks`."""
+    folder = Path(folder)
     # A fisher run's own file holds its masks whatever --keep says; other masked runs have them beside their weights.
     path = folder / FISHER_FILE
     if not path.exists() and (folder / TUNED_FILE).exists():

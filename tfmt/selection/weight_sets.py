@@ -162,10 +162,6 @@ class WeightSet:
     def _size_of(self, path: str) -> int:
         return self.table.by_path[path].size
 
-    def same(self, other: WeightSet) -> bool:
-        """Whether both hold the same weights."""
-        return len(self) == len(other) == len(self & other)
-
     def canonical(self) -> WeightSet:
         """The same set with None for every variable that is in it as a whole."""
         return WeightSet(

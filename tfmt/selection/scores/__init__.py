@@ -1,7 +1,8 @@
 """The scores by which an expression thins a term; one module a score.
 
-Each gives, for a `Pool` and its own options, a number a weight; the highest are kept, or the lowest. `NEEDS` says what
-the numbers are made of: `values`, `gradient` or `squares` on training data, or `tuned` values of a full fine-tuning.
+Each gives, for a `Pool` and its own options, a number a weight; the highest are kept, or the lowest. `random` picks
+without numbers. `NEEDS` says what they are made of: `nothing`, `values`, `gradient` or `squares` on training data, or
+`tuned` values of a full fine-tuning.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
-from tfmt.selection.scores import change, far, fisher, gradient, magnitude, rgn, sensitivity
+from tfmt.selection.scores import change, far, fisher, gradient, magnitude, random, rgn, sensitivity
 
-# `random` has no numbers: `tfmt.selection.draws` draws it.
 SCORES: Mapping[str, ModuleType] = {
+    "random": random,
     "magnitude": magnitude,
     "far": far,
     "fisher": fisher,
@@ -21,3 +22,4 @@ SCORES: Mapping[str, ModuleType] = {
     "change": change,
     "rgn": rgn,
 }
+BY_POOL = ("far",)  # whose numbers depend on what else is in the pool

@@ -67,6 +67,6 @@ class Pool:
         return flat
 
     def spread(self, numbers: Mapping[str, float]) -> np.ndarray:
-        """One number a variable, for each of its weights in the pool: float64 (weights,)."""
+        """One number a variable, for each of its weights in the pool: float32 (weights,)."""
         sizes = [self.weights.size(path) for path in self.weights.parts]
-        return np.repeat([numbers[path] for path in self.weights.parts], sizes)
+        return np.repeat(np.array([numbers[path] for path in self.weights.parts], np.float32), sizes)

@@ -13,7 +13,7 @@ NEEDS = "gradient"
 
 
 def score(pool: Pool, head: str) -> np.ndarray:
-    """The norm of E[g] over the norm of w of the whole tensor, float64; infinite where all its weights are 0."""
+    """The norm of E[g] over the norm of w of the whole tensor, float32; infinite where all its weights are 0."""
     assert pool.known.values is not None
     norms: dict[str, float] = {}
     for path in pool.weights.parts:
