@@ -21,13 +21,13 @@ from tfmt.bert.base_weights import BaseWeights, describe_model, tell_difference
 from tfmt.bert.checkpoint import find_weights
 from tfmt.bert.configs import FoundModel, locate_model, read_config, shape_of
 from tfmt.bert.tokenizer import describe_tokenizer
-from tfmt.bert.torch_names import from_torch_names
 from tfmt.bert.vocabulary import list_weights
 from tfmt.data.sources import Dataset, read_dataset_for
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
-from tfmt.files import UnreadableError, UnwritableError, disk_error, exists, write_whole
+from tfmt.files import UnreadableError, UnwritableError, disk_error, write_whole
 from tfmt.runs import origin
-from tfmt.runs.folder import UnkeptError, clear_ended, clear_leftovers, finished, note_spec, open_folder
+from tfmt.runs.folder import clear_ended, clear_leftovers, finished, note_spec, open_folder
+from tfmt.runs.full_runs import check_full, read_full, read_tuned
 from tfmt.runs.lease import Lease, TakenError
 from tfmt.runs.paused import PAUSED_FILE, Paused
 from tfmt.runs.records import (
@@ -42,16 +42,13 @@ from tfmt.runs.records import (
     Record,
     Result,
     WeightDistributions,
-    read_record,
 )
 from tfmt.runs.score_cache import read_or_measure
 from tfmt.selection.modes import list_full_runs, plan_digests, plan_spec
 from tfmt.selection.plans import Plan
-from tfmt.selection.scores.pool import Read
 from tfmt.selection.stored import TUNED_FILE, SelectionFacts
 from tfmt.spec import ARITHMETIC, RunSpec
 from tfmt.tasks import Task
-from tfmt.tensors import read_tensors, reason_of
 from tfmt.training.distribution import measure_sublayers
 from tfmt.training.predictions import Predictions, SplitTruth
 from tfmt.training.progress import Standing
@@ -234,25 +231,8 @@ def prepare(
     request = Request(spec, task, dataset, model, digests, folder, model_parts, plan, model_notes=notes)
     full = {key: prepare(own, output_dir, request) for key, own in list_full_runs(spec, plan).items()}
     for own in full.values():
-        _check_full(own)
+        check_full(own)
     return replace(request, full_runs=full)
-
-
-def _check_full(full: Request) -> None:
-    """Refuses a full fine-tuning to compare with that has ended and kept its scores alone.
-
-    Raises:
-      RequestError: so it is.
-    """
-    try:
-        finished(full)
-    except UnkeptError:
-        raise RequestError(
-            f"--select: `change` compares with {full.folder}, which kept its scores alone; delete that folder to make "
-            "it again, or take another --output_dir"
-        ) from None
-    except (RequestError, SurroundingsError):
-        pass  # told of when it is needed
 
 
 def _find_model(spec: RunSpec, like: Request | None, sources: Sources | None) -> tuple[FoundModel, str, dict[str, Any]]:
@@ -425,7 +405,7 @@ def _make_full_runs(request: Request, bench: Workbench, *, quiet: bool) -> None:
     if finished(request) is not None:
         return
     for full in request.full_runs.values():
-        record, told = _read_full(full), quiet
+        record, told = read_full(full), quiet
         while record is None:
             if not told:
                 print(f"first the full fine-tuning that it compares with: {full.folder}", file=sys.stderr, flush=True)
@@ -436,44 +416,12 @@ def _make_full_runs(request: Request, bench: Workbench, *, quiet: bool) -> None:
                 signals.check()
                 liveness.sign()
                 time.sleep(_FULL_RUN_SECONDS)
-                record = _read_full(full)
+                record = read_full(full)
         if record.status != "completed":
             remedy = "take another rate=" if record.status == "diverged" else f"delete {full.folder} to try it again"
             message = f"the full fine-tuning that it compares with {record.status} ({full.run_id}); {remedy}"
             record_failure(request, message)
             raise RunError(f"{request.run_id}: {message}")
-
-
-def _read_full(full: Request) -> Record | None:
-    """The record of a full fine-tuning that another run needs, also of one that failed; None where there is none.
-
-    Raises:
-      UnreadableError: its record is damaged, or cannot be read now.
-    """
-    if not exists(full.folder / RECORD_FILE):
-        return None
-    try:
-        return read_record(full.folder)
-    except RequestError as error:
-        raise UnreadableError(f"{error} (another run compares with it)") from None
-
-
-def _read_tuned(full: Request) -> Read:
-    """The values of a full fine-tuning's variables by path."""
-    weights = list_weights(
-        shape_of(read_config(full.model_folder), full.model_folder / "config.json"), full.task.head,
-        full.task.num_labels,
-    )  # fmt: skip
-    record = _read_full(full)
-    path = full.folder / TUNED_FILE
-    try:
-        tensors, _ = read_tensors(path, sha256=record.tuned_sha256 if record else None)
-        return from_torch_names(weights, tensors)[0].__getitem__
-    except RequestError as error:  # nothing of the run that compares with it is wrong
-        told = (
-            f"{path}: {reason_of(path, error)}; delete {full.folder}, which another run compares with, to make it again"
-        )
-        raise UnreadableError(told) from None
 
 
 def _hold_and_execute(request: Request, bench: Workbench, epoch: int, started: float, quiet: bool,
@@ -505,7 +453,7 @@ def _execute(request: Request, bench: Workbench, epoch: int, started: float, qui
 
     begun = origin.now()
     run = FineTuning(bench, request.spec, request.folder, quiet=quiet, before_write=before_write,
-                     plan=request.plan, tuned={key: _read_tuned(full) for key, full in request.full_runs.items()},
+                     plan=request.plan, tuned={key: read_tuned(full) for key, full in request.full_runs.items()},
                      shared=functools.partial(_share, request, quiet), model_sha256=request.digests["model"], tell=tell,
                      until_epoch=epoch)  # fmt: skip
     try:
