@@ -6,6 +6,7 @@ The devices have to exist before anything initialises TensorFlow. One of them is
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 from tfmt import streams
 from tfmt.bert.configs import shape_of
 from tfmt.bert.vocabulary import list_weights
+from tfmt.runs import lease
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -107,6 +109,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _patient() -> None:
     """A machine under load is no reason for lines that say what takes so long."""
     streams.SLOW_SECONDS = 600.0
+    lease.LOOK_SECONDS = 0.1, 0.3  # nor is a test to wait as long as a file server should be left alone
+
+
+@pytest.fixture(scope="session")
+def impatient_sweep() -> list[str]:
+    """`tfmt-sweep` as a process that looks as often at what others hold as the tests do."""
+    code = "import sys; from tfmt import sweep; from tfmt.runs import lease; lease.LOOK_SECONDS = 0.1, 0.3"
+    return [sys.executable, "-c", f"{code}; sys.exit(sweep.main())"]
 
 
 @pytest.fixture(autouse=True)

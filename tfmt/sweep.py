@@ -13,7 +13,9 @@ from tfmt.memory import keep_memory
 from tfmt.spec import MODES, TASK_NAMES, RunSpec
 from tfmt.study.grid import AXES, FISHER_UNIONS, Grid, expand_grid, parse_axes
 from tfmt.study.search import SEARCHES
+from tfmt.study.shards import parse_shard
 from tfmt.train import require_gpu
+from tfmt.words import counted
 
 _SUMMARY = (
     "Runs every combination of the comma lists once and writes a record of each.\n"
@@ -49,6 +51,10 @@ def _define(values: flags.FlagValues) -> None:
                       "stops its worse rates early.", flag_values=values)  # fmt: skip
     flags.DEFINE_integer("workers", 1, "Processes, each with its own GPUs or cores; 0 runs everything in this one.",
                          lower_bound=0, flag_values=values)  # fmt: skip
+    flags.DEFINE_string("shard", "", "Share of the runs that comes first, i/n, i from 0 as Slurm's arrays count; empty "
+                        "is all of them.", flag_values=values)  # fmt: skip
+    flags.DEFINE_bool("leave", False, "Ends where nothing is free; else it waits for runs that others hold and may yet "
+                      "lose.", flag_values=values)  # fmt: skip
     flags.DEFINE_bool("retry_failed", False, "Runs failed runs again; else they stay as recorded.", flag_values=values)
     flags.DEFINE_string("output_dir", "runs", "Folder that holds the runs' folders.", flag_values=values)
     flags.DEFINE_bool(
@@ -74,7 +80,13 @@ def read_grid(values: flags.FlagValues) -> Grid:
     return expand_grid(axes, settings, shape=shape, fisher_union=values.fisher_union)
 
 
+def _check(values: flags.FlagValues) -> None:
+    parse_shard(values.shard)
+    read_grid(values)
+
+
 def _main(values: flags.FlagValues) -> int:
+    shard = parse_shard(values.shard)
     grid = read_grid(values)
     if values.dry_run:
         from tfmt.study.dry_run import describe_sweep
@@ -88,8 +100,9 @@ def _main(values: flags.FlagValues) -> int:
         require_gpu("tfmt-sweep", values.verbosity)
     with streams.told_if_slow(f"tfmt-sweep: looks for models and text of {len(grid):,} runs, and for what is done"):
         sweep = Sweep(
-            grid, values.output_dir, search=values.search, retry_failed=values.retry_failed, verbosity=values.verbosity
-        )
+            grid, values.output_dir, search=values.search, shard=shard, leave=values.leave,
+            retry_failed=values.retry_failed, verbosity=values.verbosity,
+        )  # fmt: skip
     stopped: RunError | signals.Stop | None = None
     if not values.workers:
         keep_memory()  # runs compute in this process
@@ -98,6 +111,9 @@ def _main(values: flags.FlagValues) -> int:
     except (RunError, signals.Stop) as error:  # what was done until then is told all the same
         stopped = error
     print(sweep.board.summary())
+    if sweep.held and stopped is None:
+        waits = f", {sweep.awaiting:,} more wait for what these show" if sweep.awaiting else ""
+        print(f"held      {counted(sweep.held, 'run')} by other processes{waits}; {len(sweep.failures):,} failed")
     print(f"records   {values.output_dir}")
     for name, message in sweep.failures.items():
         print(f"tfmt-sweep: {name} failed: {message}", file=sys.stderr)
@@ -107,14 +123,14 @@ def _main(values: flags.FlagValues) -> int:
         stopped.kept = "; ".join(filter(None, (stopped.kept, "the same command goes on")))
     if stopped is not None:
         raise stopped
-    return 1 if sweep.failures or sweep.left else 0
+    return 1 if sweep.left or (sweep.failures and not sweep.held) else 0
 
 
 _EXAMPLES = (
     "tfmt-sweep --model=demo --task=rotten_tomatoes --mode=full,layernorm --seed=0,1 --dry_run",
     "tfmt-sweep --flagfile=table1.flags --data_dir=glue --workers=2",
 )
-COMMAND = Command("tfmt-sweep", _SUMMARY, _EXAMPLES, _define, _main, check=read_grid)
+COMMAND = Command("tfmt-sweep", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

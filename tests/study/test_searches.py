@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 import threading
 import time
 
@@ -171,9 +170,9 @@ def test_killed_sweeps_go_on_deciding_the_same(shared, searched, tmp_path, monke
     assert not list(tmp_path.glob("*/checkpoint"))
 
 
-def test_two_sweeps_at_once_decide_alike_and_run_every_run_once(shared, searched, tmp_path, capsys):
+def test_two_sweeps_at_once_decide_alike_and_run_every_run_once(shared, searched, tmp_path, capsys, impatient_sweep):
     flags = [*flags_of(shared, tmp_path, "halving"), "--verbosity=1"]
-    other = subprocess.Popen([sys.executable, "-m", "tfmt.sweep", *flags], stderr=subprocess.PIPE, text=True)
+    other = subprocess.Popen([*impatient_sweep, *flags], stderr=subprocess.PIPE, text=True)
     status = []
     while not list(tmp_path.glob("*/lease.*")) and other.poll() is None:
         time.sleep(0.02)

@@ -242,8 +242,8 @@ def test_wrong_request_runs_nothing(shared, tmp_path, changes, capsys):
     assert not list(tmp_path.glob("*/record.json"))
 
 
-def test_two_sweeps_at_once_run_every_run_once(shared, untouched, tmp_path, capsys):
-    command = [sys.executable, "-m", "tfmt.sweep", *flags_of(shared, tmp_path), "--verbosity=1"]
+def test_two_sweeps_at_once_run_every_run_once(shared, untouched, tmp_path, capsys, impatient_sweep):
+    command = [*impatient_sweep, *flags_of(shared, tmp_path), "--verbosity=1"]
     other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     status = []
     while not list(tmp_path.glob("*/lease.*")) and other.poll() is None:

@@ -16,11 +16,13 @@ import contextlib
 import errno
 import json
 import os
+import random
 import re
 import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,10 @@ from tfmt.runs.records import RECORD_FILE
 # late, so it is well above that.
 LEASE_SECONDS = 180.0
 BEAT_SECONDS = 20.0
+# Between two looks at what others hold: a server answers many processes, which are not to ask it in step.
+LOOK_SECONDS = 10.0, 30.0
 
+_random = random.SystemRandom()  # that no seed makes the same in all of them
 _RELEASED = {"released": True}
 
 
@@ -152,14 +157,24 @@ class Lease:
         return TakenError(f"{self._folder.name}: another process has taken this run over; this one discards its work")
 
 
-def is_held(folder: Path) -> bool:
+def is_held(folder: Path, disk_time: Callable[[], float] | None = None) -> bool:
     """Whether a living process holds the folder's run.
+
+    Args:
+      folder: the run's folder.
+      disk_time: gives the time by the disk's clock, for who looks at many folders; else the folder's own disk is asked,
+        which takes a file made and deleted.
 
     Raises:
       UnreadableError: that cannot be told now, as of a folder that only its owner may enter.
     """
-    number, owner, silent = _read_latest(folder)
+    number, owner, silent = _read_latest(folder, disk_time)
     return bool(number) and not _is_free(owner, silent)
+
+
+def time_to_look() -> float:
+    """When to look again at what others hold, by the monotonic clock."""
+    return time.monotonic() + _random.uniform(*LOOK_SECONDS)
 
 
 def is_lease(name: str) -> bool:
@@ -171,27 +186,31 @@ def _numbers(folder: Path) -> list[int]:
     return [int(name.removeprefix("lease.")) for name in os.listdir(folder) if is_lease(name)]
 
 
-def _read_latest(folder: Path) -> tuple[int, dict[str, Any], float]:
+def _read_latest(folder: Path, disk_time: Callable[[], float] | None = None) -> tuple[int, dict[str, Any], float]:
     """(highest number or 0, its owner as far as it can be read, seconds since the owner's last sign)."""
     try:
         number = max(_numbers(folder), default=0)
         if not number:
             return 0, {}, 0.0
         with (folder / f"lease.{number}").open("rb") as file:
-            # Both times come from the disk's own clock, so that machines need not agree on theirs.
-            silent = _disk_time(folder) - os.fstat(file.fileno()).st_mtime
+            sign = os.fstat(file.fileno()).st_mtime
             try:
                 owner = parse_json(file.read())
             except ValueError:
                 owner = {}  # its owner has only just created it
-        return number, owner if isinstance(owner, dict) else {}, silent
+        owner = owner if isinstance(owner, dict) else {}
+        if owner.get("released"):  # then nobody asks for the time
+            return number, owner, 0.0
+        # Both times come from the disk's own clock, so that machines need not agree on theirs.
+        return number, owner, (find_disk_time(folder) if disk_time is None else disk_time()) - sign
     except FileNotFoundError:
         return 0, {}, 0.0  # released meanwhile
     except OSError as error:
         raise UnreadableError.of(folder, error) from None
 
 
-def _disk_time(folder: Path) -> float:
+def find_disk_time(folder: Path) -> float:
+    """The time by the clock of the disk on which a folder lies."""
     probe = folder / f".clock.{os.getpid()}.{secrets.token_hex(4)}"
     try:
         probe.touch()

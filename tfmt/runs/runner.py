@@ -28,7 +28,7 @@ from tfmt.files import UnreadableError, UnwritableError, disk_error, write_whole
 from tfmt.runs import origin
 from tfmt.runs.folder import clear_ended, clear_leftovers, finished, note_spec, open_folder
 from tfmt.runs.full_runs import check_full, read_full, read_tuned
-from tfmt.runs.lease import Lease, TakenError
+from tfmt.runs.lease import Lease, TakenError, time_to_look
 from tfmt.runs.paused import PAUSED_FILE, Paused
 from tfmt.runs.records import (
     DISTRIBUTIONS_FILE,
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 
 SCORES_FOLDER = "scores"  # beside the runs' folders
-_FULL_RUN_SECONDS = 1.0  # between looks at a full run that another process makes
+_SLICE_SECONDS = 1.0  # in which a process that waits looks for signals and gives a sign of life
 
 
 class UnexpectedError(SurroundingsError):
@@ -413,15 +413,22 @@ def _make_full_runs(request: Request, bench: Workbench, *, quiet: bool) -> None:
             try:
                 record = execute(full, bench, started=time.perf_counter(), quiet=quiet)
             except TakenError:  # another process makes it
-                signals.check()
-                liveness.sign()
-                time.sleep(_FULL_RUN_SECONDS)
+                _wait_to_look()
                 record = read_full(full)
         if record.status != "completed":
             remedy = "take another rate=" if record.status == "diverged" else f"delete {full.folder} to try it again"
             message = f"the full fine-tuning that it compares with {record.status} ({full.run_id}); {remedy}"
             record_failure(request, message)
             raise RunError(f"{request.run_id}: {message}")
+
+
+def _wait_to_look() -> None:
+    """Waits until it is time for another look at what another process makes."""
+    end = time_to_look()
+    while (left := end - time.monotonic()) > 0:
+        signals.check()
+        liveness.sign()
+        time.sleep(min(left, _SLICE_SECONDS))
 
 
 def _hold_and_execute(request: Request, bench: Workbench, epoch: int, started: float, quiet: bool,

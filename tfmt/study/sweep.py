@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from tfmt import signals
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
 from tfmt.files import UnreadableError, UnwritableError, check_output, exists
 from tfmt.runs.folder import UnkeptError, check_kept, drop_paused, tell_other_model, tidy_finished
-from tfmt.runs.lease import is_held
+from tfmt.runs.lease import find_disk_time, is_held, time_to_look
 from tfmt.runs.paused import PAUSED_FILE, read_paused
 from tfmt.runs.records import RECORD_FILE, read_record
 from tfmt.runs.runner import Request, Sources, bench_key, prepare, record_failure
@@ -24,6 +26,7 @@ from tfmt.study.grid import Grid, HeldOutUnion
 from tfmt.study.places import Place, share_places, visible_cores, visible_gpus
 from tfmt.study.pool import OwnProcess, Pool, ProcessPool
 from tfmt.study.search import Course, Search, Slot
+from tfmt.study.shards import Shard, shape_key, share_slots
 from tfmt.study.times import Times, format_seconds
 from tfmt.study.worker import Ended
 from tfmt.training.progress import Standing
@@ -31,14 +34,7 @@ from tfmt.words import counted
 
 TRIES = 4  # of a run in one sweep, whatever ends them
 UNEXPECTED_RUNS = 3  # in a row, that no error of tfmt's own ended; then the machine is at fault and not the runs
-_POLL_SECONDS = 1.0  # between looks at runs that another sweep holds
-
-
-def shape_key(spec: RunSpec) -> tuple[Any, ...]:
-    """Equal for runs on one workbench that can share the traced step."""
-    return (spec.mode, spec.layers, spec.mask_size, spec.mask_fraction, spec.outlier_pool, spec.select, spec.budget,
-            spec.fisher_from, spec.optimizer, spec.adam_epsilon, spec.weight_decay, spec.clip_norm,
-            spec.frozen_prefix)  # fmt: skip
+_POLL_SECONDS = 1.0  # between looks at what this sweep's own workers do, and before another try at a folder
 
 
 @dataclass(eq=False)
@@ -56,6 +52,7 @@ class Item:
       deaths: of what processes died, or met something unexpected, whose first run it was.
       suspect: it may be what ended its process; so the next one is its own.
       fresh: it is the first run of the process that it is in.
+      share: whose it is, of the sweeps that share the grid, and how far behind in the order of the shares.
       standing: where it stands, if it is in progress and has told so.
     """
 
@@ -69,6 +66,7 @@ class Item:
     deaths: set[str] = field(default_factory=set)
     suspect: bool = False
     fresh: bool = False
+    share: tuple[int, int] = (0, 0)
     standing: Standing | None = None
     bench: tuple[Any, ...] = field(init=False)
     shape: tuple[Any, ...] = field(init=False)
@@ -82,30 +80,47 @@ class Item:
         return self.union or self.spec
 
 
-def choose(waiting: list[Item], last: Item | None, busy: set[tuple[Any, ...]]) -> Item:
+def choose(waiting: list[Item], last: Item | None, busy: set[tuple[Any, ...]], share: int = 0) -> Item:
     """The run that a process should do next.
 
     It goes on with what is traced, then with what is loaded, then with the workbench that has most work left and that
     no other process has; within these the longest run comes first, so that no long one is left for the end. A run that
     needs a process of its own goes to one that has nothing loaded yet.
 
+    All this of the runs of its own share. Without any it helps with the share in which most work is left, and stays
+    there: from the end on, so that it meets its owner late.
+
     Args:
       waiting: the runs to choose from, in the order of the grid; not empty.
       last: what the process did last.
       busy: workbenches of the other processes.
+      share: the process's own.
     """
+    placed = [item for item in waiting if item.suspect == (last is None)] or waiting
+    own = [(index, item) for index, item in enumerate(placed) if item.share[0] == share]
+    if not own:
+        return _choose_to_help(placed, last)
     left: dict[tuple[Any, ...], float] = {}
-    for item in waiting:
+    for _, item in own:
         left[item.bench] = left.get(item.bench, 0.0) + (item.seconds or 0.0)
 
     def rank(pair: tuple[int, Item]) -> tuple[Any, ...]:
         index, item = pair
         loaded = last is not None and item.bench == last.bench
         traced = loaded and last is not None and item.shape == last.shape
-        misplaced = item.suspect == (last is not None)
-        return misplaced, not loaded, not traced, item.bench in busy, -left[item.bench], -(item.seconds or 0.0), index
+        return not loaded, not traced, item.bench in busy, -left[item.bench], -(item.seconds or 0.0), index
 
-    return min(enumerate(waiting), key=rank)[1]
+    return min(own, key=rank)[1]
+
+
+def _choose_to_help(waiting: list[Item], last: Item | None) -> Item:
+    """The last run of another share: of the one that the process helped before, or of that with most work left."""
+    left: dict[int, tuple[float, int]] = {}
+    for item in waiting:
+        seconds, runs = left.get(item.share[0], (0.0, 0))
+        left[item.share[0]] = seconds + (item.seconds or 0.0), runs + 1
+    most = last.share[0] if last is not None and last.share[0] in left else max(left, key=left.__getitem__)
+    return max((item for item in waiting if item.share[0] == most), key=lambda item: item.share)
 
 
 class Sweep:
@@ -115,6 +130,8 @@ class Sweep:
       grid: the runs.
       output_dir: the folder of the runs' folders.
       search: which of the runs are needed, see `study.search`.
+      shard: which of the runs come first, as other sweeps do the others; see `study.shards`.
+      leave: end where nothing is free, instead of waiting for runs that others hold.
       retry_failed: run those again that a record calls failed.
       verbosity: from 1 on every run is told of, and libraries may talk.
 
@@ -123,17 +140,24 @@ class Sweep:
     """
 
     def __init__(
-        self, grid: Grid, output_dir: str | Path, *, search: str = "all", retry_failed: bool = False, verbosity: int = 0
-    ) -> None:
+        self, grid: Grid, output_dir: str | Path, *, search: str = "all", shard: Shard | None = None,
+        leave: bool = False, retry_failed: bool = False, verbosity: int = 0,
+    ) -> None:  # fmt: skip
         self.output_dir = Path(output_dir)
         self._retry, self._verbosity = retry_failed, verbosity
         check_output(self.output_dir / "run", "--output_dir", makes_folders=True)  # writes nothing
         self.failures: dict[str, str] = {}
         self.left: dict[str, str] = {}  # runs without a record that are not tried again: what they met last
         self._search = Search(grid, search)
+        self._shard, self._leaves = shard or Shard(), leave
+        shares = share_slots(grid, self._shard.count)
+        self._shares = {slot: (share, place) for place, (slot, share) in enumerate(shares.items())}
         self._idle: dict[Slot, Item] = {}  # runs that have not ended and are not due: they wait for others, or are out
         self._waiting: list[Item] = []
-        self._held: list[Item] = []
+        self._held: list[Item] = []  # others are at them, or at a full run that they compare with
+        self._look_at = 0.0  # when these are looked at again
+        self._news: set[Path] = set()  # folders of which this sweep's own workers have let go since
+        self._booked: set[Path] = set()
         self._refused: list[Item] = []  # their folders cannot be read or written
         self._stop: RunError | None = None
         self._renews = False
@@ -187,9 +211,21 @@ class Sweep:
             self._run_on(pool)
         if self._stop is not None:
             raise self._stop
-        for union in self._unions:
+        for union in self._unions if not self._held else []:  # else it may be these that it waits for
             if self._search.granted(union):
                 self._leave(f"{union.own.label()} (union)", "waits for the masks of runs that have no record")
+
+    @property
+    def held(self) -> int:
+        """Runs that others were at when this sweep left."""
+        return len(self._held)
+
+    @property
+    def awaiting(self) -> int:
+        """Runs that were not due when this sweep left, as they wait for what others show."""
+        return sum(not item.out for item in self._idle.values()) + sum(
+            self._search.granted(union) is not None for union in self._unions
+        )
 
     def _check_replicas(self, places: list[Place]) -> None:
         wanted = max((spec.replicas for spec in self._folders), default=0)
@@ -225,6 +261,7 @@ class Sweep:
 
     def _admit(self, item: Item) -> None:
         """Books a run that has ended before; the others are idle until they are due."""
+        item.share = self._shares[item.slot]
         try:
             self._note_paused(item)
             done = self._book_stored(item)
@@ -300,6 +337,7 @@ class Sweep:
 
     def _book(self, item: Item, ended: Ended, *, stored: bool = False) -> None:
         self._ended[item.spec] = ended.status
+        self._booked.add(item.folder)
         result = ended.record.result if ended.record and ended.status != "failed" else None
         course = Course.of(result.epochs, result.score_name) if result else Course()
         self._search.note(item.slot, replace(course, ended=ended.status))
@@ -350,21 +388,52 @@ class Sweep:
 
     def _next(self, last: Item | None, busy: set[tuple[Any, ...]]) -> Item | None:
         """A run that this process may start now."""
-        held, self._held = self._held, []
-        self._waiting += [item for item in held if self._is_open(item)]
+        self._look_at_held()
         self._release()  # another sweep may have ended what they wait for
+        disk_time = self._disk_time()
         while self._waiting:
             for item in self._waiting:
                 seconds = self.times.estimate(item.spec)
                 item.seconds = None if seconds is None else seconds * self._share_left(item)
-            item = choose(self._waiting, last, busy)
+            item = choose(self._waiting, last, busy, self._shard.index)
             self._waiting.remove(item)
-            if self._is_open(item):
+            if self._is_open(item, disk_time):
                 return item
             self._release()
         return None
 
-    def _is_open(self, item: Item) -> bool:
+    def _disk_time(self) -> Callable[[], float]:
+        """The disk's clock for one look, which asks it once and only where it is wanted."""
+        return functools.cache(lambda: find_disk_time(self.output_dir))
+
+    def _look_at_held(self, *, now: bool = False) -> None:
+        """Looks at the runs that others hold where it is time to; at those of this sweep's own workers in any case.
+
+        Args:
+          now: it is time to look at all.
+        """
+        self._news |= {folder for folder in self._made_here() - self._booked if exists(folder / RECORD_FILE)}
+        now = now or time.monotonic() >= self._look_at
+        looked = [item for item in self._held if now or not self._news.isdisjoint(self._folders_of(item))]
+        self._news.clear()
+        self._held = [item for item in self._held if item not in looked]
+        disk_time = self._disk_time()
+        self._waiting += [item for item in looked if self._is_open(item, disk_time)]
+
+    def _hold(self, item: Item) -> None:
+        if not self._held:
+            self._look_at = time_to_look()
+        self._held.append(item)
+
+    def _folders_of(self, item: Item) -> tuple[Path, ...]:
+        """The folders in which a run writes: its own, and those of the full runs that it may make first."""
+        return item.folder, *self._needed.get(item.spec, ())
+
+    def _made_here(self) -> set[Path]:
+        """The folders of the full runs that this sweep's own workers may be making by the way."""
+        return {folder for item in self._doing.values() for folder in self._needed.get(item.spec, ())}
+
+    def _is_open(self, item: Item, disk_time: Callable[[], float]) -> bool:
         """Whether a run may be started; else it is booked, or waits for the process that has it or for its folder."""
         try:
             done = self._note_paused(item)  # also of a run that failed behind it, whose record does not count here
@@ -375,12 +444,15 @@ class Sweep:
                 return False
             # One that another process makes would be waited for by this one, which may as well do something else.
             needed = [folder for folder in self._needed.get(item.spec, ()) if not exists(folder / RECORD_FILE)]
-            held = any(exists(folder) and is_held(folder) for folder in (item.folder, *needed))
+            here = self._made_here() | {other.folder for other in self._doing.values()}
+            held = any(
+                folder in here or (exists(folder) and is_held(folder, disk_time)) for folder in (item.folder, *needed)
+            )
         except SurroundingsError as error:
             self._close(item, Ended("hindered", error=str(error)))
             return False
         if held:
-            self._held.append(item)
+            self._hold(item)
         return not held
 
     def _close(self, item: Item, ended: Ended) -> None:
@@ -391,7 +463,7 @@ class Sweep:
         if ended.status == "stop":
             self._stop = self._stop or UnwritableError(ended.error)
         elif ended.status == "taken":
-            self._held.append(item)
+            self._hold(item)
         elif ended.status == "hindered":
             self._try_again(item, ended)
         elif ended.status == "paused":
@@ -513,11 +585,15 @@ class Sweep:
         try:
             while self._stop is None:
                 self._hand_out(pool, loaded)
-                if not self._doing and not self._held:
-                    if not self._refused:
+                if not self._doing and (self._leaves or not self._held):
+                    if self._refused:
+                        time.sleep(_POLL_SECONDS)
+                        self._waiting, self._refused = self._waiting + self._refused, []
+                        continue
+                    self._look_at_held(now=True)  # some may have become free, or have ended, since
+                    self._release()
+                    if not self._waiting and not self._refused:
                         return
-                    time.sleep(_POLL_SECONDS)
-                    self._waiting, self._refused = self._waiting + self._refused, []
                     continue
                 self._show()
                 if not self._doing:
@@ -533,6 +609,7 @@ class Sweep:
         """Books all runs that have ended, also where the first of them says that the sweep has to stop."""
         for worker, ended in pool.wait_for_any(seconds):
             item = self._doing.pop(worker)
+            self._news.update(self._folders_of(item))
             begun, item.standing = item.standing is not None, None
             self.times.forget(item.spec)
             if ended is None:
