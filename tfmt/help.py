@@ -34,7 +34,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "seeds",
     ),
     "Output": (
-        "output_dir", "keep", "keep_epoch", "retry_failed", "dry_run", "output", "format", "data", "pack", "html",
+        "output_dir", "keep", "keep_epoch", "retry_failed", "dry_run", "status", "clean", "output", "format",
+        "data", "pack", "html",
     ),
     "Every command": ("flagfile", "help", "version", "verbosity"),
     # absl's conventions, which --helpfull lists.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,10 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "dry_run", False, "Counts the runs, those done, and what selections train; then stops.", flag_values=values
     )
+    flags.DEFINE_bool("status", False, "Tells how the sweep stands, here and elsewhere, and what it takes; then stops.",
+                      flag_values=values)  # fmt: skip
+    flags.DEFINE_bool("clean", False, "Removes what nobody needs any more, as --status lists it; then tells that.",
+                      flag_values=values)  # fmt: skip
 
 
 def read_grid(values: flags.FlagValues) -> Grid:
@@ -80,14 +85,31 @@ def read_grid(values: flags.FlagValues) -> Grid:
     return expand_grid(axes, settings, shape=shape, fisher_union=values.fisher_union)
 
 
-def _check(values: flags.FlagValues) -> None:
+def _check(values: flags.FlagValues) -> Grid:
+    """The grid, once what is asked for fits together."""
+    from tfmt.errors import RequestError
+
     parse_shard(values.shard)
-    read_grid(values)
+    for name in ("status", "clean"):
+        if values.dry_run and values[name].value:
+            raise RequestError(f"--dry_run and --{name} are two questions; ask one of them")
+    return read_grid(values)
+
+
+def _tell_status(grid: Grid, values: flags.FlagValues) -> None:
+    from tfmt.study.status import clean, describe_status
+
+    if values.clean:
+        print(clean(grid, values.output_dir, values.search))
+    width = shutil.get_terminal_size(fallback=(200, 24)).columns
+    print(describe_status(grid, values.output_dir, values.search, width))
 
 
 def _main(values: flags.FlagValues) -> int:
-    shard = parse_shard(values.shard)
-    grid = read_grid(values)
+    grid = _check(values)
+    if values.status or values.clean:
+        _tell_status(grid, values)
+        return 0
     if values.dry_run:
         from tfmt.study.dry_run import describe_sweep
 
@@ -100,7 +122,7 @@ def _main(values: flags.FlagValues) -> int:
         require_gpu("tfmt-sweep", values.verbosity)
     with streams.told_if_slow(f"tfmt-sweep: looks for models and text of {len(grid):,} runs, and for what is done"):
         sweep = Sweep(
-            grid, values.output_dir, search=values.search, shard=shard, leave=values.leave,
+            grid, values.output_dir, search=values.search, shard=parse_shard(values.shard), leave=values.leave,
             retry_failed=values.retry_failed, verbosity=values.verbosity,
         )  # fmt: skip
     stopped: RunError | signals.Stop | None = None

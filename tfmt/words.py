@@ -23,6 +23,17 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def format_bytes(size: float) -> str:
+    """`0 bytes`, `1.2 kB`, `430.0 MB`, `1,512.3 TB`."""
+    if size < 1000:
+        return counted(int(size), "byte")
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        if size < 999.95 or unit == "TB":
+            break
+    return f"{size:,.1f} {unit}"
+
+
 def comma_list(entries: Iterable[Any]) -> str:
     """A comma list as a flag reads it, whose entries may hold commas and quotes."""
     text = io.StringIO()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint"
 # Temporary names; the third is safetensors' own, which writes beside the file it was given, the last the lease's.
-_HALF_WRITTEN = (".*.safetensors.*", ".*.json.*", ".tmp*", ".clock.*")
+_HALF_WRITTEN = (".*.safetensors.[0-9]*", ".*.json.[0-9]*", ".tmp??????", ".clock.[0-9]*")
 
 
 class UnkeptError(RequestError):
@@ -128,10 +128,19 @@ def _tell_how(stored: dict[str, Any] | None, request: Request) -> str:
 
 def clear_leftovers(folder: Path) -> None:
     """Removes what a process that was killed had begun to write; only who holds the folder's lease may do so."""
-    for inside in (folder, folder / CHECKPOINT):
-        for pattern in _HALF_WRITTEN:
-            for leftover in inside.glob(pattern):
-                leftover.unlink(missing_ok=True)
+    for leftover in list_leftovers(folder):
+        leftover.unlink(missing_ok=True)
+
+
+def list_leftovers(folder: Path) -> list[Path]:
+    """What a process that was killed had begun to write; of a folder that is held, what its owner is writing too."""
+    inside = (folder, folder / CHECKPOINT)
+    return [leftover for place in inside for pattern in _HALF_WRITTEN for leftover in sorted(place.glob(pattern))]
+
+
+def list_checkpoint(folder: Path) -> list[Path]:
+    """The files of a run's checkpoint."""
+    return sorted((folder / CHECKPOINT).glob("*.safetensors"))
 
 
 def tidy_finished(folder: Path, record: Record) -> None:
@@ -179,7 +188,7 @@ def drop_paused(folder: Path) -> bool:
 
 def clear_checkpoint(folder: Path) -> None:
     """Removes a run's checkpoint; only who holds the folder's lease may do so."""
-    for path in (folder / CHECKPOINT).glob("*.safetensors"):
+    for path in list_checkpoint(folder):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there is none, or it holds something of somebody else's
         (folder / CHECKPOINT).rmdir()

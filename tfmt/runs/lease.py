@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import random
@@ -23,8 +24,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tfmt.errors import RunError
 from tfmt.files import UnreadableError, UnwritableError, exists, parse_json
@@ -36,6 +38,7 @@ LEASE_SECONDS = 180.0
 BEAT_SECONDS = 20.0
 # Between two looks at what others hold: a server answers many processes, which are not to ask it in step.
 LOOK_SECONDS = 10.0, 30.0
+SILENT_SECONDS = 3 * BEAT_SECONDS  # a living owner has missed beats: it may be frozen, or its machine gone
 
 _random = random.SystemRandom()  # that no seed makes the same in all of them
 _RELEASED = {"released": True}
@@ -157,19 +160,67 @@ class Lease:
         return TakenError(f"{self._folder.name}: another process has taken this run over; this one discards its work")
 
 
-def is_held(folder: Path, disk_time: Callable[[], float] | None = None) -> bool:
-    """Whether a living process holds the folder's run.
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a run's folder.
+
+    Attributes:
+      state: `none`; `living`; `silent`, which holds others off too, and may be dead.
+      host: the owner's, or the node that it computes on; empty where it cannot be told.
+      pid: number of its process there, None where it cannot be told.
+      seconds: since its last sign.
+    """
+
+    state: Literal["none", "living", "silent"] = "none"
+    host: str = ""
+    pid: int | None = None
+    seconds: float = 0.0
+
+
+def find_holder(folder: Path, clock: Callable[[], float] | None = None) -> Holder:
+    """Who holds the folder's run.
 
     Args:
       folder: the run's folder.
-      disk_time: gives the time by the disk's clock, for who looks at many folders; else the folder's own disk is asked,
-        which takes a file made and deleted.
+      clock: tells the disk's time, as `disk_clock` of a folder beside it, for who looks at many; None to ask this
+        folder's disk, which takes a file made and deleted.
 
     Raises:
       UnreadableError: that cannot be told now, as of a folder that only its owner may enter.
     """
-    number, owner, silent = _read_latest(folder, disk_time)
-    return bool(number) and not _is_free(owner, silent)
+    number, owner, silent = _read_latest(folder, clock)
+    if not number or _is_free(owner, silent):
+        return Holder()
+    pid = owner.get("pid")
+    state: Literal["living", "silent"] = "silent" if silent > SILENT_SECONDS else "living"
+    host = str(owner.get("node") or owner.get("host") or "")
+    return Holder(state, host, pid if isinstance(pid, int) else None, max(silent, 0.0))
+
+
+def is_held(folder: Path, clock: Callable[[], float] | None = None) -> bool:
+    """Whether a living process holds the folder's run.
+
+    Args:
+      folder, clock: as of `find_holder`.
+
+    Raises:
+      UnreadableError: that cannot be told now, as of a folder that only its owner may enter.
+    """
+    return find_holder(folder, clock).state != "none"
+
+
+def disk_clock(folder: Path) -> Callable[[], float]:
+    """Tells a disk's time however often it is asked, and writes one probe for that, once it is asked first.
+
+    Args:
+      folder: on that disk; of one that cannot be written this machine's time is told.
+    """
+
+    @functools.cache
+    def ahead() -> float:
+        return _disk_time(folder) - time.monotonic()
+
+    return lambda: ahead() + time.monotonic()
 
 
 def time_to_look() -> float:
@@ -186,7 +237,7 @@ def _numbers(folder: Path) -> list[int]:
     return [int(name.removeprefix("lease.")) for name in os.listdir(folder) if is_lease(name)]
 
 
-def _read_latest(folder: Path, disk_time: Callable[[], float] | None = None) -> tuple[int, dict[str, Any], float]:
+def _read_latest(folder: Path, clock: Callable[[], float] | None = None) -> tuple[int, dict[str, Any], float]:
     """(highest number or 0, its owner as far as it can be read, seconds since the owner's last sign)."""
     try:
         number = max(_numbers(folder), default=0)
@@ -202,14 +253,14 @@ def _read_latest(folder: Path, disk_time: Callable[[], float] | None = None) -> 
         if owner.get("released"):  # then nobody asks for the time
             return number, owner, 0.0
         # Both times come from the disk's own clock, so that machines need not agree on theirs.
-        return number, owner, (find_disk_time(folder) if disk_time is None else disk_time()) - sign
+        return number, owner, (clock() if clock else _disk_time(folder)) - sign
     except FileNotFoundError:
         return 0, {}, 0.0  # released meanwhile
     except OSError as error:
         raise UnreadableError.of(folder, error) from None
 
 
-def find_disk_time(folder: Path) -> float:
+def _disk_time(folder: Path) -> float:
     """The time by the clock of the disk on which a folder lies."""
     probe = folder / f".clock.{os.getpid()}.{secrets.token_hex(4)}"
     try:

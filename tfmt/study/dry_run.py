@@ -135,20 +135,20 @@ def describe_sweep(grid: Grid, output_dir: str | Path, workers: int, search: str
     for paused in find_paused(output_dir)[0] if there else []:
         times.note_paused(paused)
         if paused.arithmetic == ARITHMETIC:
-            courses[_settings(paused.spec)] = Course.of(paused.epochs, paused.score_name)
+            courses[digest_settings(paused.spec)] = Course.of(paused.epochs, paused.score_name)
     for record in find_records(output_dir)[0] if there else []:
         times.add(record)
         if record.origin.arithmetic == ARITHMETIC:
             scores_alone = record.status == "completed" and record.spec.keep == "scores"
-            status[_settings(record.spec)] = "unkept" if scores_alone else record.status
+            status[digest_settings(record.spec)] = "unkept" if scores_alone else record.status
             result = record.result if record.status != "failed" else None
             epochs, name = (result.epochs, result.score_name) if result else ([], "")
-            courses[_settings(record.spec)] = Course.of(epochs, name, record.status)
+            courses[digest_settings(record.spec)] = Course.of(epochs, name, record.status)
     plan = Search(grid, search)
     for spec in grid.runs:
-        if course := courses.get(_settings(spec)):
+        if course := courses.get(digest_settings(spec)):
             plan.note(spec, course)
-    ended = [status.get(_settings(spec)) for spec in grid.runs]
+    ended = [status.get(digest_settings(spec)) for spec in grid.runs]
     failed = ended.count("failed")
     unkept = sum(end == "unkept" and spec.keep == "tuned" for spec, end in zip(grid.runs, ended, strict=True))
     open_ = [spec for spec, end in zip(grid.runs, ended, strict=True) if end is None]
@@ -225,7 +225,8 @@ def _span(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _settings(spec: RunSpec) -> str:
+def digest_settings(spec: RunSpec) -> str:
+    """Equal for runs that are alike as far as settings tell; what they read is not."""
     selection = {"select": split_label(spec.select)[1], "budget": spec.budget}  # in ids by the model's table alone
     return digest_json(spec.identity() | selection | {"fisher_examples": spec.fisher_examples})
 

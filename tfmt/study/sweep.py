@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import time
 import warnings
@@ -16,7 +15,7 @@ from tfmt import signals
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
 from tfmt.files import UnreadableError, UnwritableError, check_output, exists
 from tfmt.runs.folder import UnkeptError, check_kept, drop_paused, tell_other_model, tidy_finished
-from tfmt.runs.lease import find_disk_time, is_held, time_to_look
+from tfmt.runs.lease import disk_clock, is_held, time_to_look
 from tfmt.runs.paused import PAUSED_FILE, read_paused
 from tfmt.runs.records import RECORD_FILE, read_record
 from tfmt.runs.runner import Request, Sources, bench_key, prepare, record_failure
@@ -390,21 +389,17 @@ class Sweep:
         """A run that this process may start now."""
         self._look_at_held()
         self._release()  # another sweep may have ended what they wait for
-        disk_time = self._disk_time()
+        clock = disk_clock(self.output_dir)
         while self._waiting:
             for item in self._waiting:
                 seconds = self.times.estimate(item.spec)
                 item.seconds = None if seconds is None else seconds * self._share_left(item)
             item = choose(self._waiting, last, busy, self._shard.index)
             self._waiting.remove(item)
-            if self._is_open(item, disk_time):
+            if self._is_open(item, clock):
                 return item
             self._release()
         return None
-
-    def _disk_time(self) -> Callable[[], float]:
-        """The disk's clock for one look, which asks it once and only where it is wanted."""
-        return functools.cache(lambda: find_disk_time(self.output_dir))
 
     def _look_at_held(self, *, now: bool = False) -> None:
         """Looks at the runs that others hold where it is time to; at those of this sweep's own workers in any case.
@@ -417,8 +412,8 @@ class Sweep:
         looked = [item for item in self._held if now or not self._news.isdisjoint(self._folders_of(item))]
         self._news.clear()
         self._held = [item for item in self._held if item not in looked]
-        disk_time = self._disk_time()
-        self._waiting += [item for item in looked if self._is_open(item, disk_time)]
+        clock = disk_clock(self.output_dir)
+        self._waiting += [item for item in looked if self._is_open(item, clock)]
 
     def _hold(self, item: Item) -> None:
         if not self._held:
@@ -433,7 +428,7 @@ class Sweep:
         """The folders of the full runs that this sweep's own workers may be making by the way."""
         return {folder for item in self._doing.values() for folder in self._needed.get(item.spec, ())}
 
-    def _is_open(self, item: Item, disk_time: Callable[[], float]) -> bool:
+    def _is_open(self, item: Item, clock: Callable[[], float]) -> bool:
         """Whether a run may be started; else it is booked, or waits for the process that has it or for its folder."""
         try:
             done = self._note_paused(item)  # also of a run that failed behind it, whose record does not count here
@@ -446,7 +441,7 @@ class Sweep:
             needed = [folder for folder in self._needed.get(item.spec, ()) if not exists(folder / RECORD_FILE)]
             here = self._made_here() | {other.folder for other in self._doing.values()}
             held = any(
-                folder in here or (exists(folder) and is_held(folder, disk_time)) for folder in (item.folder, *needed)
+                folder in here or (exists(folder) and is_held(folder, clock)) for folder in (item.folder, *needed)
             )
         except SurroundingsError as error:
             self._close(item, Ended("hindered", error=str(error)))
