@@ -68,7 +68,8 @@ def test_only_bert_touches_transformers(path):
 def test_light_modules_import_no_tensorflow():
     light = ["tfmt", "tfmt.spec", "tfmt.tasks", "tfmt.metrics", "tfmt.bert.vocabulary", "tfmt.bert.configs",
              "tfmt.bert.base_weights", "tfmt.selection.modes", "tfmt.runs.records", "tfmt.runs.runner",
-             "tfmt.study.dry_run", "tfmt.tuned.load", "tfmt.tuned.predict", "tfmt.tuned.export", "tfmt.flags",
+             "tfmt.study.dry_run", "tfmt.study.status", "tfmt.tuned.load",
+             "tfmt.tuned.predict", "tfmt.tuned.export", "tfmt.flags",
              "tfmt.train", "tfmt.predict", "tfmt.export", "tfmt.training.distribution", "tfmt.results.analyses",
              "tfmt.figures", "tfmt.page.page", "tfmt.analyze", "tfmt.report", "tfmt.audit",
              "tfmt.runs.audit"]  # fmt: skip

@@ -3,7 +3,7 @@
 from tfmt.spec import RunSpec
 from tfmt.study.dry_run import describe
 from tfmt.train import _announce
-from tfmt.words import counted, without_folders
+from tfmt.words import counted, format_bytes, without_folders
 
 
 def test_one_is_singular(toy_bert, toy_glue):
@@ -17,6 +17,11 @@ def test_one_is_singular(toy_bert, toy_glue):
     assert "1 an epoch x 1 epoch = 1, batches of 1 from 1 example\n" in told
     assert "lowest 1 block," in told
     assert "mrpc layernorm: 1 epoch at" in _announce(spec, "runs")
+
+
+def test_bytes():
+    told = [format_bytes(size) for size in (0, 1, 999, 1000, 999_949, 999_999, 4.4e8, 1.5123e15)]
+    assert told == ["0 bytes", "1 byte", "999 bytes", "1.0 kB", "999.9 kB", "1.0 MB", "440.0 MB", "1,512.3 TB"]
 
 
 def test_paths_lose_their_folders_and_nothing_else_changes():

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tfmt.runs import lease
-from tfmt.runs.lease import Lease, TakenError, is_held
+from tfmt.runs.lease import Lease, TakenError, disk_clock, find_holder, is_held
 
 
 def leave(folder, number=1, *, age=0.0, **owner):
@@ -148,6 +148,21 @@ def test_owner_that_slept_renews_or_loses(tmp_path):
         leave(tmp_path, 3)
         with pytest.raises(TakenError):
             held.check()
+
+
+def test_holder_is_told_until_it_counts_as_dead(tmp_path):
+    assert find_holder(tmp_path).state == "none"
+    elsewhere = {"host": "driver", "place": "elsewhere", "pid": 7}
+    for age, state in ((10, "living"), (lease.SILENT_SECONDS + 10, "silent"), (lease.LEASE_SECONDS + 10, "none")):
+        leave(tmp_path, age=age, **elsewhere)
+        holder = find_holder(tmp_path, disk_clock(tmp_path))
+        assert (holder.state, is_held(tmp_path)) == (state, state != "none")
+        if state != "none":
+            assert (holder.host, holder.pid) == ("driver", 7)
+            assert age - 1 < holder.seconds < age + 5
+    leave(tmp_path, **elsewhere, node="node3")
+    assert find_holder(tmp_path).host == "node3"
+    assert os.listdir(tmp_path) == ["lease.1"]
 
 
 def test_beats(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_states_of_a_sweep_that_was_killed_and_of_another_in_its_folder(shared, 
     told = ask()  # this process still lives, and so does its lease
     assert told["running"][0] == "1"
     assert re.fullmatch(
-        rf"{held.parent.parent.name}  epoch 2/2 on .+, process {os.getpid()}, \d s ago", told["running"][1]
+        rf"{held.parent.parent.name}  epoch 2/2 on .+, process {os.getpid()}, last sign \d s ago", told["running"][1]
     )
     assert [told[name][0].split()[0] for name in ("runs", "failed", "not begun", "others")] == ["4", "0", "2", "1"]
     for path in tmp_path.glob("*/lease.*"):  # its process is gone
@@ -210,8 +211,14 @@ def test_clean_takes_what_status_lists_and_the_sweep_goes_on_to_the_same_bits(sh
     ended = next(folder.glob("*/record.json")).parent
     begun = next(folder.glob("*/checkpoint")).parent
     (ended / CHECKPOINT).mkdir(exist_ok=True)
-    waste = [ended / CHECKPOINT / "state.2-0.safetensors", ended / "paused.json", ended / ".tuned.safetensors.7.0a1b2c3d",
-             begun / CHECKPOINT / ".state.2-0.safetensors.7.0a1b2c3d", folder / ".probe.7", folder / ".clock.7.0a1b2c3d"]  # fmt: skip
+    waste = [
+        ended / CHECKPOINT / "state.2-0.safetensors",
+        ended / "paused.json",
+        ended / ".tuned.safetensors.7.0a1b2c3d",
+        begun / CHECKPOINT / ".state.2-0.safetensors.7.0a1b2c3d",
+        folder / ".probe.7",
+        folder / ".clock.7.0a1b2c3d",
+    ]
     kept = [ended / ".record.json.swp", ended / "notes.txt", folder / ".probe.8", folder / ".tmp-mine"]
     for path in (*waste, *kept):
         path.write_bytes(b"x" * 10)
@@ -265,6 +272,22 @@ def test_refused(shared, tmp_path, switches, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert ("--dry_run" if len(switches) > 1 else "--output_dir=") in error
+
+
+def test_unions_of_a_grid_are_found_by_the_masks_that_they_unite(shared, toy_glue, tmp_path, ask):
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    shutil.copytree(toy_glue, data)
+    (data / "RTE").mkdir()
+    for name in ("train", "dev"):
+        rows = [line.split("\t") for line in (data / "MRPC" / f"{name}.tsv").read_text().splitlines()[1:]]
+        lines = [f"{i}\t{b}\t{a}\t{('entailment', 'not_entailment')[i % 2]}" for i, (*_, a, b) in enumerate(rows)]
+        (data / "RTE" / f"{name}.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *lines]) + "\n")
+    grid = {"data_dir": data, "task": "mrpc,rte", "mode": "fisher", "mask_fraction": "0.25", "seed": "0", "epochs": 1,
+            "learning_rate": "1e-2", "fisher_examples": 16, "fisher_union": "held_out", "output_dir": runs}  # fmt: skip
+    assert sweep.main(flags_of(shared, runs, **grid)) == 0
+    told = ask(**grid)
+    assert (told["runs"], told["done"], "others" in told) == (["4"], ["4"], False)
+    assert "others" in ask(**grid | {"fisher_union": "none"})
 
 
 def test_long_lines_break_behind_the_names():

@@ -499,7 +499,7 @@ def _tell_failure(found: Found) -> str:
 
 
 def _tell_holder(found: Found) -> str:
-    """`epoch 2/5 on node3, process 4711, 4 s ago`."""
+    """`epoch 2/5 on node3, process 4711, last sign 4 s ago`."""
     holder = found.holder
     process = f"process {holder.pid}" if holder.pid is not None else "a process"
     told = f"{holder.host}, {process}" if holder.host else process
@@ -508,7 +508,7 @@ def _tell_holder(found: Found) -> str:
     if holder.state == "silent":
         free = max(LEASE_SECONDS - holder.seconds, 0.0)
         return f"{told}, silent for {format_seconds(holder.seconds)}, free in {format_seconds(free)}"
-    return f"{told}, {format_seconds(holder.seconds)} ago"
+    return f"{told}, last sign {format_seconds(holder.seconds)} ago"
 
 
 def _find_epoch(found: Found) -> str | None:
