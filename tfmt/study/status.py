@@ -261,7 +261,7 @@ def _match(grid: Grid, found: list[Found]) -> dict[Slot, Found]:
     """The folder of each run of the grid that has one, as far as settings tell.
 
     Of several, on other data or another base model, the one counts whose model and data are named as in the grid, and
-    then the one that was begun last.
+    then the one that was touched last.
     """
     owned = [told for told in found if told.own and told.spec is not None]
     names = {told.folder.name: told.spec for told in owned if told.spec is not None}
