@@ -275,19 +275,19 @@ def test_sweep_leaves_what_waits_for_what_others_hold(run, shared, tmp_path, sea
 
 
 def test_runs_of_others_are_looked_at_now_and_then_with_one_probe_of_the_clock(run, shared, tmp_path, monkeypatch):
-    looks, probes, ended = [], [], iter(range(1000))
+    looks, probes, ended, disk_time = [], [], iter(range(1000)), lease._disk_time
     monkeypatch.setattr(lease, "LOOK_SECONDS", (0.4, 0.6))
 
-    def look(folder, disk_time):
+    def look(folder, clock):
         looks.append(time.monotonic())
-        return is_held(folder, disk_time)
+        return is_held(folder, clock)
 
     def probe(folder):
         probes.append(folder)
-        return lease.find_disk_time(folder)
+        return disk_time(folder)
 
     monkeypatch.setattr(study_sweep, "is_held", look)
-    monkeypatch.setattr(study_sweep, "find_disk_time", probe)
+    monkeypatch.setattr(lease, "_disk_time", probe)
     with contextlib.ExitStack() as leases:
         for seed in range(3):
             leases.enter_context(Lease(folder_of(shared, tmp_path, seed=seed, epochs=1)))
