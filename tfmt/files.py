@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,37 @@ _LONGEST_PATH, _LONGEST_NAME = 4096, 255
 def cache_folder() -> Path:
     """Where tfmt keeps what it can make again: `$TFMT_CACHE`, else `~/.cache/tfmt`."""
     return Path(os.environ.get("TFMT_CACHE") or "~/.cache/tfmt").expanduser()
+
+
+_places: dict[str, str] = {}  # {what a run's settings name: where this machine keeps it}
+
+
+@contextmanager
+def relocated(places: Mapping[str, str]) -> Iterator[None]:
+    """Has this process read files where this machine keeps them that another machine named otherwise.
+
+    Args:
+      places: {path as the settings of a run write it: path here}; the empty path stands for what TensorFlow Datasets
+        or NLTK keep.
+    """
+    global _places
+    before, _places = _places, dict(places)
+    try:
+        yield
+    finally:
+        _places = before
+
+
+def here(path: str) -> str:
+    """Where this machine keeps what a run's settings call so: the path itself, unless it is `relocated`."""
+    return _places.get(path, path)
+
+
+def there(text: str) -> str:
+    """A message with paths as a run's settings write them, in place of those of this machine."""
+    for named, place in sorted(_places.items(), key=lambda pair: len(pair[1]), reverse=True):
+        text = text.replace(place, named) if named else text
+    return text
 
 
 def parse_json(content: bytes) -> Any:
@@ -94,7 +125,7 @@ def exists(path: Path) -> bool:
         raise UnreadableError.of(path, error) from None
 
 
-def _own_suffix() -> str:
+def own_suffix() -> str:
     """Ends a temporary name as no one else does, be it on another machine that shares the disk."""
     return f"{os.getpid()}.{secrets.token_hex(4)}"
 
@@ -115,7 +146,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
       UnwritableError: the disk is full, or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{_own_suffix()}")
+    temporary = path.with_name(f".{path.name}.{own_suffix()}")
     try:
         mode = _take_usual_mode(temporary)
         yield temporary
@@ -123,7 +154,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise UnwritableError.of(path, error) from None
     finally:
@@ -131,7 +162,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Puts the names in a folder on the disk, where the system can: a crash must not bring an older file back."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
@@ -257,7 +288,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise RequestError(f"{path}: not empty; give a new folder")
     elif path.exists():
         raise RequestError(f"{path}: a file lies there; give a new folder")
-    temporary = path.absolute().with_name(f".{path.absolute().name}.{_own_suffix()}")
+    temporary = path.absolute().with_name(f".{path.absolute().name}.{own_suffix()}")
     try:
         temporary.mkdir(parents=True)
         probe = temporary / ".mode"
@@ -270,7 +301,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 with inner.open("rb") as file:
                     os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.absolute().parent)
+        sync_folder(path.absolute().parent)
     except OSError as error:
         raise UnwritableError.of(path, error) from None
     finally:

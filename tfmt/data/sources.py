@@ -12,6 +12,7 @@ from tfmt.data.own_files import read_own_data
 from tfmt.data.tfds_source import read_tfds
 from tfmt.data.treebank import read_treebank
 from tfmt.errors import RequestError
+from tfmt.files import here
 from tfmt.spec import RunSpec
 from tfmt.tasks import Kind, Task, find_task
 
@@ -51,7 +52,7 @@ def read_dataset(
         raise RequestError(f"split_seed must be 0 or more. Received: {split_seed=}")
     if task == "custom":
         return read_own_data(
-            data_dir, text_columns, label_column, _kind(task_type), validation_fraction, encoding, split_seed
+            here(data_dir), text_columns, label_column, _kind(task_type), validation_fraction, encoding, split_seed
         )
     found = find_task(task)
     names = ("train", *found.validation_splits)
@@ -60,13 +61,14 @@ def read_dataset(
             raise RequestError("task=rotten_tomatoes is read from an installed package; leave --data_dir out")
         splits, notes = read_rotten_tomatoes()
     elif found.name == "ptb_pos":
-        splits, notes = read_treebank(found, data_dir, split_seed)
+        splits, notes = read_treebank(found, here(data_dir), split_seed)
     elif not data_dir:
-        splits, notes = read_tfds(found, (*names, *found.test_splits) if found.head == "tokens" else names)
+        wanted = (*names, *found.test_splits) if found.head == "tokens" else names
+        splits, notes = read_tfds(found, wanted, here(""))
     elif found.glue is not None:
-        splits, notes = _read_glue(found, data_dir)
+        splits, notes = _read_glue(found, here(data_dir))
     else:
-        splits, notes = _read_conll(found, data_dir, encoding)
+        splits, notes = _read_conll(found, here(data_dir), encoding)
     test = splits.pop("test", None)
     notes.get("entity_tags", {}).pop("test", None)  # the notes are on what decides the run
     if found.head == "tokens":

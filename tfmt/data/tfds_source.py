@@ -38,7 +38,7 @@ class _Stored(NamedTuple):
     columns: dict[str, list[Any]]
 
 
-def read_tfds(task: Task, splits: Sequence[str]) -> tuple[dict[str, Examples], dict[str, Any]]:
+def read_tfds(task: Task, splits: Sequence[str], place: str = "") -> tuple[dict[str, Examples], dict[str, Any]]:
     """Reads splits of the task's TFDS dataset, which is downloaded the first time.
 
     TFDS shuffles what it stores. Examples are put back into the order of the files, so that both sources train alike:
@@ -47,6 +47,7 @@ def read_tfds(task: Task, splits: Sequence[str]) -> tuple[dict[str, Examples], d
     Args:
       task: a task with a TFDS name.
       splits: names as in `task.validation_splits`.
+      place: the folder in which TFDS keeps its datasets; empty for the one that it takes by itself.
 
     Returns:
       The splits, and notes for the record. The labels of test splits are None, except for entities.
@@ -65,7 +66,7 @@ def read_tfds(task: Task, splits: Sequence[str]) -> tuple[dict[str, Examples], d
         ) from None
     names = [_SPLITS.get(task.name, {}).get(split, split) for split in splits]
     try:
-        builder = _prepare(tfds, task.tfds_name)
+        builder = _prepare(tfds, task.tfds_name, place)
         with quiet.silent():  # reading imports TensorFlow
             read = _read_tagged if task.head == "tokens" else _read_texts
             stored = [read(task, builder, name) for name in names]
@@ -91,14 +92,14 @@ def read_tfds(task: Task, splits: Sequence[str]) -> tuple[dict[str, Examples], d
 # ---- what TFDS does ------------------------------------------------------------------------------------------------
 
 
-def _prepare(tfds: Any, name: str) -> Any:
+def _prepare(tfds: Any, name: str, place: str = "") -> Any:
     """The builder of a dataset that lies in TFDS's folder, where need be after a download.
 
     Raises:
       RunError: it is not there, and the hosts that have it cannot be reached.
     """
     with quiet.silent(), _without_bucket(tfds):
-        builder = tfds.builder(name)
+        builder = tfds.builder(name, data_dir=place or None)
         is_there = builder.is_prepared()
     if is_there:
         return builder

@@ -142,14 +142,21 @@ class Sources:
       model: where the base model lies, and which it is.
       model_parts: of what its digest is.
       data: the digests of the text.
+      places: what else the machine that executes the runs keeps elsewhere than their settings say; see `relocated`.
     """
 
     model: FoundModel
     model_parts: dict[str, Any]
     data: dict[str, str]
+    places: dict[str, str] = field(default_factory=dict)
+
+    def at(self, places: dict[str, str]) -> Sources:
+        """The same as a machine finds it that keeps these files elsewhere, the model's folder among them."""
+        folder = str(self.model.folder)
+        return replace(self, model=replace(self.model, folder=Path(places.get(folder, folder))), places=places)
 
     def to_json(self) -> str:
-        """For another process of this machine."""
+        """For another process."""
         model = asdict(self.model) | {"folder": str(self.model.folder)}
         return json.dumps(asdict(self) | {"model": model})
 
@@ -158,7 +165,7 @@ class Sources:
         """What `to_json` wrote."""
         told = json.loads(text)
         model = FoundModel(**told["model"] | {"folder": Path(told["model"]["folder"])})
-        return cls(model, told["model_parts"], told["data"])
+        return cls(model, told["model_parts"], told["data"], told["places"])
 
 
 def prepare(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from tfmt.bert.torch_names import from_torch_indices, to_torch_indices
 from tfmt.bert.vocabulary import Weight
 from tfmt.errors import RequestError
-from tfmt.files import check_path
+from tfmt.files import check_path, here
 from tfmt.tensors import read_tensors, reason_of, write_tensors
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def read_given(
     Raises:
       RequestError: there is no selection, or it does not fit the model.
     """
-    place = check_path(text, kind).expanduser()
+    place = check_path(here(text), kind).expanduser()
     if kind == "run" and not place.is_dir():
         raise RequestError(f"{place}: no folder of a run; run(...) takes the folder of a run that has begun to train")
     path = place / SELECTION_FILE if kind == "run" else place
@@ -240,7 +240,7 @@ def digest_masks(masks: Mapping[str, np.ndarray]) -> str:
 
 def read_masks(folder: str | Path, candidates: Sequence[Weight], model_sha256: str | None) -> dict[str, np.ndarray]:
     """The single weights that a run selected; see `unite_masks`."""
-    folder = Path(folder)
+    folder = Path(here(str(folder)))
     # A fisher run's own file holds its masks whatever --keep says; other masked runs have them beside their weights.
     path = folder / FISHER_FILE
     if not path.exists() and (folder / TUNED_FILE).exists():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tfmt import liveness, quiet, signals, streams
 from tfmt.errors import RequestError, RunError, SurroundingsError
-from tfmt.files import UnwritableError, disk_error
+from tfmt.files import UnwritableError, disk_error, relocated, there
 from tfmt.memory import keep_memory
 from tfmt.runs.lease import TakenError
 from tfmt.runs.records import Record, read_record
@@ -83,6 +83,11 @@ class Executor:
           Stop: a signal asked for it.
         """
         signals.check()
+        with relocated(sources.places if sources else {}):
+            ended = self._execute(spec, sources, until)
+            return replace(ended, error=there(ended.error))
+
+    def _execute(self, spec: RunSpec, sources: Sources | None, until: int | None) -> Ended:
         started = time.perf_counter()
         request = None
         try:
@@ -145,7 +150,7 @@ def _ended_by(error: RequestError | RunError, request: Request | None = None) ->
         return Ended("hindered", error=str(error))
     if request is None:
         return Ended("failed", error=str(error))
-    message = str(error).removeprefix(f"{request.run_id}: ")
+    message = there(str(error)).removeprefix(f"{request.run_id}: ")
     try:
         recorded = read_record(request.folder).error == message
     except (RequestError, SurroundingsError):
