@@ -77,6 +77,16 @@ def digest_weights(folder: Path) -> str | dict[str, Any]:
     return {"index": places, "shards": {name: file_digest(folder / name) for name in sorted(set(places.values()))}}
 
 
+def list_weights_files(folder: Path) -> list[str]:
+    """The names of the files that hold a folder's weights, and of the index where there is one.
+
+    Raises:
+      RequestError: as `open_tensors`.
+    """
+    source = find_weights(folder)
+    return [source.name, *(sorted(set(_read_index(source).values())) if source.name == INDEX_FILE else [])]
+
+
 def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     """{name: tensor} of all that a folder's weights hold; values are read when asked for.
 

@@ -68,8 +68,7 @@ def describe_tokenizer(folder: Path) -> TokenizerFacts:
     Raises:
       RequestError: as `load_tokenizer`.
     """
-    kinds = ("json", "txt", "model", "jinja")
-    files = [path for kind in kinds for path in sorted(folder.glob(f"*.{kind}")) if path.is_file()]
+    files = list_small_files(folder)
     key = json_digest([_FACTS_VERSION, _versions(), {path.name: file_digest(path) for path in files}])
     try:
         facts = TokenizerFacts(**recall("tokenizers", key))
@@ -79,6 +78,12 @@ def describe_tokenizer(folder: Path) -> TokenizerFacts:
             facts = _measure(tokenizer)
         remember("tokenizers", key, asdict(facts))
     return facts
+
+
+def list_small_files(folder: Path) -> list[Path]:
+    """The files of a model folder that a tokenizer can be made of; config.json is among them."""
+    kinds = ("json", "txt", "model", "jinja")
+    return [path for kind in kinds for path in sorted(folder.glob(f"*.{kind}")) if path.is_file()]
 
 
 @functools.cache

@@ -142,6 +142,12 @@ def has_conll2003(data_dir: str, split: str) -> bool:
     return _look_for(Path(data_dir).expanduser(), split) is not None
 
 
+def list_conll2003(data_dir: str) -> list[Path]:
+    """The files of the splits that a folder has."""
+    found = [_look_for(Path(data_dir).expanduser(), split) for split in _FILES]
+    return [path for path in found if path is not None]
+
+
 def _look_for(folder: Path, split: str) -> Path | None:
     return next((folder / name for name in _FILES[split] if (folder / name).is_file()), None)
 

@@ -135,6 +135,13 @@ def find_own_file(data_dir: str, split: str) -> Path:
     return found
 
 
+def list_own_files(data_dir: str) -> list[Path]:
+    """The files that `read_own_data` reads."""
+    place = Path(data_dir).expanduser()
+    found = [_find(place, split) for split in _NAMES] if place.is_dir() else [place]
+    return [path for path in found if path is not None]
+
+
 def stream_unlabelled(
     path: Path, task: Task, columns: Sequence[str] = (), encoding: str = "utf-8", chunk: int = 4096
 ) -> Iterator[tuple[list[Row], Examples]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from tfmt.data.conll import describe_sentences, has_conll2003, read_conll2003
+from tfmt.data.conll import describe_sentences, has_conll2003, list_conll2003, read_conll2003
 from tfmt.data.demo_text import read_rotten_tomatoes
 from tfmt.data.examples import Dataset, Examples, test_is_optional
-from tfmt.data.glue_files import read_glue_split, read_glue_test
-from tfmt.data.own_files import read_own_data
-from tfmt.data.tfds_source import read_tfds
-from tfmt.data.treebank import read_treebank
+from tfmt.data.glue_files import read_glue_split, read_glue_test, split_path
+from tfmt.data.own_files import list_own_files, read_own_data
+from tfmt.data.tfds_source import list_tfds_files, read_tfds
+from tfmt.data.treebank import list_tree_files, read_treebank
 from tfmt.errors import RequestError
 from tfmt.files import here
 from tfmt.spec import RunSpec
@@ -102,6 +103,32 @@ def read_dataset_for(spec: RunSpec) -> Dataset:
         encoding=spec.encoding,
         split_seed=spec.split_seed,
     )
+
+
+def list_data_files(spec: RunSpec) -> tuple[Path, list[Path]]:
+    """The files that a run reads its data from.
+
+    Returns:
+      The folder that they lie in, or the one file, which is what `data_dir` names or would name; and the files. None
+      where the data are part of an installed package.
+
+    Raises:
+      RequestError: there are none.
+    """
+    place = Path(spec.data_dir).expanduser()
+    if spec.task == "custom":
+        return place, list_own_files(spec.data_dir)
+    task = find_task(spec.task)
+    if task.name == "rotten_tomatoes":
+        return place, []
+    if task.name == "ptb_pos":
+        files = list_tree_files(spec.data_dir)
+        return place if spec.data_dir else files[0].parent, files
+    if not spec.data_dir:
+        return list_tfds_files(task)
+    if task.glue is not None:
+        return place, [split_path(task, spec.data_dir, split) for split in ("train", *task.validation_splits)]
+    return place, list_conll2003(spec.data_dir)
 
 
 def read_test_split(

@@ -89,6 +89,17 @@ def read_tfds(task: Task, splits: Sequence[str], place: str = "") -> tuple[dict[
     return {name: _restore_rows(task, split) for name, split in named.items()}, notes
 
 
+def list_tfds_files(task: Task) -> tuple[Path, list[Path]]:
+    """TFDS's folder, and the files in it that hold the task's dataset, which has been read before."""
+    import tensorflow_datasets as tfds
+
+    with quiet.silent(), _without_bucket(tfds):
+        builder = tfds.builder(task.tfds_name)
+    folder = Path(builder.data_dir)
+    root = folder.parents[len(Path(builder.info.full_name).parts) - 1]
+    return root, sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 # ---- what TFDS does ------------------------------------------------------------------------------------------------
 
 

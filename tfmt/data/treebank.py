@@ -20,6 +20,7 @@ from tfmt.tasks import Task
 FILES = 199
 # P1 names no split: the first 159 files train, the next 20 are validation, the last 20 test.
 _ENDS = {"train": 159, "validation": 179, "test": FILES}
+_IN_ARCHIVE = ":treebank/combined"
 _TRACE = "-NONE-"
 _PART = re.compile(r"[()]|[^\s()]+")
 _REMEDY = "--data_dir is NLTK's treebank folder or treebank.zip (nltk.download('treebank'))"
@@ -74,9 +75,19 @@ def _find_trees(data_dir: str) -> tuple[str, Callable[[str], str]]:
                 return str(folder), functools.partial(_read_file, folder)
         for archive in (root, root / "treebank.zip"):
             if archive.suffix == ".zip" and archive.is_file():
-                return f"{archive}:treebank/combined", functools.partial(_read_member, archive)
+                return f"{archive}{_IN_ARCHIVE}", functools.partial(_read_member, archive)
     searched = f"{roots[0]}: holds no combined/wsj_0001.mrg" if data_dir else "task=ptb_pos: no Penn Treebank found"
     raise RequestError(f"{searched}; {_REMEDY}")
+
+
+def list_tree_files(data_dir: str) -> list[Path]:
+    """The files that `read_treebank` reads: the trees, or the archive that holds them.
+
+    Raises:
+      RequestError: there are none.
+    """
+    place = Path(_find_trees(data_dir)[0].removesuffix(_IN_ARCHIVE))
+    return [place / f"wsj_{number:04}.mrg" for number in range(1, FILES + 1)] if place.is_dir() else [place]
 
 
 def _nltk_places() -> list[Path]:
