@@ -188,7 +188,8 @@ def _fill(
         with contextlib.suppress(Exception):  # the machine may be gone
             call("close", key)
         raise
-    call("close", key)
+    if not call("close", key):
+        raise SurroundingsError(f"{folder}: went from the machine to which it was sent; run the same command again")
 
 
 def _send(call: Call, key: str, path: Path, name: str, size: int, offset: int) -> bool:

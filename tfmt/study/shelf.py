@@ -151,9 +151,8 @@ class Shelf:
             return False
         try:
             folder = Path(path)
-            return _is_whole(folder, manifest) and all(
-                file_digest(folder / name) == told for name, (_, told) in manifest.items()
-            )
+            digests = {name: sha256 for name, (_, sha256) in manifest.items()}
+            return _is_whole(folder, manifest) and {name: file_digest(folder / name) for name in digests} == digests
         except OSError:
             return False
 
