@@ -1,4 +1,5 @@
 import builtins
+import shutil
 import socket
 import tempfile
 import threading
@@ -7,8 +8,10 @@ import time
 import pytest
 
 from tfmt.data import tfds_source
-from tfmt.data.sources import read_dataset, read_test_split
+from tfmt.data.sources import list_data_files, read_dataset, read_dataset_for, read_test_split
 from tfmt.errors import RequestError, RequestWarning, RunError
+from tfmt.files import relocated
+from tfmt.spec import RunSpec
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -112,6 +115,24 @@ def test_conll2003_has_the_order_of_its_files(conll, monkeypatch, capfd):
     assert first == [f"test{i}" for i in range(20)] != stored
     assert test.labels.tolist() == read_test_split("conll2003_ner", str(files), "test").labels.tolist()
     assert capfd.readouterr() == ("", "")
+
+
+def test_listed_files_are_all_that_is_read_of_it(conll, monkeypatch, tmp_path):
+    _, store = conll
+    spec = RunSpec.make(model="demo", task="conll2003_ner", mode="layernorm")
+    refuse_network(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(store))
+        expected, (place, listed) = read_dataset_for(spec), list_data_files(spec)
+    assert place == store
+    for path in listed:
+        target = tmp_path / path.relative_to(place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "none"))
+    with relocated({"": str(tmp_path)}):
+        found = read_dataset_for(spec)
+    assert (found.digests, found.notes) == (expected.digests, expected.notes)
 
 
 def test_the_first_read_downloads_and_says_one_line(conll, monkeypatch, tmp_path, capfd):

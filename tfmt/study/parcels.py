@@ -219,7 +219,7 @@ def fetch_run(
       call: calls the machine's shelf.
       token: of the sweep's folder.
       run_id: the run.
-      folder: its folder here, made where there is none.
+      folder: its folder here, made where there is none and something to bring.
       checkpoint: only what it goes on from, as its process may still be at work.
       check: called before each write; raises where the folder is no longer this process's.
 
@@ -230,7 +230,8 @@ def fetch_run(
     fetched: dict[str, Path] = {}
     try:
         there: dict[str, tuple[int, str]] = call("snapshot", token, run_id, checkpoint)
-        _make(folder)
+        if there:
+            _make(folder)
         for name, (size, sha256) in there.items():
             if not _is_same(folder / name, size, sha256):
                 fetched[name] = folder / f".tmp.{own_suffix()}"  # who holds the folder next removes what is left
