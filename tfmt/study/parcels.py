@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,12 +231,13 @@ def fetch_run(
     try:
         there: dict[str, tuple[int, str]] = call("snapshot", token, run_id, checkpoint)
         if there:
-            _make(folder)
-        for name, (size, sha256) in there.items():
-            if not _is_same(folder / name, size, sha256):
+            with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        for name, told in there.items():
+            if not _is_same(folder / name, *told):
                 fetched[name] = folder / f".tmp.{own_suffix()}"  # who holds the folder next removes what is left
                 check()
-                if not any(_receive(call, (token, run_id, name), fetched[name], size, sha256, check) for _ in "12"):
+                if not any(_receive(call, token, run_id, name, fetched[name], told, check) for _ in "12"):
                     raise SurroundingsError(
                         f"{folder / name}: did not come undamaged from the machine that made it; run the same command "
                         "again"
@@ -250,11 +251,13 @@ def fetch_run(
             call("release", token, run_id)
 
 
-def _make(folder: Path) -> None:
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the disk here says into an error that names the file."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise UnwritableError.of(folder, error) from None
+        raise UnwritableError.of(path, error) from None
 
 
 def _is_same(path: Path, size: int, sha256: str) -> bool:
@@ -265,24 +268,26 @@ def _is_same(path: Path, size: int, sha256: str) -> bool:
 
 
 def _receive(
-    call: Call, what: tuple[str, str, str], path: Path, size: int, sha256: str, check: Callable[[], None]
+    call: Call, token: str, run_id: str, name: str, temporary: Path, told: tuple[int, str], check: Callable[[], None]
 ) -> bool:  # fmt: skip
     """Writes a file of a machine to a temporary place here; whether it is what it should be."""
+    (size, sha256), path = told, temporary.parent / name
     digest, offset = hashlib.sha256(), 0
-    try:
-        with path.open("wb", buffering=0) as file:
-            while offset < size:
-                content = memoryview(call("read", *what, offset))
-                if not content:
-                    return False
-                check()
-                digest.update(content)
-                offset += len(content)
+    with _writing(path):
+        file = temporary.open("wb", buffering=0)
+    with file:
+        while offset < size:
+            content = memoryview(call("read", token, run_id, name, offset))
+            if not content:
+                return False
+            check()
+            digest.update(content)
+            offset += len(content)
+            with _writing(path):
                 while content:
                     content = content[file.write(content) :]
+        with _writing(path):
             os.fsync(file.fileno())
-    except OSError as error:
-        raise UnwritableError.of(path, error) from None
     return offset == size and digest.hexdigest() == sha256
 
 
@@ -303,11 +308,9 @@ def _put_in_place(
     for name in sorted(fetched, key=_rank):
         path = folder / name
         check()
-        _make(path.parent)
-        try:
+        with _writing(path):
+            path.parent.mkdir(exist_ok=True)
             fetched[name].replace(path)
-        except OSError as error:
-            raise UnwritableError.of(path, error) from None
         sync_folder(path.parent)
     for name in sorted(gone, key=_rank, reverse=True):
         _remove(folder / name, check)
@@ -321,7 +324,5 @@ def _rank(name: str) -> int:
 
 def _remove(path: Path, check: Callable[[], None]) -> None:
     check()
-    try:
+    with _writing(path):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UnwritableError.of(path, error) from None

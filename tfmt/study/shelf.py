@@ -166,6 +166,7 @@ class Shelf:
           file that lacks it is whole, and there is nothing to close.
         """
         address = address_of(manifest)
+        self.close(address)  # of a shipment that broke off
         target, incoming = self._root / "parcels" / address, self._root / "incoming"
         with _told(target):
             if _is_whole(target, manifest):
