@@ -489,8 +489,35 @@ def test_sent_run_replaces_what_the_machine_had(node, tmp_path):
     send_run(node, TOKEN, tmp_path / "run")
     expected = {name: content for name, content in BEFORE.items() if name != "note"}
     assert contents(node.shelf.folder_of(TOKEN, "run")) == named(expected)
+    sent = node.sent()
+    send_run(node, TOKEN, tmp_path / "run")  # is there
+    assert node.sent() == sent > 9000
+    (tmp_path / "run" / NAMES["one"]).write_bytes(b"2" * 9000)
+    send_run(node, TOKEN, tmp_path / "run")
+    assert contents(node.shelf.folder_of(TOKEN, "run")) == named(expected | {"one": b"2" * 9000})
     send_run(node, TOKEN, tmp_path / "none" / "run")
     assert contents(node.shelf.folder_of(TOKEN, "run")) == {}
+    assert [path.name for path in node.shelf.folder_of(TOKEN, "run").parent.iterdir()] == ["run"]
+
+
+def test_run_that_two_send_at_once_travels_once(node, tmp_path):
+    write_run(tmp_path / "run", **ENDED)
+    second, first_is_at_it = Node(tmp_path / "node"), threading.Event()
+
+    def slow(name, *arguments):
+        if name == "put":
+            first_is_at_it.set()
+            while len([call for call in second.calls if call[0] == "open_run"]) < 2:
+                pass
+        return node(name, *arguments)
+
+    thread = threading.Thread(target=lambda: send_run(slow, TOKEN, tmp_path / "run"))
+    thread.start()
+    first_is_at_it.wait(30)
+    send_run(second, TOKEN, tmp_path / "run")
+    thread.join()
+    assert second.sent() == 0
+    assert contents(node.shelf.folder_of(TOKEN, "run")) == named(ENDED)
 
 
 def test_checkpoint_that_changes_while_it_is_held_is_held_anew(node, tmp_path, monkeypatch):

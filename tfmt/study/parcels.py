@@ -155,6 +155,8 @@ def ship(call: Call, parcel: Parcel) -> str:
 def send_run(call: Call, token: str, folder: Path) -> None:
     """Brings a run's folder to a machine, in place of what that has of it, so that the run goes on from there.
 
+    So does one that has ended, and that other runs compare with; where the same files are there nothing travels.
+
     Args:
       call: calls the machine's shelf.
       token: of the sweep's folder.
@@ -166,11 +168,13 @@ def send_run(call: Call, token: str, folder: Path) -> None:
     manifest = {}
     for name in list_run(folder):
         try:
-            manifest[name] = (folder / name).stat().st_size, digest_file(folder / name)
+            manifest[name] = (folder / name).stat().st_size, file_digest(folder / name)
         except OSError as error:
             raise UnreadableError.of(folder / name, error) from None
-    key = call("open_run", token, folder.name, manifest)
-    _fill(call, key, folder, manifest, dict.fromkeys(manifest, 0))
+    while (key := call("open_run", token, folder.name, manifest)) is None:
+        time.sleep(_POLL_SECONDS)
+    if key:
+        _fill(call, key, folder, manifest, dict.fromkeys(manifest, 0))
 
 
 def _fill(

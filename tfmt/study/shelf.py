@@ -3,7 +3,7 @@
 A shelf is called from the sweep's machine, one call after the other, with plain values. Below its root lie
 
 - `parcels/<address>/`: files that runs read, addressed by their names and digests; they stay for later sweeps;
-- `incoming/<address>/`: a parcel that is not whole yet, and the lock of whoever fills it;
+- `incoming/`: what is not whole yet, and beside it the lock of whoever fills it;
 - `runs/<token>/<run_id>/`: the folders of runs, one token a sweep's folder.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
-import glob
 import hashlib
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import BinaryIO
 
 from tfmt.bert.digests import file_digest, json_digest
 from tfmt.errors import SurroundingsError
-from tfmt.files import UnreadableError, UnwritableError, cache_folder, own_suffix, sync_folder
+from tfmt.files import UnreadableError, UnwritableError, cache_folder, sync_folder
 from tfmt.runs.folder import CHECKPOINT
 from tfmt.runs.paused import PAUSED_FILE
 from tfmt.runs.records import DISTRIBUTIONS_FILE, RECORD_FILE, SPEC_FILE
@@ -96,13 +95,13 @@ class _Box:
       manifest: what shall be in it.
       folder: where the files gather.
       target: what the folder will be called once it is whole.
-      lock: keeps others of this machine from filling it; None where nobody else would.
+      lock: keeps the machine's other processes from filling it, for as long as it is open.
     """
 
     manifest: Manifest
     folder: Path
     target: Path
-    lock: BinaryIO | None = None
+    lock: BinaryIO
 
     def part(self, name: str) -> Path:
         """Where a file gathers that is not whole."""
@@ -151,8 +150,7 @@ class Shelf:
             return False
         try:
             folder = Path(path)
-            digests = {name: sha256 for name, (_, sha256) in manifest.items()}
-            return _is_whole(folder, manifest) and {name: file_digest(folder / name) for name in digests} == digests
+            return _is_whole(folder, manifest) and _has_digests(folder, manifest)
         except OSError:
             return False
 
@@ -166,45 +164,61 @@ class Shelf:
           file that lacks it is whole, and there is nothing to close.
         """
         address = address_of(manifest)
-        self.close(address)  # of a shipment that broke off
-        target, incoming = self._root / "parcels" / address, self._root / "incoming"
+        target = self._root / "parcels" / address
         with _told(target):
             if _is_whole(target, manifest):
                 return str(target), {}
-            incoming.mkdir(parents=True, exist_ok=True)
-            lock = (incoming / f"{address}.lock").open("ab")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
+            box = self._open(address, manifest, target)
+            if box is None:
                 return None
             if _is_whole(target, manifest):  # since the look before
-                lock.close()
+                self._let_go(address)
                 return str(target), {}
-            box = _Box(manifest, incoming / address, target, lock)
-            self._boxes[address] = box
-            box.folder.mkdir(exist_ok=True)
-        if lacks := box.lacks():
-            return str(target), lacks
-        return self.close(address), {}
+            lacks = box.lacks()
+        return (str(target), lacks) if lacks else (self.close(address), {})
 
-    def open_run(self, token: str, run_id: str, manifest: Manifest) -> str:
-        """Begins to take a run's folder, which replaces what is here of it once it is whole; the key for `put`."""
-        target = self.folder_of(token, run_id)
-        key = f"{token}/{run_id}"
+    def open_run(self, token: str, run_id: str, manifest: Manifest) -> str | None:
+        """Begins to take a run's folder, which replaces what is here of it once it is whole.
+
+        Returns:
+          The key for `put` and `close`; "" where the same files are here already, and None while another process takes
+          the folder.
+        """
+        target, key = self.folder_of(token, run_id), _key_of(token, run_id)
         with _told(target):
-            for left in target.parent.glob(f".{glob.escape(run_id)}.*"):
-                shutil.rmtree(left)
-            folder = target.with_name(f".{run_id}.{own_suffix()}")
-            folder.mkdir(parents=True)
-        self._boxes[key] = _Box(manifest, folder, target)
+            box = self._open(key, manifest, target)
+            if box is None:
+                return None
+            if _is_run(target, manifest):
+                self._let_go(key)
+                return ""
+            if box.folder.exists():
+                shutil.rmtree(box.folder)
         return key
+
+    def _open(self, key: str, manifest: Manifest, target: Path) -> _Box | None:
+        """A folder to fill; None while another process fills it."""
+        self._let_go(key)  # of a shipment that broke off
+        incoming = self._root / "incoming"
+        incoming.mkdir(parents=True, exist_ok=True)
+        lock = (incoming / f"{key}.lock").open("ab")  # it stays: who finds it open may lock it just then
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        self._boxes[key] = _Box(manifest, incoming / key, target, lock)
+        return self._boxes[key]
+
+    def _let_go(self, key: str) -> None:
+        if box := self._boxes.pop(key, None):
+            box.lock.close()
 
     def put(self, key: str, name: str, offset: int, content: bytes) -> bool:
         """Takes a piece of a file.
 
         Args:
-          key: a parcel's address, or what `open_run` gave.
+          key: the parcel's address, or what `open_run` gave.
           name: the file.
           offset: where the piece begins: behind what is there, or 0 to begin anew.
           content: at most `PIECE` bytes.
@@ -217,6 +231,7 @@ class Shelf:
         size, sha256 = box.manifest[name]
         part, path = box.part(name), box.folder / _inside(name)
         with self._taking(key, path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             if offset != (_size_of(part) or 0) and offset:
                 part.unlink(missing_ok=True)
                 return False
@@ -230,25 +245,22 @@ class Shelf:
             if offset + len(content) != size or digest_file(part) != sha256:
                 part.unlink()
                 return False
-            path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
         return True
 
     def close(self, key: str) -> str:
-        """Ends taking: what is whole gets its own name; else what has come of a parcel waits to be gone on with.
+        """Ends taking: what is whole gets its own name; else what has come of it waits to be gone on with, or removed.
 
         Returns:
           The folder; "" where it is not whole.
         """
-        box = self._boxes.pop(key, None)
-        if box is None:
+        box = self._boxes.get(key)
+        if box is None or box.lacks():
+            self._let_go(key)
             return ""
         try:
-            if box.lacks():
-                if box.lock is None:
-                    shutil.rmtree(box.folder, ignore_errors=True)
-                return ""
             with _told(box.target):
+                box.folder.mkdir(exist_ok=True)
                 for left in box.folder.glob(".*.part"):
                     left.unlink()
                 box.target.parent.mkdir(parents=True, exist_ok=True)
@@ -258,22 +270,19 @@ class Shelf:
                     sync_folder(folder)
                 box.folder.replace(box.target)
                 sync_folder(box.target.parent)
-            return str(box.target)
         finally:
-            if box.lock is not None:
-                box.lock.close()
+            self._let_go(key)
+        return str(box.target)
 
     @contextlib.contextmanager
     def _taking(self, key: str, path: Path) -> Iterator[None]:
-        """Tells of a disk that refuses; where it is full all that has come of the folder makes room."""
+        """Tells of a disk that refuses; all that has come of the folder then makes room."""
         try:
             with _told(path):
                 yield
         except UnwritableError:
-            box = self._boxes.pop(key)
-            shutil.rmtree(box.folder, ignore_errors=True)
-            if box.lock is not None:
-                box.lock.close()
+            shutil.rmtree(self._boxes[key].folder, ignore_errors=True)
+            self._let_go(key)
             raise
 
     # ---- giving runs -----------------------------------------------------------------------------------------------
@@ -322,7 +331,7 @@ class Shelf:
     def drop_run(self, token: str, run_id: str) -> None:
         """Removes a run's folder, and all that is held of it."""
         folder = self.folder_of(token, run_id)
-        for place in (folder, self._held(token, run_id), *folder.parent.glob(f".{glob.escape(run_id)}.*")):
+        for place in (folder, self._held(token, run_id), self._root / "incoming" / _key_of(token, run_id)):
             shutil.rmtree(place, ignore_errors=True)
 
     def _held(self, token: str, run_id: str) -> Path:
@@ -345,6 +354,10 @@ def _link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
+def _key_of(token: str, run_id: str) -> str:
+    return json_digest([token, run_id])
+
+
 def _inside(name: str) -> str:
     """A name that leads nowhere else."""
     path = PurePosixPath(name)
@@ -355,6 +368,15 @@ def _inside(name: str) -> str:
 
 def _is_whole(folder: Path, manifest: Manifest) -> bool:
     return folder.is_dir() and all(_size_of(folder / name) == size for name, (size, _) in manifest.items())
+
+
+def _has_digests(folder: Path, manifest: Manifest) -> bool:
+    return all(file_digest(folder / name) == sha256 for name, (_, sha256) in manifest.items())
+
+
+def _is_run(folder: Path, manifest: Manifest) -> bool:
+    """Whether a run's folder holds these files and no others."""
+    return list_run(folder) == sorted(manifest) and _is_whole(folder, manifest) and _has_digests(folder, manifest)
 
 
 def _size_of(path: Path) -> int | None:
