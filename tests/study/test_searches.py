@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tfmt import files, report, sweep
+from tfmt.runs.lease import disk_clock
 from tfmt.runs.paused import find_paused
 from tfmt.runs.records import find_records
 from tfmt.runs.runner import prepare, record_failure
@@ -252,7 +253,7 @@ def test_what_another_sweeps_failed_run_showed_before_counts_here_as_in_the_next
     request = prepare(RunSpec.make(**settings, learning_rate=paused.spec.learning_rate), tmp_path)
     record_failure(request, "no number")
     (request.folder / "paused.json").write_text(paused.to_json())
-    assert not mine._is_open(item)
+    assert not mine._is_open(item, disk_clock(tmp_path))
     told = mine._search.course(item.spec)
     assert (told.epochs, told.ended) == (paused.epoch, "failed")
     assert Sweep(grid, tmp_path, search="halving")._search.course(item.spec) == told
