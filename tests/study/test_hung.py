@@ -79,16 +79,14 @@ def test_no_sign_for_ten_minutes_then_sigterm_a_grace_and_sigkill(watched):
     assert system.signals == ["SIGTERM", "SIGKILL"]
     system.exitcode = -9
     theirs.close()
-    assert wait(1) == [(0, None)]
-    assert made.died_of(0) == "hung"
+    assert wait(1) == [(0, pool.death_of("hung"))]
     assert len(told) == 1
     assert not process.busy
 
 
 def test_what_even_sigkill_does_not_end_is_given_up(watched):
     made, process, _, told, wait = watched
-    assert wait(pool.HUNG_SECONDS + 2 * pool.GRACE_SECONDS + 2) == [(0, None)]
-    assert made.died_of(0) == "hung"
+    assert wait(pool.HUNG_SECONDS + 2 * pool.GRACE_SECONDS + 2) == [(0, pool.death_of("hung"))]
     assert process._process is None
     assert len(told) == 1
 
@@ -167,8 +165,7 @@ def test_hung_process_is_killed(tmp_path, monkeypatch):
     for _ in range(600):
         if found := made.wait_for_any(0.1):
             break
-    assert found == [(0, None)]
-    assert made.died_of(0) == "hung"
+    assert found == [(0, pool.death_of("hung"))]
     assert told == [True]
     assert process.exitcode == -signal.SIGKILL
 
@@ -185,7 +182,7 @@ def test_sweep_tells_whose_process_hangs_and_that_it_is_replaced(
             self.fresh = []
             made.append(self)
 
-        def submit(self, worker, spec, sources, *, fresh=False, until=None):
+        def submit(self, worker, spec, sources, folders, *, fresh=False, until=None):
             self.fresh.append(fresh)
             return True
 
@@ -194,8 +191,7 @@ def test_sweep_tells_whose_process_hangs_and_that_it_is_replaced(
                 return [(0, Ended("failed", error="no"))]
             self._tell_hung(0, seconds)
             lines.append(capsys.readouterr().err.splitlines()[-1])  # told at once, and not when it is over
-            self._workers[0].cause = "hung"
-            return [(0, None)]
+            return [(0, pool.death_of("hung"))]
 
     made, lines = [], []
     monkeypatch.setattr(study_sweep, "ProcessPool", Hangs)

@@ -16,6 +16,7 @@ from tfmt.runs.records import find_records
 from tfmt.runs.runner import prepare, record_failure
 from tfmt.spec import RunSpec
 from tfmt.study import sweep as study_sweep
+from tfmt.study.pool import death_of
 from tfmt.study.worker import Ended
 
 DISK = "/runs/x/lease.1: cannot be written (Permission denied); see to it and run the same command again"
@@ -32,17 +33,20 @@ class Workers:
 
     def __init__(self, answer, count=1):
         self.answer, self.count = answer, count
-        self.submitted, self.closed, self.warm, self.cause = [], 0, set(), {}
+        self.submitted, self.closed, self.warm = [], 0, set()
         self.busy = {}
 
     def __call__(self, places, output_dir, *_):
         self.output_dir = output_dir
         return self
 
-    def __len__(self):
-        return self.count
+    def workers(self):
+        return range(self.count)
 
-    def submit(self, worker, spec, sources, *, fresh=False, until=None):
+    def where(self, worker):
+        return ""
+
+    def submit(self, worker, spec, sources, folders, *, fresh=False, until=None):
         first = fresh or worker not in self.warm
         self.warm.add(worker)
         self.busy[worker] = spec, sources
@@ -58,14 +62,11 @@ class Workers:
                 continue
             del self.busy[worker]
             if isinstance(ended, str):
-                self.cause[worker], ended = ended, None
-            if ended is None or ended.unexpected:
+                ended = death_of(ended)
+            if ended.unexpected:
                 self.warm.discard(worker)
             found.append((worker, ended))
         return found
-
-    def died_of(self, worker):
-        return self.cause[worker]
 
     def close(self):
         self.closed += 1

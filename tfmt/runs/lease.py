@@ -293,11 +293,11 @@ def _lives(owner: dict[str, Any]) -> bool:
         return False
     except (PermissionError, ValueError, TypeError, OverflowError):
         return True
-    return owner.get("start") == _start_of(pid)
+    return owner.get("start") == start_of(pid)
 
 
 def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "place": _place(), "pid": os.getpid(), "start": _start_of(os.getpid())}
+    return {"host": socket.gethostname(), "place": _place(), "pid": os.getpid(), "start": start_of(os.getpid())}
 
 
 def _place() -> str:
@@ -313,7 +313,7 @@ def _place() -> str:
     return " ".join(parts)
 
 
-def _start_of(pid: int) -> str | None:
+def start_of(pid: int) -> str | None:
     """When a process started, in the system's ticks since the boot; None where the system does not tell."""
     try:
         # The second field is the program's name in brackets, which may hold blanks and brackets itself.

@@ -16,20 +16,23 @@ class Place:
     Attributes:
       gpus: values for CUDA_VISIBLE_DEVICES; None leaves them all.
       cores: the cores it may use; None leaves them all.
+      threads: how many it uses; None is one a core of `cores`.
+      orphan_seconds: how long it may live on when whoever started it is gone, for its checkpoint; None leaves it the
+        time that this takes.
     """
 
     gpus: tuple[str, ...] | None = None
     cores: tuple[int, ...] | None = None
+    threads: int | None = None
+    orphan_seconds: float | None = None
 
     def settle(self) -> int:
         """Moves this process there, before TensorFlow is imported; the number of threads to use, 0 for its choice."""
         if self.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
-        if self.cores is None:
-            return 0
-        if hasattr(os, "sched_setaffinity"):
+        if self.cores is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self.cores)
-        return len(self.cores)
+        return len(self.cores or ()) if self.threads is None else self.threads
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -55,18 +55,23 @@ class Pool(Protocol):
 
     renews: bool
 
-    def __len__(self) -> int:
-        """The number of workers."""
+    def workers(self) -> Sequence[int]:
+        """Those that are there; a number is not given twice."""
+
+    def where(self, worker: int) -> str:
+        """The name of the machine on which a worker computes; "" where it is this one."""
 
     def submit(
-        self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False, until: int | None = None
-    ) -> bool:
+        self, worker: int, spec: RunSpec, sources: Sources, folders: Sequence[Path] = (), *, fresh: bool = False,
+        until: int | None = None,
+    ) -> bool:  # fmt: skip
         """Starts a run on an idle worker.
 
         Args:
           worker: which.
           spec: the run.
           sources: where its model and data lie.
+          folders: where it writes: its own folder, then those of the full runs that it may make first.
           fresh: end the worker's process before, so that the run is the first of another.
           until: after how many of its epochs the run is to wait; None for its end.
 
@@ -74,11 +79,8 @@ class Pool(Protocol):
           Whether the run is the first of its process.
         """
 
-    def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
-        """Waits, at most so long, until a run ended; (worker, how its run ended, None if the worker died) of each."""
-
-    def died_of(self, worker: int) -> str:
-        """What a worker died of that died last."""
+    def wait_for_any(self, seconds: float) -> list[tuple[int, Ended]]:
+        """Waits, at most so long, until a run ended, be it with its worker; (worker, how its run ended) of each."""
 
     def close(self) -> None:
         """Ends all workers: at once where they are idle, else after the step that they are at."""
@@ -99,24 +101,26 @@ class OwnProcess:
         self._executor = Executor(output_dir, verbosity=verbosity, tell=lambda standing: tell(0, standing))
         self._run: tuple[RunSpec, Sources, int | None] | None = None
 
-    def __len__(self) -> int:
-        return 1
+    def workers(self) -> Sequence[int]:
+        """The one."""
+        return range(1)
+
+    def where(self, worker: int) -> str:
+        """Here."""
+        return ""
 
     def submit(
-        self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False, until: int | None = None
-    ) -> bool:
+        self, worker: int, spec: RunSpec, sources: Sources, folders: Sequence[Path] = (), *, fresh: bool = False,
+        until: int | None = None,
+    ) -> bool:  # fmt: skip
         """Notes the run; `wait_for_any` executes it, also after one that met something unexpected."""
         self._run = spec, sources, until
         return False
 
-    def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
+    def wait_for_any(self, seconds: float) -> list[tuple[int, Ended]]:
         """Executes the run that was submitted, however long it takes."""
         run, self._run = self._run, None
         return [] if run is None else [(0, self._executor.execute(*run))]
-
-    def died_of(self, worker: int) -> str:
-        """Nothing: with this process the sweep ends."""
-        return ""
 
     def close(self) -> None:
         """Nothing is left to end."""
@@ -143,20 +147,30 @@ class ProcessPool:
         self._tell, self._tell_hung = tell, tell_hung
         self._looked = monotonic()
 
-    def __len__(self) -> int:
-        return len(self._workers)
+    def workers(self) -> Sequence[int]:
+        """All of them: their processes come and go."""
+        return range(len(self._workers))
+
+    def where(self, worker: int) -> str:
+        """Here."""
+        return ""
+
+    def process(self, worker: int) -> int | None:
+        """The number of a worker's process, if it has one."""
+        return self._workers[worker].pid
 
     def submit(
-        self, worker: int, spec: RunSpec, sources: Sources, *, fresh: bool = False, until: int | None = None
-    ) -> bool:
+        self, worker: int, spec: RunSpec, sources: Sources, folders: Sequence[Path] = (), *, fresh: bool = False,
+        until: int | None = None,
+    ) -> bool:  # fmt: skip
         """Sends a run to a process, which is started if there is none."""
         return self._workers[worker].submit(spec, sources, fresh, until)
 
-    def wait_for_any(self, seconds: float) -> list[tuple[int, Ended | None]]:
+    def wait_for_any(self, seconds: float) -> list[tuple[int, Ended]]:
         """Waits for an answer or the end of some process, or until one tells where it stands."""
         busy = [(number, worker) for number, worker in enumerate(self._workers) if worker.busy]
         multiprocessing.connection.wait([worker.pipe for _, worker in busy], timeout=seconds)
-        found: list[tuple[int, Ended | None]] = []
+        found: list[tuple[int, Ended]] = []
         for number, worker in busy:
             try:
                 while worker.busy and worker.pipe.poll():
@@ -166,21 +180,15 @@ class ProcessPool:
                     elif answer is not None:
                         found.append((number, answer))
             except (EOFError, OSError):  # it died, be it in the middle of an answer
-                worker.bury()
-                found.append((number, None))
+                found.append((number, worker.bury()))
         now = monotonic()
         passed, self._looked = min(now - self._looked, _LOOK_SECONDS), now
         for number, worker in busy:
             if worker.busy and (silent := worker.watch(passed)):
                 self._tell_hung(number, silent)
             if worker.busy and worker.lost:
-                worker.bury()
-                found.append((number, None))
+                found.append((number, worker.bury()))
         return found
-
-    def died_of(self, worker: int) -> str:
-        """The signal or the exit status of the process that died last."""
-        return self._workers[worker].cause
 
     def close(self) -> None:
         """Ends all processes, and waits for that."""
@@ -191,6 +199,13 @@ class ProcessPool:
             worker.dismiss()
         for worker in self._workers:
             worker.join()
+
+
+def death_of(cause: str) -> Ended:
+    """How a run ended whose process died; a signal by which people or batch systems end one says nothing of it."""
+    asked = cause in {f"signal {int(number)}" for number in signals.SIGNALS}
+    error = "its process hung" if cause == "hung" else f"its process died ({cause})"
+    return Ended("hindered", error=error, unexpected=True, cause="" if asked else cause)
 
 
 @contextlib.contextmanager
@@ -213,8 +228,11 @@ class _Process:
         self._process: Any = None
         self.pipe: Any = None
         self.busy = self.lost = False
-        self.cause = ""
         self._start_watch()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else int(self._process.pid)
 
     def _start_watch(self) -> None:
         self._silent = self._slowest = 0.0
@@ -289,12 +307,13 @@ class _Process:
             return silent
         return 0.0
 
-    def bury(self) -> None:
-        """Notes what the process died of."""
+    def bury(self) -> Ended:
+        """How the run ended of a process that died: of a signal, by an exit status, or hung."""
         self._await_end(0.0 if self.lost else GRACE_SECONDS)  # its pipe may end long before it does
         code = self._process.exitcode
-        self.cause = "hung" if self._hung or code is None else f"signal {-code}" if code < 0 else f"exit status {code}"
+        cause = "hung" if self._hung or code is None else f"signal {-code}" if code < 0 else f"exit status {code}"
         self._forget()
+        return death_of(cause)
 
     def _await_end(self, seconds: float) -> None:
         """Waits so long for the end of the process, then ends it."""

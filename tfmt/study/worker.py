@@ -192,7 +192,7 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
     with streams.tolerated():
         try:
             with signals.heeded((signal.SIGTERM,), patient=True):
-                stop_with_sweep()
+                stop_with_sweep(place.orphan_seconds)
                 _work(pipe, place, output_dir, verbosity)
         except signals.Stop as stop:
             ended_by = stop.number
@@ -203,14 +203,23 @@ def work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> No
         signals.end_by(ended_by)
 
 
-def stop_with_sweep() -> None:
-    """Has this process stop as on SIGTERM, its checkpoint written, when the sweep that started it has died."""
+def stop_with_sweep(seconds: float | None = None) -> None:
+    """Has this process stop as on SIGTERM, its checkpoint written, when the process that started it has died.
+
+    Args:
+      seconds: then it has so long for that, and is killed; None leaves it the time that it takes.
+    """
     sweep = multiprocessing.parent_process()
+    if seconds is not None:  # what ends the other process may end its whole group
+        os.setsid()
 
     def wait() -> None:
         assert sweep is not None
         sweep.join()
         os.kill(os.getpid(), signal.SIGTERM)
+        if seconds is not None:
+            time.sleep(seconds)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     if sweep is not None:
         threading.Thread(target=wait, daemon=True).start()
