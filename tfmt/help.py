@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "cache_limit_gb",
     ),
     "Devices": ("replicas", "threads", "workers", "precision", "jit_compile", "require_gpu"),
-    "Many machines": ("shard", "leave"),
+    "Many machines": ("ray", "gpus_per_run", "cpus_per_run", "shard", "leave"),
     "Which runs": ("runs", "where"),
     "What is shown": (
         "figure", "table", "compare", "claims", "command", "diff", "epoch", "protocol", "choose_on", "report_on",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -17,6 +19,9 @@ from tfmt.study.search import SEARCHES
 from tfmt.study.shards import parse_shard
 from tfmt.train import require_gpu
 from tfmt.words import counted
+
+if TYPE_CHECKING:
+    from tfmt.study.sweep import Sweep
 
 _SUMMARY = (
     "Runs every combination of the comma lists once and writes a record of each.\n"
@@ -56,6 +61,12 @@ def _define(values: flags.FlagValues) -> None:
                         "is all of them.", flag_values=values)  # fmt: skip
     flags.DEFINE_bool("leave", False, "Ends where nothing is free; else it waits for runs that others hold and may yet "
                       "lose.", flag_values=values)  # fmt: skip
+    flags.DEFINE_string("ray", "", "Ray cluster that executes the runs: auto, the head's HOST:PORT, or local for this "
+                        "machine.", flag_values=values)  # fmt: skip
+    flags.DEFINE_float("gpus_per_run", None, "With --ray: GPUs of each run, also a part of one; unset is one, or one a "
+                       "replica, where there are GPUs.", flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("cpus_per_run", 0, "With --ray: CPUs and threads of each run; 0 is a GPU's share of its "
+                         "machine, else 1.", lower_bound=0, flag_values=values)  # fmt: skip
     flags.DEFINE_bool("retry_failed", False, "Runs failed runs again; else they stay as recorded.", flag_values=values)
     flags.DEFINE_string("output_dir", "runs", "Folder that holds the runs' folders.", flag_values=values)
     flags.DEFINE_bool(
@@ -90,10 +101,26 @@ def _check(values: flags.FlagValues) -> Grid:
     from tfmt.errors import RequestError
 
     parse_shard(values.shard)
+    _check_ray(values)
     for name in ("status", "clean"):
         if values.dry_run and values[name].value:
             raise RequestError(f"--dry_run and --{name} are two questions; ask one of them")
     return read_grid(values)
+
+
+def _check_ray(values: flags.FlagValues) -> None:
+    from tfmt.errors import RequestError
+    from tfmt.study.cluster import check_address, check_wish
+
+    if values.ray:
+        check_address(values.ray)
+        check_wish(values.gpus_per_run, values.replicas)
+        if values.require_gpu and values.gpus_per_run == 0:
+            raise RequestError("--gpus_per_run=0 asks for none of the GPUs that --require_gpu needs; leave one out")
+        return
+    for name in ("gpus_per_run", "cpus_per_run"):
+        if values[name].present:
+            raise RequestError(f"--{name} is for machines of a cluster; give --ray as well, or leave it out")
 
 
 def _tell_status(grid: Grid, values: flags.FlagValues) -> None:
@@ -118,7 +145,12 @@ def _main(values: flags.FlagValues) -> int:
     from tfmt.errors import RunError
     from tfmt.study.sweep import Sweep
 
-    if values.require_gpu:
+    address = ""
+    if values.ray:
+        from tfmt.study.cluster import find_cluster
+
+        address = find_cluster(values.ray)
+    elif values.require_gpu:
         require_gpu("tfmt-sweep", values.verbosity)
     with streams.told_if_slow(f"tfmt-sweep: looks for models and text of {len(grid):,} runs, and for what is done"):
         sweep = Sweep(
@@ -126,10 +158,13 @@ def _main(values: flags.FlagValues) -> int:
             retry_failed=values.retry_failed, verbosity=values.verbosity,
         )  # fmt: skip
     stopped: RunError | signals.Stop | None = None
-    if not values.workers:
+    if not values.workers and not address:
         keep_memory()  # runs compute in this process
     try:
-        sweep.run(values.workers)
+        if address:
+            _run_on_cluster(sweep, address, values)
+        else:
+            sweep.run(values.workers)
     except (RunError, signals.Stop) as error:  # what was done until then is told all the same
         stopped = error
     print(sweep.board.summary())
@@ -148,9 +183,24 @@ def _main(values: flags.FlagValues) -> int:
     return 1 if sweep.left or (sweep.failures and not sweep.held) else 0
 
 
+def _run_on_cluster(sweep: Sweep, address: str, values: flags.FlagValues) -> None:
+    from tfmt.errors import RequestError
+    from tfmt.study.cluster import LOG_FILE, Cluster, make_wish
+    from tfmt.study.ray_pool import RayPool
+
+    with Cluster(address, sweep.output_dir / LOG_FILE) as cluster:
+        nodes = cluster.nodes()
+        wish = make_wish(nodes, values.gpus_per_run, values.cpus_per_run, values.replicas)
+        if values.require_gpu and not wish.gpus:
+            raise RequestError("--require_gpu: no machine of the cluster has a GPU")
+        most = values.workers if values["workers"].present else 0
+        sweep.run(make_pool=functools.partial(RayPool, cluster, wish, most))
+
+
 _EXAMPLES = (
     "tfmt-sweep --model=demo --task=rotten_tomatoes --mode=full,layernorm --seed=0,1 --dry_run",
     "tfmt-sweep --flagfile=table1.flags --data_dir=glue --workers=2",
+    "tfmt-sweep --flagfile=table1.flags --data_dir=glue --ray=auto",
 )
 COMMAND = Command("tfmt-sweep", _SUMMARY, _EXAMPLES, _define, _main, check=_check)
 

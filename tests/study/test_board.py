@@ -10,7 +10,7 @@ import pytest
 from tfmt.runs.records import Result
 from tfmt.spec import RunSpec
 from tfmt.study import board as study_board
-from tfmt.study.board import Board
+from tfmt.study.board import Board, Running
 from tfmt.study.places import Place
 from tfmt.study.pool import ProcessPool
 from tfmt.study.times import Times
@@ -43,10 +43,10 @@ def test_terminal_shows_each_run_in_progress(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "120")
     with Board(3) as board:
-        board.show([(SPEC, STANDING), (OUTLIERS, None)], 600.0)
+        board.show([Running(SPEC, STANDING), Running(OUTLIERS)], 600.0)
         both = terminal.getvalue()
         terminal.truncate(0)
-        board.show([(OUTLIERS, STANDING)], None)
+        board.show([Running(OUTLIERS, STANDING)], None)
     assert "mrpc layernorm 0.005 seed 0: epoch 2/5 loss 0.43" in both
     assert "rte outliers layers 0-3 n=4 0.005 seed 1: setting up" in both
     assert "2 running, 10 min left" in both
@@ -60,7 +60,7 @@ def test_plain_lines_without_a_terminal(monkeypatch, capsys):
     with Board(3) as board:
         for seconds in (0, 1, 31):
             clock[0] += seconds
-            board.show([(SPEC, STANDING), (OUTLIERS, None)], 600.0)
+            board.show([Running(SPEC, STANDING), Running(OUTLIERS)], 600.0)
     told = capsys.readouterr().err
     assert told.splitlines() == 2 * [
         "0/3 done, 0 failed, 2 running, 10 min left; mrpc layernorm 0.005 seed 0: epoch 2/5 loss 0.43; "

@@ -66,7 +66,7 @@ def watched(tmp_path, monkeypatch):
 
 
 def test_no_sign_for_ten_minutes_then_sigterm_a_grace_and_sigkill(watched):
-    made, process, theirs, told, wait = watched
+    _, process, theirs, told, wait = watched
     system = process._process
     assert wait(pool.HUNG_SECONDS) == []
     assert (told, system.signals) == ([], [])
@@ -85,7 +85,7 @@ def test_no_sign_for_ten_minutes_then_sigterm_a_grace_and_sigkill(watched):
 
 
 def test_what_even_sigkill_does_not_end_is_given_up(watched):
-    made, process, _, told, wait = watched
+    _, process, _, told, wait = watched
     assert wait(pool.HUNG_SECONDS + 2 * pool.GRACE_SECONDS + 2) == [(0, pool.death_of("hung"))]
     assert process._process is None
     assert len(told) == 1
@@ -117,7 +117,7 @@ def test_answer_that_comes_while_a_process_is_asked_to_end_counts(watched):
     assert wait(1, (Ended("failed", error="no"), "")) == [(0, Ended("failed", error="no"))]
     assert theirs.recv() == ""
     assert process._process is None
-    assert len(made) == 1
+    assert list(made.workers()) == [0]
 
 
 def test_sweep_that_was_stopped_itself_finds_nobody_hung(tmp_path, monkeypatch):

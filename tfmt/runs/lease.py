@@ -53,6 +53,7 @@ class Lease:
 
     Args:
       folder: the run's folder; it exists.
+      node: the machine that computes the run, where that is another one.
 
     Raises:
       TakenError (on entering, and from `check`): another process holds it.
@@ -65,7 +66,7 @@ class Lease:
       ...     written = (folder / "note.txt").write_text("mine")
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, node: str = "") -> None:
         self._folder = folder
         self._number = 0
         self._file = -1
@@ -73,7 +74,7 @@ class Lease:
         self._ended = threading.Event()
         self._renewing = threading.Lock()  # a number that is closed may become another file's
         self._thread: threading.Thread | None = None
-        self._owner = {**_this_process(), "token": secrets.token_hex(8)}
+        self._owner = {**_this_process(), "token": secrets.token_hex(8)} | ({"node": node} if node else {})
 
     def __enter__(self) -> Lease:
         number, owner, silent = _read_latest(self._folder)

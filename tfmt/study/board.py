@@ -15,6 +15,7 @@ from tfmt.spec import RunSpec
 from tfmt.study.times import format_seconds
 from tfmt.study.worker import Ended
 from tfmt.training.progress import Standing
+from tfmt.words import counted
 
 _PLAIN_SECONDS = 30.0
 
@@ -28,6 +29,14 @@ class Best(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} {100 * self.score:.2f}{COLLAPSED_MARK if self.collapsed else ''}"
+
+
+class Running(NamedTuple):
+    """A run in progress, where it stands if it has told so, and on which machine, if on another one."""
+
+    spec: RunSpec
+    standing: Standing | None = None
+    where: str = ""
 
 
 class _Cell(NamedTuple):
@@ -98,14 +107,16 @@ class Board:
         if self._verbosity >= 1:
             self._say(line)
 
-    def show(self, running: Sequence[tuple[RunSpec, Standing | None]], seconds_left: float | None) -> None:
+    def show(self, running: Sequence[Running], seconds_left: float | None) -> None:
         """Shows how things stand.
 
         Args:
-          running: the runs in progress, and where each stands if it has told so.
+          running: the runs in progress.
           seconds_left: until all is done, if that can be judged.
         """
-        parts = [f"{self.counts['failed']} failed", f"{len(running)} running"]
+        machines = len({run.where for run in running if run.where})
+        on = f" on {counted(machines, 'machine')}" if machines else ""
+        parts = [f"{self.counts['failed']} failed", f"{len(running)} running{on}"]
         if self.paused:
             parts.append(f"{self.paused:,} waiting for others")
         if self.stopped or self.spared:
@@ -126,15 +137,15 @@ class Board:
             self._said = time.monotonic()
             self._say("; ".join([f"{self.done}/{self.total} done, {text}", *map(_describe, running)]))
 
-    def _show_running(self, running: Sequence[tuple[RunSpec, Standing | None]]) -> None:
+    def _show_running(self, running: Sequence[Running]) -> None:
         """A bar below the sweep's for each run in progress, over its steps."""
         while len(self._lines) > len(running):
             self._lines.pop().close()
         while len(self._lines) < len(running):
             self._lines.append(_make_bar(1, "  {desc} |{bar}|", position=len(self._lines) + 1))
-        for line, (spec, standing) in zip(self._lines, running, strict=True):
-            line.total, line.n = (standing.steps, standing.step) if standing else (1, 0)
-            line.set_description_str(_describe((spec, standing)))
+        for line, run in zip(self._lines, running, strict=True):
+            line.total, line.n = (run.standing.steps, run.standing.step) if run.standing else (1, 0)
+            line.set_description_str(_describe(run))
 
     def summary(self) -> str:
         """The end of a sweep: counts, and the best score of each task and mode."""
@@ -195,9 +206,9 @@ def _make_bar(total: int, bar_format: str, **more: Any) -> Any:
     )  # fmt: skip
 
 
-def _describe(run: tuple[RunSpec, Standing | None]) -> str:
+def _describe(run: Running) -> str:
     """`mrpc layernorm 0.005 seed 0: epoch 2/5 loss 0.43`, with the blocks and the mask's size where a mode has them."""
-    spec, standing = run
+    spec, standing, where = run
     parts: list[str] = [spec.task, spec.trained]
     if spec.layers != "all":
         parts.append(f"layers {spec.layers}")
@@ -207,4 +218,4 @@ def _describe(run: tuple[RunSpec, Standing | None]) -> str:
         parts.append(f"f={spec.mask_fraction:g}")
     parts += [f"{spec.learning_rate:g}", f"seed {spec.seed}"]
     at = f"epoch {standing.epoch}/{standing.epochs} loss {standing.loss:.2f}" if standing else "setting up"
-    return f"{' '.join(parts)}: {at}"
+    return f"{' '.join(parts)}{where and f' on {where}'}: {at}"

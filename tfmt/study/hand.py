@@ -6,10 +6,8 @@ checkpoints and the isolation of runs from each other are the same. It knows not
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -102,9 +100,10 @@ class Hand:
         self._pool: ProcessPool | None = None
         self._told: list[Standing | float] = []
 
-    def greet(self) -> tuple[str, Kind, str | None]:
-        """(the machine's name, what decides its numbers, TensorFlow's CUDA devices)."""
-        return socket.gethostname(), Kind.here(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    def greet(self) -> Kind:
+        """What decides the machine's numbers; told once the devices are free."""
+        self._await_predecessor()
+        return Kind.here()
 
     def shelf(self, name: str, *arguments: Any) -> Any:
         """Calls a method of the shelf."""
@@ -122,19 +121,22 @@ class Hand:
         Returns:
           (whether the run is the first of its process, that process).
         """
-        self._await_predecessor()
         if self._pool is None:
             os.environ.pop("OMP_NUM_THREADS", None)  # who started this process may have set it; a place has its own
             self._pool = ProcessPool(
-                [self._place], Path(output_dir), self._verbosity, self._note, lambda _, seconds: self._told.append(seconds)
+                [self._place],
+                Path(output_dir),
+                self._verbosity,
+                self._note,
+                lambda _, seconds: self._told.append(seconds),
             )
         first = self._pool.submit(0, RunSpec.from_json(spec), Sources.from_json(sources), fresh=fresh, until=until)
         pid = self._pool.process(0)
         assert pid is not None
         return first, Process(pid, start_of(pid))
 
-    def _note(self, _: int, standing: Standing) -> None:
-        self._told.append(standing)
+    def _note(self, _: int, told: Standing | float) -> None:
+        self._told.append(told)
 
     def _await_predecessor(self) -> None:
         if self._after is not None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tfmt import signals
 from tfmt.errors import RequestError, RequestWarning, RunError, SurroundingsError
 from tfmt.files import UnreadableError, UnwritableError, check_output, exists
 from tfmt.runs.folder import UnkeptError, check_kept, drop_paused, tell_other_model, tidy_finished
@@ -20,10 +19,10 @@ from tfmt.runs.paused import PAUSED_FILE, read_paused
 from tfmt.runs.records import RECORD_FILE, read_record
 from tfmt.runs.runner import Request, Sources, bench_key, prepare, record_failure
 from tfmt.spec import RunSpec
-from tfmt.study.board import Board
+from tfmt.study.board import Board, Running
 from tfmt.study.grid import Grid, HeldOutUnion
 from tfmt.study.places import Place, share_places, visible_cores, visible_gpus
-from tfmt.study.pool import OwnProcess, Pool, ProcessPool
+from tfmt.study.pool import OwnProcess, Pool, ProcessPool, Tell, TellHung
 from tfmt.study.search import Course, Search, Slot
 from tfmt.study.shards import Shard, shape_key, share_slots
 from tfmt.study.times import Times, format_seconds
@@ -31,6 +30,9 @@ from tfmt.study.worker import Ended
 from tfmt.training.progress import Standing
 from tfmt.words import counted
 
+# Makes workers of: the folder of the runs' folders, verbosity, whom to tell where runs stand and of those that give no
+# sign any more, and who takes a line for people.
+MakePool = Callable[[Path, int, Tell, TellHung, Callable[[str], None]], Pool]
 TRIES = 4  # of a run in one sweep, whatever ends them
 UNEXPECTED_RUNS = 3  # in a row, that no error of tfmt's own ended; then the machine is at fault and not the runs
 _POLL_SECONDS = 1.0  # between looks at what this sweep's own workers do, and before another try at a folder
@@ -53,6 +55,7 @@ class Item:
       fresh: it is the first run of the process that it is in.
       share: whose it is, of the sweeps that share the grid, and how far behind in the order of the shares.
       standing: where it stands, if it is in progress and has told so.
+      where: the machine that it is on, if it is in progress on another one.
     """
 
     spec: RunSpec
@@ -67,6 +70,7 @@ class Item:
     fresh: bool = False
     share: tuple[int, int] = (0, 0)
     standing: Standing | None = None
+    where: str = ""
     bench: tuple[Any, ...] = field(init=False)
     shape: tuple[Any, ...] = field(init=False)
 
@@ -185,24 +189,28 @@ class Sweep:
             self._admit(Item(spec, self._folders[spec]))
         self._release()
 
-    def run(self, workers: int = 1) -> None:
+    def run(self, workers: int = 1, make_pool: MakePool | None = None) -> None:
         """Runs what is not done.
 
         Args:
           workers: processes; 0 runs everything in this one.
+          make_pool: gives other workers than these.
 
         Raises:
           RequestError: a run wants more replicas than a worker has GPUs. Nothing has been run.
           RunError: the folder can no longer be written, or several runs in a row met something unexpected, as all
             others would. Failed runs are in `failures`, those that their surroundings did not let end in `left`.
         """
-        places = share_places(workers, visible_gpus(), visible_cores())
+        places = share_places(workers, visible_gpus(), visible_cores()) if make_pool is None else []
         self._check_replicas(places)
         with self.board:
-            self._workers = max(workers, 1)
             self._show()
             pool: Pool
-            if workers:
+            if make_pool is not None:
+                pool = make_pool(
+                    self.output_dir, self._verbosity, self._note_standing, self._note_hung, self.board.tell
+                )
+            elif workers:
                 pool = ProcessPool(places, self.output_dir, self._verbosity, self._note_standing, self._note_hung)
             else:
                 pool = OwnProcess(self.output_dir, self._verbosity, self._note_standing)
@@ -559,7 +567,8 @@ class Sweep:
         return max(item.until / item.spec.epochs - done, 0.0)
 
     def _show(self) -> None:
-        self.board.show([(item.spec, item.standing) for item in self._doing.values()], self._seconds_left())
+        running = [Running(item.spec, item.standing, item.where) for item in self._doing.values()]
+        self.board.show(running, self._seconds_left())
 
     def _note_standing(self, worker: int, standing: Standing) -> None:
         """Takes what a worker tells of its run."""
@@ -580,7 +589,7 @@ class Sweep:
         try:
             while self._stop is None:
                 self._hand_out(pool, loaded)
-                if not self._doing and (self._leaves or not self._held):
+                if not self._doing and not self._waiting and (self._leaves or not self._held):
                     if self._refused:
                         time.sleep(_POLL_SECONDS)
                         self._waiting, self._refused = self._waiting + self._refused, []
@@ -591,9 +600,10 @@ class Sweep:
                         return
                     continue
                 self._show()
-                if not self._doing:
+                if not self._doing and not self._waiting:
                     time.sleep(_POLL_SECONDS)
                     continue
+                # What waits while nothing is done waits for a worker to be there.
                 self._take_answers(pool, loaded, _POLL_SECONDS)
             self._take_answers(pool, loaded, 0.0)  # those that have come meanwhile
         finally:
@@ -607,10 +617,10 @@ class Sweep:
             self._news.update(self._folders_of(item))
             begun, item.standing = item.standing is not None, None
             self.times.forget(item.spec)
-            if ended is None:
-                ended = _death(pool.died_of(worker))
             if ended.unexpected:
                 del loaded[worker]
+            if ended.error and (where := pool.where(worker)):
+                ended = replace(ended, error=f"{ended.error} (on {where})")
             self._close(item, ended)
             if begun and ended.status == "hindered" and not ended.unexpected:  # the disk fails under each
                 self._count_unexpected(ended)
@@ -623,27 +633,24 @@ class Sweep:
                 self._book_stored(item)
 
     def _hand_out(self, pool: Pool, loaded: dict[int, Item]) -> None:
-        for worker in range(len(pool)):
+        workers = pool.workers()
+        self._workers = max(len(workers), 1)
+        for worker in workers:
             if worker not in self._doing and self._stop is None:
-                busy = {item.bench for other, item in loaded.items() if other != worker}
+                busy = {item.bench for other, item in loaded.items() if other != worker and other in workers}
                 item = self._next(loaded.get(worker), busy)
                 if item is None or self._stop is not None:
                     return
                 self._doing[worker] = loaded[worker] = item
+                item.where = pool.where(worker)
                 item.fresh = pool.submit(
-                    worker, item.spec, self._sources[item.bench], fresh=item.suspect, until=item.until
-                )
+                    worker, item.spec, self._sources[item.bench], self._folders_of(item), fresh=item.suspect,
+                    until=item.until,
+                )  # fmt: skip
 
 
 # What a process without enough memory dies of, or says: the kernel's signal among them.
 _SHORT_OF_MEMORY = ("signal 9", "MemoryError", "ResourceExhaustedError")
-
-
-def _death(cause: str) -> Ended:
-    """How a run ended whose process died; a signal by which people or batch systems end one says nothing of it."""
-    asked = cause in {f"signal {int(number)}" for number in signals.SIGNALS}
-    error = "its process hung" if cause == "hung" else f"its process died ({cause})"
-    return Ended("hindered", error=error, unexpected=True, cause="" if asked else cause)
 
 
 def _check_writable(output_dir: Path) -> None:
