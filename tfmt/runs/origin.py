@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import socket
 import subprocess
 from pathlib import Path
 
@@ -80,6 +81,11 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
 def onednn() -> bool | None:
     """Whether TensorFlow was told to compute with oneDNN; None where nobody told it anything."""
     return {"0": False, "1": True}.get(os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""))
+
+
+def host() -> str:
+    """The machine's name."""
+    return socket.gethostname()
 
 
 def now() -> str:

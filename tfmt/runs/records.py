@@ -134,7 +134,7 @@ class ModelFacts(Part):
 
 
 class Origin(Part):
-    """What made the record."""
+    """What made the record, and on which machine; records of earlier versions do not tell that."""
 
     tfmt: str
     arithmetic: int
@@ -147,6 +147,7 @@ class Origin(Part):
     test_sha256: str | None = None
     data_notes: dict[str, Any]
     model_notes: dict[str, Any] = {}
+    host: str | None = None
     started: str
     finished: str
 

@@ -693,5 +693,6 @@ def _origin(request: Request, started: str) -> Origin:
         python=origin.python_version(), git_commit=commit, git_dirty=dirty,
         model_sha256=request.digests["model"], data_sha256=request.digests["data"],
         test_sha256=request.digests.get("test"),
-        data_notes=request.dataset.notes, model_notes=request.model_notes, started=started, finished=origin.now(),
+        data_notes=request.dataset.notes, model_notes=request.model_notes, host=origin.host(),
+        started=started, finished=origin.now(),
     )  # fmt: skip

@@ -13,7 +13,8 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,14 +243,39 @@ class Cluster:
         handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
         try:
             self._quieten()
-            self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            with self._hushed():
+                self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:
-            told = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            joins = f"; is this machine part of the cluster? `ray start --address={address} --num-cpus=0` makes it so"
-            raise RequestError(f"--ray={address}: {told.strip()}{'' if address == 'local' else joins}") from None
+            raise RequestError(f"--ray={address}: {self._explain(error)}") from None
         finally:
             for number, handler in handlers.items():  # Ray takes SIGTERM for itself
                 signal.signal(number, handler)
+
+    def _explain(self, error: Exception) -> str:
+        """Why Ray does not connect, and what to do."""
+        told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        with contextlib.suppress(OSError):
+            if "InvalidAuthToken" in self._log.read_text(errors="replace"):
+                return (
+                    "the cluster asks for a token, and this process has none or another one; give RAY_AUTH_MODE=token "
+                    "and the head's token in ~/.ray/auth_token"
+                )
+        if self.address == "local":
+            return told
+        return f"{told}; is this machine part of it? `ray start --address={self.address} --num-cpus=0` makes it so"
+
+    @contextlib.contextmanager
+    def _hushed(self) -> Iterator[None]:
+        """Sends into the log what native code says while it connects, a line a second where it may not."""
+        sys.stderr.flush()
+        saved = os.dup(2)
+        try:
+            with self._log.open("wb") as log:
+                os.dup2(log.fileno(), 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
     def _quieten(self) -> None:
         """Sends what Ray says into a file, in spite of `log_to_driver`: its lines on dead machines among it."""
@@ -330,6 +356,9 @@ class Cluster:
     def __exit__(self, *_: Any) -> None:
         with contextlib.suppress(Exception):
             self._ray.shutdown()
+        with contextlib.suppress(OSError):
+            if not self._log.stat().st_size:
+                self._log.unlink()
 
 
 def _lost(error: Exception) -> LostError:
