@@ -62,8 +62,8 @@ def share_places(workers: int, gpus: tuple[str, ...], cores: tuple[int, ...]) ->
     With fewer GPUs than workers several share one; with fewer cores than workers, too.
 
     Example:
-      >>> share_places(2, (), (0, 1, 2, 3))
-      [Place(gpus=None, cores=(0, 1)), Place(gpus=None, cores=(2, 3))]
+      >>> [place.cores for place in share_places(2, (), (0, 1, 2, 3))]
+      [(0, 1), (2, 3)]
     """
     if gpus:
         return [Place(gpus=_share(gpus, workers, index)) for index in range(workers)]
