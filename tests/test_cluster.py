@@ -9,23 +9,24 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cluster.md"
-SCRIPTS = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", PAGE.read_text(), re.DOTALL)
+*SCRIPTS, RAY = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", PAGE.read_text(), re.DOTALL)
 STUBS = {
     "srun": 'while [ "${1#--}" != "$1" ]; do echo "srun $1"; shift; done\n"$@"',
     "scontrol": 'echo "scontrol $@"',
 }
 
 
-def call(script, folder, sweep, share=2):
+def call(script, folder, sweep, share=2, **more):
     """Runs a script as task 2 of 4, with programs of ours in place of Slurm's."""
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").touch()
-    for name, body in (STUBS | {"tfmt-sweep": sweep}).items():
+    for name, body in (STUBS | more | {"tfmt-sweep": sweep}).items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
     (folder / "job").write_text(script)
     told = {"SLURM_SUBMIT_DIR": folder, "SLURM_ARRAY_TASK_ID": share, "SLURM_ARRAY_TASK_COUNT": 4,
-            "SLURM_ARRAY_JOB_ID": 7, "SLURM_CPUS_PER_TASK": 3, "PATH": f"{folder}:{os.environ['PATH']}"}  # fmt: skip
+            "SLURM_ARRAY_JOB_ID": 7, "SLURM_JOB_ID": 30006, "SLURM_JOB_NUM_NODES": 4, "SLURM_JOB_NODELIST": "n[1-4]",
+            "SLURM_CPUS_PER_TASK": 3, "PATH": f"{folder}:{os.environ['PATH']}"}  # fmt: skip
     environment = os.environ | {name: str(value) for name, value in told.items()}
     return subprocess.run(["bash", folder / "job"], env=environment, capture_output=True, text=True)
 
@@ -51,3 +52,31 @@ def test_scripts_go_on_in_the_queue_where_their_time_is_over(script, tmp_path, e
     done = call(script, tmp_path, end)
     assert done.returncode == status
     assert ("scontrol requeue 7_2" in done.stdout) == (status == 138)
+
+
+# As Slurm and Ray answer the job with whole nodes; the head takes no time to start.
+MORE = {"scontrol": "printf '%s\\n' n1 n2 n3 n4", "hostname": "echo 10.0.0.1 172.17.0.1", "sleep": "exit 0",
+        "ray": 'echo "ray $@"'}  # fmt: skip
+
+
+def test_job_of_whole_nodes_starts_a_head_and_three_more_and_one_sweep(tmp_path):
+    subprocess.run(["bash", "-n"], input=RAY, text=True, check=True)
+    done = call(RAY, tmp_path, 'echo "sweep $@"', **MORE)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    heads, others = ([line for line in lines if line.startswith("ray start") and part in line]
+                     for part in ("--head", "--address"))  # fmt: skip
+    assert len(heads) == len(others) == 1  # of one step on three nodes
+    assert "--node-ip-address=10.0.0.1 --port=20006" in heads[0]
+    assert "--num-cpus=3 --num-gpus=4" in heads[0]
+    assert "--address=10.0.0.1:20006" in others[0]
+    assert {"srun --nodelist=n1", "srun --ntasks=3", "srun --exclude=n1"} <= set(lines)
+    (sweep,) = (line for line in lines if line.startswith("sweep"))
+    assert "--ray=10.0.0.1:20006 --require_gpu" in sweep
+
+
+def test_job_of_whole_nodes_hands_its_sweep_the_signal_and_waits_for_it(tmp_path):
+    ends = "trap 'echo checkpoint; trap - USR1; kill -USR1 $$' USR1\nkill -USR1 $PPID\nwhile :; do /bin/sleep 0.1; done"
+    done = call(RAY, tmp_path, ends, **MORE)
+    assert "checkpoint" in done.stdout
+    assert done.returncode == 138
