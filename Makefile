@@ -34,12 +34,13 @@ GPU_FLAGS ?=
 # For example CHAOS_FLAGS="--runs=4 --sweeps=2 --bits=6", or CHAOS_FLAGS="--only=runs:3 --seed=1" to see one trial again
 CHAOS_FLAGS ?=
 
-.PHONY: help install demo audit test test-lowest docs interop tracking-check bench bench-env gpu-check chaos flags-page lint clean
+.PHONY: help install demo audit test cluster-test test-lowest docs interop tracking-check bench bench-env gpu-check chaos flags-page lint clean
 
 help:
 	@echo "make demo     set up and fine-tune the packaged MiniLM in three modes, then print one table"
 	@echo "make audit    make one of the demo's recorded runs again, and compare every number"
 	@echo "make test     set up and run the tests"
+	@echo "make cluster-test  kill and freeze what a Ray cluster of this machine runs, and compare the ends (four minutes)"
 	@echo "make test-lowest  run the tests with the lowest versions that setup.cfg allows, in an environment of their own"
 	@echo "make docs     write the Python API's pages to build/docs"
 	@echo "make interop  compare exported models with PyTorch's transformers and PEFT, in an environment of their own"
@@ -93,6 +94,14 @@ audit: install
 # PYTHONSAFEPATH keeps the checkout out of the reach of `import tfmt`, in the processes that tests start as well.
 test: install
 	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+$(VENV)/cluster: constraints.txt $(VENV)/installed
+	@$(PIP) -c constraints.txt "$(WHEEL)[cluster]"
+	@touch $@
+
+# Processes of Ray close what they open late, if at all: no reason to warn.
+cluster-test: $(VENV)/cluster
+	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -o python_files='check_*.py' -o filterwarnings= tests/cluster
 
 $(LOWEST)/installed: $(WHEEL) constraints-lowest.txt
 	@$(PYTHON) -m venv $(LOWEST)
