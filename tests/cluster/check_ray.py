@@ -1,9 +1,7 @@
 """Sweeps on a Ray cluster of this machine: the local sweep's records bit for bit, whatever is killed or frozen."""
 
-import itertools
 import os
 import signal
-import sys
 import time
 
 import psutil
@@ -13,11 +11,9 @@ from cluster.clusters import (
     Ring,
     actors_of,
     bits,
-    freeze,
     is_whole,
     resumed,
     wait_until,
-    wake,
     workers_of,
 )
 

@@ -25,6 +25,7 @@ from tfmt.study.hand import ORPHAN_SECONDS, Hand, Process
 from tfmt.study.places import Place, visible_cores
 
 LOG_FILE = "ray.log"  # in the folder of the runs' folders: what Ray says of its machines
+_STORE_BYTES = 256 << 20  # of what travels; Ray would take a third of the memory
 _PROBE_SECONDS = 5.0  # for an answer of a port
 
 
@@ -239,7 +240,9 @@ class Cluster:
         self.address, self._log = address, log
         options: dict[str, Any] = {}
         if address == "local":
-            options = {"num_cpus": len(visible_cores()), "include_dashboard": False}
+            options = {
+                "num_cpus": len(visible_cores()), "include_dashboard": False, "object_store_memory": _STORE_BYTES
+            }  # fmt: skip
         handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
         try:
             self._quieten()

@@ -41,6 +41,7 @@ _HEAD_SECONDS = 20.0  # without an answer of the head, which then counts as gone
 _LISTEN_SECONDS = 1.0  # that a hand listens in one call
 _SILENT_SECONDS = 30.0  # without an answer of a hand that listens
 _BUSY_SECONDS = 900.0  # without an answer of a hand that reads or writes files, or ends its worker
+_FULL_SECONDS = 30.0  # without a place that is there, of which a person is then told
 _NOBODY_SECONDS = 600.0  # that a sweep waits for some machine, when none is left
 _SIGHTS = 6  # looks of a machine for the file that shows whether it shares the disk; network disks are late
 _SIGHT_SECONDS = 0.5
@@ -115,7 +116,7 @@ class RayPool:
         self._closing, self._wake = threading.Event(), threading.Event()
         self._kind = Kind.here()
         self._fault: RunError | None = None
-        self._last_there = time.monotonic()
+        self._last_there, self._told_full = time.monotonic(), False
         secret = secrets.token_hex(8)
         self._sign, self._secret = self._output_dir / f".probe.{secret}", secret
         self._token = hashlib.sha256(f"{socket.gethostname()} {self._output_dir}".encode()).hexdigest()[:16]
@@ -132,7 +133,7 @@ class RayPool:
 
     def workers(self) -> Sequence[int]:
         """The places that are there by now."""
-        return [number for number, seat in self._seats.items() if seat.ready]
+        return [number for number, seat in self._seats.items() if seat.ready and seat.node.node_id not in self._refused]
 
     def where(self, worker: int) -> str:
         """The machine's name."""
@@ -208,9 +209,16 @@ class RayPool:
                 self._say(f"{node.name} has joined the cluster")
         self._nodes = nodes
         self._fill(nodes)
-        if self._seats:
-            self._last_there = time.monotonic()
-        elif time.monotonic() - self._last_there > _NOBODY_SECONDS:
+        passed = time.monotonic() - self._last_there
+        if self.workers():
+            self._last_there, self._told_full = time.monotonic(), False
+        elif self._seats:
+            if passed > _FULL_SECONDS and not self._told_full:
+                self._told_full = True
+                self._say(
+                    f"waits for room: other work has the cluster, or its {counted(len(nodes), 'machine')} starts up"
+                )
+        elif passed > _NOBODY_SECONDS:
             self._fault = RunError(
                 f"no machine of the cluster is left to compute on ({self._tell_refused() or 'all have gone'}); run the "
                 "same command again"
@@ -376,7 +384,11 @@ class _Talk:
         _, self._seat.process = self._ask(
             "begin", output_dir, job.spec.to_json(), sources.to_json(), job.fresh, job.until
         )
-        ended = self._listen(job, check)
+        try:
+            ended = self._listen(job, check)
+        except (RequestError, RunError):  # the run goes elsewhere, or waits: it must not go on here
+            self._ask("end")
+            raise
         if not self._shared:
             self._bring(folder, check, checkpoint=False)
             for full in needed:
