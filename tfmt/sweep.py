@@ -114,7 +114,7 @@ def _check_ray(values: flags.FlagValues) -> None:
 
     if values.ray:
         check_address(values.ray)
-        check_wish(values.gpus_per_run, values.replicas)
+        check_wish(values.gpus_per_run, values.replicas, values.batch_size)
         if values.require_gpu and values.gpus_per_run == 0:
             raise RequestError("--gpus_per_run=0 asks for none of the GPUs that --require_gpu needs; leave one out")
         return

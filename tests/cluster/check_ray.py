@@ -131,7 +131,7 @@ def test_an_actor_is_killed(two, start, runs, untouched, measure):
 
 def test_the_sweep_is_killed_and_then_interrupted(two, start, runs, untouched, measure):
     sweep = start()
-    worker, run = in_the_middle(runs, two[0])
+    _, run = in_the_middle(runs, two[0])
     actors = [actor for raylet in two for actor in actors_of(raylet)]
     workers = [worker for raylet in two for worker in workers_of(raylet)]
     killed = sweep.send(signal.SIGKILL)

@@ -40,6 +40,9 @@ def test_what_is_no_address_is_told_before_anybody_is_asked(address, capsys):
         ([GPUS], None, 0, 2, Wish(2.0, 16), 2),
         ([GPUS], 0.25, 0, 0, Wish(0.25, 2), 16),
         ([GPUS], 0.1, 1, 0, Wish(0.1, 1), 32),  # CPUs are fewer than 40 parts of GPUs
+        ([GPUS], 0.6, 0, 0, Wish(0.6, 8), 4),  # a part is of one GPU
+        ([GPUS], 0.4, 0, 0, Wish(0.4, 4), 8),
+        ([GPUS], 3.0, 0, 0, Wish(3.0, 32), 1),
         ([ONE], 0.1, 0, 0, Wish(0.1, 1), 8),
         ([GPUS], 0.0, 4, 0, Wish(0.0, 4), 8),
         ([GPUS], 0.5, 0, 1, Wish(0.5, 4), 8),
@@ -71,7 +74,7 @@ def test_what_no_machine_has_is_refused(nodes, gpus, cpus, replicas, told):
 @pytest.mark.parametrize(("gpus", "replicas"), [(1.5, 0), (-1.0, 0), (float("nan"), 0), (float("inf"), 0), (1.0, 2)])
 def test_what_no_cluster_could_give_is_refused_with_the_flags(gpus, replicas):
     with pytest.raises(RequestError, match=r"^--gpus_per_run"):
-        check_wish(gpus, replicas)
+        check_wish(gpus, replicas, 16)
 
 
 def test_flags_of_a_cluster_need_one(capsys):
@@ -123,3 +126,10 @@ def test_without_ray_the_way_to_it_is_told(monkeypatch):
 )
 def test_machines_have_the_name_that_people_know(told, name):
     assert Node.of(told | {"NodeID": "a", "Resources": {"CPU": 2.0}}) == Node("a", name, 2.0, 0.0)
+
+
+def test_gpus_of_a_run_share_its_batches_evenly():
+    check_wish(4.0, 0, 16)
+    check_wish(3.0, 2, 16)
+    with pytest.raises(RequestError, match=r"^--batch_size=16: the 3 GPUs of a run share a batch evenly"):
+        check_wish(3.0, 0, 16)

@@ -163,7 +163,7 @@ def test_runs_go_to_machines_by_name_and_tell_where_they_stand(start, tmp_path):
 def test_most_is_how_many_at_once(start):
     pool, _ = start(Machines("a", "b", "c", cpus=4.0), most=5, cpus=2)
     until(pool, lambda: len(pool.workers()) == 5)
-    assert [pool.where(worker) for worker in pool.workers()] == ["a", "a", "b", "b", "c"]
+    assert [pool.where(worker) for worker in pool.workers()] == ["a", "b", "c", "a", "b"]
 
 
 def test_lost_place_ends_its_run_without_blame_and_another_waits_for_the_worker_that_may_still_live(start):
@@ -232,8 +232,65 @@ def test_machine_whose_places_are_lost_one_after_the_other_is_given_up(start):
         submit(pool, worker)
         assert listen(pool)[0][0] == worker
     until(pool, lambda: told.said)
-    assert told.said[0].startswith("nothing is computed on bad: 3 of its actors in a row were lost")
+    assert told.said[0].startswith("nothing is computed on bad: 3 times in a row something went wrong there")
     assert [pool.where(worker) for worker in pool.workers()] == ["good"]
+
+
+def test_machine_on_which_runs_do_not_end_is_given_up_and_one_that_ended_some_is_not(start):
+    machines = Machines("bad", "good")
+    pool, told = start(machines)
+    until(pool, lambda: len(pool.workers()) == 2)
+    for status in ("hindered", "hindered", "completed", "hindered", "hindered", "hindered"):
+        submit(pool, 0)
+        machines.at("bad").ended.append(Ended(status, error="a disk"))
+        assert listen(pool)[0][1].status == status
+    (line,) = told.said
+    assert line == "nothing is computed on bad: 3 times in a row something went wrong there, the last time: a disk"
+    assert list(pool.workers()) == [1]
+
+
+def test_actors_that_die_before_they_live_are_not_made_for_ever(start):
+    machines = Machines("bad", "good")
+    plain = machines.wait_for
+
+    def wait_for(hand, seconds):
+        if hand.node.name == "bad":
+            raise LostError("was killed")
+        return plain(hand, seconds)
+
+    machines.wait_for = wait_for
+    pool, told = start(machines)
+    until(pool, lambda: told.said)
+    assert [hand.node.name for hand in machines.hands].count("bad") == 3
+
+
+def test_what_a_machine_cannot_even_begin_to_make_is_told(start):
+    machines = Machines("a")
+    plain, failed = machines.make_hand, []
+
+    def make_hand(*given):
+        if not failed:
+            failed.append(True)
+            raise ValueError("no such machine")
+        return plain(*given)
+
+    machines.make_hand = make_hand
+    pool, _ = start(machines)
+    until(pool, pool.workers)
+    assert list(pool.workers()) == [1]
+
+
+def test_a_machine_that_other_work_has_does_not_use_up_the_places(start, monkeypatch):
+    monkeypatch.setattr(ray_pool, "_FULL_SECONDS", 0.1)
+    machines = Machines("full", "free", cpus=2.0)
+    plain, full = machines.wait_for, [True]
+    machines.wait_for = lambda hand, seconds: None if full and hand.node.name == "full" else plain(hand, seconds)
+    pool, _ = start(machines, most=2)
+    until(pool, lambda: len(pool.workers()) == 2)
+    assert {pool.where(worker) for worker in pool.workers()} == {"free"}
+    full.clear()  # now it has room, too, and is not needed
+    until(pool, lambda: len(pool._seats) == 2)
+    assert {pool.where(worker) for worker in pool.workers()} == {"free"}
 
 
 def test_head_that_is_gone_ends_the_sweep(start, monkeypatch):

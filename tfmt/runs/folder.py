@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 
 CHECKPOINT = "checkpoint"
-# Temporary names; the third is safetensors' own, which writes beside the file it was given, the last the lease's.
-_HALF_WRITTEN = (".*.safetensors.[0-9]*", ".*.json.[0-9]*", ".tmp??????", ".clock.[0-9]*")
+# Temporary names; the third is safetensors' own, which writes beside the file it was given, the fourth of what comes
+# from another machine, the last the lease's.
+_HALF_WRITTEN = (".*.safetensors.[0-9]*", ".*.json.[0-9]*", ".tmp??????", ".tmp.[0-9]*", ".clock.[0-9]*")
 
 
 class UnkeptError(RequestError):

@@ -192,7 +192,7 @@ def find_holder(folder: Path, clock: Callable[[], float] | None = None) -> Holde
     number, owner, silent = _read_latest(folder, clock)
     if not number or _is_free(owner, silent):
         return Holder()
-    pid = owner.get("pid")
+    pid = None if owner.get("node") else owner.get("pid")  # which is one of the machine that wrote the lease
     state: Literal["living", "silent"] = "silent" if silent > SILENT_SECONDS else "living"
     host = str(owner.get("node") or owner.get("host") or "")
     return Holder(state, host, pid if isinstance(pid, int) else None, max(silent, 0.0))

@@ -533,8 +533,13 @@ def _changed_place(folder: Path, before: dict[str, Any], now: dict[str, Any]) ->
     return find_weights(folder) if before["weights"] != now["weights"] else folder
 
 
-def record_failure(request: Request, message: str) -> None:
+def record_failure(request: Request, message: str, host: str = "") -> None:
     """Records a run that could not be executed to its end, for a reason that its own process could not record.
+
+    Args:
+      request: the run.
+      message: why.
+      host: on which machine, where that is another one.
 
     Raises:
       TakenError: another process is at this run.
@@ -547,7 +552,7 @@ def record_failure(request: Request, message: str) -> None:
             now = origin.now()
             record = Record(schema_=SCHEMA, run_id=request.run_id, status="failed", error=message, spec=request.spec,
                             parameters=None, result=None, cost=None, proof=None, change=None,
-                            model=_model_facts(request), origin=_origin(request, now))  # fmt: skip
+                            model=_model_facts(request), origin=_origin(request, now, host))  # fmt: skip
             _finish(request, record, lease.check)
 
 
@@ -686,13 +691,13 @@ def _model_facts(request: Request) -> ModelFacts:
     return ModelFacts(name=model.name, revision=model.revision, commit=model.commit, sha256=request.digests["model"])
 
 
-def _origin(request: Request, started: str) -> Origin:
+def _origin(request: Request, started: str, host: str = "") -> Origin:
     commit, dirty = origin.git_state()
     return Origin(
         tfmt=__version__, arithmetic=ARITHMETIC, packages=origin.package_versions(),
         python=origin.python_version(), git_commit=commit, git_dirty=dirty,
         model_sha256=request.digests["model"], data_sha256=request.digests["data"],
         test_sha256=request.digests.get("test"),
-        data_notes=request.dataset.notes, model_notes=request.model_notes, host=origin.host(),
+        data_notes=request.dataset.notes, model_notes=request.model_notes, host=host or origin.host(),
         started=started, finished=origin.now(),
     )  # fmt: skip

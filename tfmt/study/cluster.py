@@ -73,7 +73,7 @@ def _import_ray() -> Any:
 
 def _find_current() -> str:
     """The address of the cluster that this machine is part of, where Ray notes it."""
-    if told := os.environ.get("RAY_ADDRESS"):
+    if (told := os.environ.get("RAY_ADDRESS", "auto")) != "auto":
         return told
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
@@ -134,15 +134,21 @@ class Wish:
     def places(self, node: Node) -> int:
         """How many runs a machine has room for."""
         room = int(node.cpus // self.cpus)
-        # 1 / 0.1 is below 10 in floating point.
-        return min(room, int(node.gpus / self.gpus + 1e-9)) if self.gpus else room
+        return min(room, _share_gpus(node, self.gpus)) if self.gpus else room
 
 
-def check_wish(gpus_per_run: float | None, replicas: int) -> None:
+def _share_gpus(node: Node, gpus: float) -> int:
+    """How many runs the GPUs of a machine are enough for; a part of one is of one alone."""
+    if gpus < 1:
+        return int(node.gpus) * int(1 / gpus + 1e-9)  # 1 / 0.1 is below 10 in floating point
+    return int(node.gpus // gpus)
+
+
+def check_wish(gpus_per_run: float | None, replicas: int, batch_size: int) -> None:
     """Checks `--gpus_per_run` by itself.
 
     Raises:
-      RequestError: it cannot be had of any machine, or is less than `--replicas`.
+      RequestError: it cannot be had of any machine, is less than `--replicas`, or does not share a batch evenly.
     """
     if gpus_per_run is None:
         return
@@ -150,6 +156,10 @@ def check_wish(gpus_per_run: float | None, replicas: int) -> None:
         raise RequestError(f"--gpus_per_run={gpus_per_run:g}: must be 0, a part of one GPU as 0.5, or a whole number")
     if gpus_per_run and replicas > max(gpus_per_run, 1):
         raise RequestError(f"--gpus_per_run={gpus_per_run:g}: --replicas={replicas} needs as many GPUs")
+    if gpus_per_run > 1 and not replicas and batch_size % int(gpus_per_run):
+        raise RequestError(
+            f"--batch_size={batch_size}: the {gpus_per_run:g} GPUs of a run share a batch evenly; give --replicas"
+        )
 
 
 def make_wish(nodes: Sequence[Node], gpus_per_run: float | None, cpus_per_run: int, replicas: int) -> Wish:
@@ -164,14 +174,13 @@ def make_wish(nodes: Sequence[Node], gpus_per_run: float | None, cpus_per_run: i
     Raises:
       RequestError: no machine has so much.
     """
-    check_wish(gpus_per_run, replicas)
     if gpus_per_run is None:
         gpus_per_run = float(max(replicas, 1)) if any(node.gpus for node in nodes) else 0.0
     wide = [node for node in nodes if node.gpus >= gpus_per_run]
     if not wide:
         raise RequestError(f"--gpus_per_run={gpus_per_run:g}: {_tell_most(nodes, 'gpus', 'GPU')}")
     if not cpus_per_run:
-        shares = [int(node.cpus // max(node.gpus / gpus_per_run, 1)) for node in wide] if gpus_per_run else [1]
+        shares = [int(node.cpus // max(_share_gpus(node, gpus_per_run), 1)) for node in wide] if gpus_per_run else [1]
         cpus_per_run = max(min(shares), 1)
     wish = Wish(gpus_per_run, cpus_per_run)
     if not any(map(wish.places, nodes)):
@@ -273,7 +282,7 @@ class Cluster:
         sys.stderr.flush()
         saved = os.dup(2)
         try:
-            with self._log.open("wb") as log:
+            with self._log.open("ab") as log:
                 os.dup2(log.fileno(), 2)
             yield
         finally:
@@ -310,7 +319,7 @@ class Cluster:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         gpus = None if wish.gpus else ("-1",)
-        place = Place(gpus=gpus, threads=wish.cpus, orphan_seconds=ORPHAN_SECONDS)
+        place = Place(gpus, threads=wish.cpus, orphan_seconds=ORPHAN_SECONDS, needs_gpu=wish.gpus > 0)
         # The worker is a child of the actor and has to outlive it for its checkpoint.
         environment = {"RAY_kill_child_processes_on_worker_exit": "0"}
         actor = self._ray.remote(Hand).options(

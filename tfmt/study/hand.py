@@ -99,6 +99,7 @@ class Hand:
         self._shelf = Shelf()
         self._pool: ProcessPool | None = None
         self._told: list[Standing | float] = []
+        self._busy = False
 
     def greet(self) -> Kind:
         """What decides the machine's numbers; told once the devices are free."""
@@ -121,6 +122,8 @@ class Hand:
         Returns:
           (whether the run is the first of its process, that process).
         """
+        if self._busy:  # with one that was given up
+            self.end()
         if self._pool is None:
             os.environ.pop("OMP_NUM_THREADS", None)  # who started this process may have set it; a place has its own
             self._pool = ProcessPool(
@@ -133,6 +136,7 @@ class Hand:
         first = self._pool.submit(0, RunSpec.from_json(spec), Sources.from_json(sources), fresh=fresh, until=until)
         pid = self._pool.process(0)
         assert pid is not None
+        self._busy = True
         return first, Process(pid, start_of(pid))
 
     def _note(self, _: int, told: Standing | float) -> None:
@@ -161,10 +165,11 @@ class Hand:
         if not found:
             return told, None
         ((_, ended),) = found
+        self._busy = False
         return told, (replace(ended, record=None), ended.record.to_json() if ended.record else "")
 
     def end(self) -> None:
         """Ends the worker: at once where it is idle, else after the step that it is at, with a checkpoint."""
         if self._pool is not None:
             self._pool.close()
-            self._pool = None
+            self._pool, self._busy = None, False

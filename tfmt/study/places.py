@@ -19,12 +19,14 @@ class Place:
       threads: how many it uses; None is one a core of `cores`.
       orphan_seconds: how long it may live on when whoever started it is gone, for its checkpoint; None leaves it the
         time that this takes.
+      needs_gpu: what TensorFlow computes without one there is not wanted.
     """
 
     gpus: tuple[str, ...] | None = None
     cores: tuple[int, ...] | None = None
     threads: int | None = None
     orphan_seconds: float | None = None
+    needs_gpu: bool = False
 
     def settle(self) -> int:
         """Moves this process there, before TensorFlow is imported; the number of threads to use, 0 for its choice."""

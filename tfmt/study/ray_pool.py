@@ -40,12 +40,13 @@ _SCOUT_SECONDS = 5.0  # between two looks at the cluster's machines
 _HEAD_SECONDS = 20.0  # without an answer of the head, which then counts as gone; Ray ends this process after a minute
 _LISTEN_SECONDS = 1.0  # that a hand listens in one call
 _SILENT_SECONDS = 30.0  # without an answer of a hand that listens
-_BUSY_SECONDS = 900.0  # without an answer of a hand that reads or writes files, or ends its worker
+_END_SECONDS = 330.0  # without an answer of a hand that ends its worker, which may have a checkpoint to write
+_BUSY_SECONDS = 900.0  # without an answer of a hand that reads or writes files
 _FULL_SECONDS = 30.0  # without a place that is there, of which a person is then told
 _NOBODY_SECONDS = 600.0  # that a sweep waits for some machine, when none is left
 _SIGHTS = 6  # looks of a machine for the file that shows whether it shares the disk; network disks are late
 _SIGHT_SECONDS = 0.5
-_LOSSES = 3  # of places in a row, without a run that ended; then the machine is at fault
+_LOSSES = 3  # of places and runs in a row, without a run that ended; then the machine is at fault
 
 
 class _ClosingError(Exception):
@@ -71,6 +72,12 @@ class _Seat:
       number: the worker's.
       node: its machine.
       after: the worker of the place before, which may still be ending.
+      since: when it was made, by the monotonic clock.
+      ready: its actor lives.
+      busy: it has a run.
+      warm: its worker's process has had one.
+      proven: it has brought one to an end.
+      process: its worker's.
     """
 
     number: int
@@ -78,9 +85,11 @@ class _Seat:
     after: Process | None = None
     jobs: queue.SimpleQueue[_Job | None] = field(default_factory=queue.SimpleQueue)
     thread: threading.Thread | None = None
+    since: float = field(default_factory=time.monotonic)
     ready: bool = False
     busy: bool = False
     warm: bool = False
+    proven: bool = False
     process: Process | None = None
 
 
@@ -109,7 +118,7 @@ class RayPool:
         self._seats: dict[int, _Seat] = {}
         self._names: list[str] = []  # of the machine of every place that there was
         self._refused: dict[str, str] = {}  # machines by Ray's number, and why nothing is computed there
-        self._lost: Counter[str] = Counter()
+        self._losses: Counter[str] = Counter()
         self._orphans: dict[str, list[Process]] = {}
         self._shared: dict[str, bool] = {}
         self._events: queue.SimpleQueue[Callable[[], list[tuple[int, Ended]]]] = queue.SimpleQueue()
@@ -204,6 +213,8 @@ class RayPool:
         for node in self._nodes:
             if node.node_id not in living:
                 self._say(f"{node.name} has left the cluster")
+                for seat in [seat for seat in self._seats.values() if seat.node == node and not seat.busy]:
+                    self._dismiss(seat)
         for node in nodes:
             if node.node_id not in known:
                 self._say(f"{node.name} has joined the cluster")
@@ -235,20 +246,26 @@ class RayPool:
         return []
 
     def _fill(self, nodes: Iterable[Node]) -> None:
-        """Makes places where machines have room for more."""
-        for node in nodes:
-            if node.node_id in self._refused:
-                continue
-            there = sum(seat.node.node_id == node.node_id for seat in self._seats.values())
-            for _ in range(self._wish.places(node) - there):
-                if self._most and len(self._seats) >= self._most:
-                    return
-                orphans = self._orphans.get(node.node_id)
-                seat = _Seat(len(self._names), node, orphans.pop() if orphans else None)
-                self._names.append(node.name)
-                self._seats[seat.number] = seat
-                seat.thread = threading.Thread(target=self._attend, args=(seat,), daemon=True)
-                seat.thread.start()
+        """Makes places where machines have room for more, one on each in turn."""
+        there = Counter(seat.node.node_id for seat in self._seats.values())
+        more = [
+            (number, node)
+            for node in nodes
+            if node.node_id not in self._refused
+            for number in range(there[node.node_id], self._wish.places(node))
+        ]
+        for _, node in sorted(more, key=lambda each: each[0]):
+            # A machine that other work has is not waited for where another one may have room.
+            now = time.monotonic()
+            making = sum(seat.ready or now - seat.since < _FULL_SECONDS for seat in self._seats.values())
+            if self._most and making >= self._most:
+                return
+            orphans = self._orphans.get(node.node_id)
+            seat = _Seat(len(self._names), node, orphans.pop() if orphans else None)
+            self._names.append(node.name)
+            self._seats[seat.number] = seat
+            seat.thread = threading.Thread(target=self._attend, args=(seat,), daemon=True)
+            seat.thread.start()
 
     def _refuse(self, node: Node, why: str) -> None:
         if node.node_id not in self._refused:
@@ -261,8 +278,9 @@ class RayPool:
 
     def _attend(self, seat: _Seat) -> None:
         """Makes an actor, does what comes, and takes leave."""
-        actor = self._cluster.make_hand(seat.node, self._wish, self._verbosity, seat.after)
+        actor = None
         try:
+            actor = self._cluster.make_hand(seat.node, self._wish, self._verbosity, seat.after)
             if not self._welcome(seat, actor):
                 return
             talk = _Talk(self, seat, actor)
@@ -270,7 +288,7 @@ class RayPool:
                 ended = talk.do(job)
                 self._events.put(lambda ended=ended: self._note_ended(seat, ended))  # type: ignore[misc]
             with contextlib.suppress(Exception):
-                self._cluster.ask(actor, _BUSY_SECONDS, "end")
+                self._cluster.ask(actor, _END_SECONDS, "end")
         except _ClosingError:
             pass
         except LostError as error:
@@ -280,7 +298,8 @@ class RayPool:
             told = f"{type(error).__name__}: {error}"
             self._events.put(lambda: self._note_lost(seat, told))
         finally:
-            self._cluster.kill(actor)
+            if actor is not None:
+                self._cluster.kill(actor)
 
     def _welcome(self, seat: _Seat, actor: Any) -> bool:
         """Whether a machine computes as this one does; waits until it has room for the actor."""
@@ -307,8 +326,16 @@ class RayPool:
     # ---- what places tell, in the sweep's thread -------------------------------------------------------------------
 
     def _note_ready(self, seat: _Seat) -> list[tuple[int, Ended]]:
-        seat.ready = True
+        if self._most and len(self.workers()) >= self._most:  # others were faster
+            self._dismiss(seat)
+        else:
+            seat.ready = True
         return []
+
+    def _dismiss(self, seat: _Seat) -> None:
+        """Gives up a place that is idle."""
+        self._seats.pop(seat.number, None)
+        seat.jobs.put(None)
 
     def _note_unfit(self, seat: _Seat, why: str) -> list[tuple[int, Ended]]:
         self._seats.pop(seat.number, None)
@@ -317,19 +344,28 @@ class RayPool:
 
     def _note_ended(self, seat: _Seat, ended: Ended) -> list[tuple[int, Ended]]:
         seat.busy = False
-        seat.warm = not ended.unexpected
-        self._lost[seat.node.node_id] = 0
+        seat.warm = seat.warm and not ended.unexpected
+        if ended.status != "hindered":
+            self._losses[seat.node.node_id] = 0
+            seat.proven = True
+        elif not ended.unexpected:  # as by its disk; what ended a process may be the run's own doing
+            self._count_loss(seat.node, ended.error)
         return [(seat.number, ended)]
+
+    def _count_loss(self, node: Node, why: str) -> None:
+        self._losses[node.node_id] += 1
+        if self._losses[node.node_id] == _LOSSES:
+            self._refuse(node, f"{_LOSSES} times in a row something went wrong there, the last time: {why}")
 
     def _note_lost(self, seat: _Seat, why: str) -> list[tuple[int, Ended]]:
         """A place is gone; its run goes elsewhere, and bears no blame."""
         self._seats.pop(seat.number, None)
-        self._wake.set()
-        if seat.process is not None:
-            self._orphans.setdefault(seat.node.node_id, []).append(seat.process)
-        self._lost[seat.node.node_id] += seat.ready
-        if self._lost[seat.node.node_id] >= _LOSSES:
-            self._refuse(seat.node, f"{_LOSSES} of its actors in a row were lost, the last as it {why}")
+        if seat.ready:
+            self._wake.set()
+        if (orphan := seat.process or seat.after) is not None:
+            self._orphans.setdefault(seat.node.node_id, []).append(orphan)
+        if not seat.proven:
+            self._count_loss(seat.node, f"a place was lost ({why})")
         logging.getLogger("ray").error("tfmt: a place on %s is lost: %s", seat.node.name, why)
         if not seat.busy:
             return []
@@ -382,20 +418,24 @@ class _Talk:
                 send_run(self._call, self._pool._token, each)
             output_dir = str(Path(self._call("folder_of", self._pool._token, "x")).parent)
         _, self._seat.process = self._ask(
-            "begin", output_dir, job.spec.to_json(), sources.to_json(), job.fresh, job.until
+            "begin", output_dir, job.spec.to_json(), sources.to_json(), job.fresh, job.until, seconds=_END_SECONDS
         )
         try:
             ended = self._listen(job, check)
         except (RequestError, RunError):  # the run goes elsewhere, or waits: it must not go on here
-            self._ask("end")
+            self._ask("end", seconds=_END_SECONDS)
+            self._seat.warm = False
             raise
         if not self._shared:
             self._bring(folder, check, checkpoint=False)
             for full in needed:
                 self._bring_full(full)
             self._call("drop_run", self._pool._token, folder.name)
-            if ended.status == "stop":  # a disk that is full there is not so elsewhere
-                return Ended("hindered", error=ended.error)
+        # A disk that is full there is not so elsewhere, and what is not recorded is no result of the run.
+        if ended.status == "stop" and not (self._shared and str(self._pool._output_dir) in ended.error):
+            return Ended("hindered", error=ended.error)
+        if ended.status == "failed" and not exists(folder / RECORD_FILE):
+            return Ended("hindered", error=ended.error)
         return ended
 
     def _place(self, job: _Job) -> dict[str, str]:
@@ -407,7 +447,7 @@ class _Talk:
         return self._placed[key]
 
     def _listen(self, job: _Job, check: Callable[[], None]) -> Ended:
-        pool, epoch = self._pool, 0
+        pool, epoch = self._pool, -1  # what a run has at its start tells others of it
         while True:
             if pool._closing.is_set():
                 self._leave(job, check)
@@ -435,11 +475,9 @@ class _Talk:
 
     def _leave(self, job: _Job, check: Callable[[], None]) -> None:
         """Ends the worker, which writes its checkpoint, and takes that along."""
-        pool = self._pool
-        pool._cluster.ask(self._actor, _BUSY_SECONDS, "end")
-        if not self._shared:
-            call = self._calling(closing=True)
-            fetch_run(call, pool._token, job.folders[0].name, job.folders[0], checkpoint=True, check=check)
+        self._ask("end", seconds=_END_SECONDS)
+        if not self._shared:  # it may have come to its end
+            self._bring(job.folders[0], check, checkpoint=False)
         raise _ClosingError
 
     def _bring(self, folder: Path, check: Callable[[], None], *, checkpoint: bool) -> None:

@@ -26,6 +26,7 @@ from tfmt.bert.digests import file_digest, json_digest
 from tfmt.errors import SurroundingsError
 from tfmt.files import UnreadableError, UnwritableError, cache_folder, sync_folder
 from tfmt.runs.folder import CHECKPOINT
+from tfmt.runs.lease import is_held
 from tfmt.runs.paused import PAUSED_FILE
 from tfmt.runs.records import DISTRIBUTIONS_FILE, RECORD_FILE, SPEC_FILE
 from tfmt.selection.stored import FISHER_FILE, SELECTION_FILE, TUNED_FILE
@@ -182,10 +183,12 @@ class Shelf:
 
         Returns:
           The key for `put` and `close`; "" where the same files are here already, and None while another process takes
-          the folder.
+          the folder, or is at the run.
         """
         target, key = self.folder_of(token, run_id), _key_of(token, run_id)
         with _told(target):
+            if target.exists() and is_held(target):  # by a worker whose sweep is gone, and which ends soon
+                return None
             box = self._open(key, manifest, target)
             if box is None:
                 return None

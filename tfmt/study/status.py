@@ -377,7 +377,7 @@ def _leftovers(folder: Path, clock: Callable[[], float]) -> list[Path]:
 
 def _is_probe(path: Path) -> bool:
     """Whether a file is what a process leaves that was killed while it tried the disk."""
-    return re.fullmatch(r"\.(probe\.\d+|clock\.\d+\.[0-9a-f]+)", path.name) is not None
+    return re.fullmatch(r"\.(probe\.[0-9a-f]+|clock\.\d+\.[0-9a-f]+)", path.name) is not None
 
 
 def _is_old(path: Path, clock: Callable[[], float]) -> bool:

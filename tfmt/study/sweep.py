@@ -526,7 +526,8 @@ class Sweep:
         short = "; is there enough memory?" if ended.cause in _SHORT_OF_MEMORY else ""
         message = f"{ended.error}, in two processes of its own{short}"
         with contextlib.suppress(RequestError, RunError, OSError):
-            record_failure(prepare(item.spec, self.output_dir, sources=self._sources[item.bench]), message)
+            request = prepare(item.spec, self.output_dir, sources=self._sources[item.bench])
+            record_failure(request, message, item.where)
             self._recorded += 1
         self._book(item, Ended("failed", error=message))
         self._release()
@@ -622,7 +623,8 @@ class Sweep:
             if ended.error and (where := pool.where(worker)):
                 ended = replace(ended, error=f"{ended.error} (on {where})")
             self._close(item, ended)
-            if begun and ended.status == "hindered" and not ended.unexpected:  # the disk fails under each
+            # The disk fails under each; what fails on another machine need not do so here.
+            if begun and ended.status == "hindered" and not ended.unexpected and not pool.where(worker):
                 self._count_unexpected(ended)
 
     def _book_ended(self) -> None:

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -61,12 +62,15 @@ class Executor:
       threads: threads of one operation; 0 for TensorFlow's choice.
       verbosity: from 1 on libraries may talk.
       tell: is told now and then where a run stands.
+      needs_gpu: execute nothing without one.
     """
 
     def __init__(
-        self, output_dir: Path, threads: int = 0, verbosity: int = 0, tell: Callable[[Standing], None] | None = None
-    ) -> None:
+        self, output_dir: Path, threads: int = 0, verbosity: int = 0, tell: Callable[[Standing], None] | None = None,
+        *, needs_gpu: bool = False,
+    ) -> None:  # fmt: skip
         self._output_dir, self._threads, self._verbosity, self._tell = output_dir, threads, verbosity, tell
+        self._needs_gpu = needs_gpu
         self._request: Request | None = None
         self._bench: Workbench | None = None
         self._warm = self._told = False
@@ -122,6 +126,13 @@ class Executor:
             quiet.import_tensorflow(self._verbosity)
             liveness.sign()
             self._warm = True
+        if self._needs_gpu:
+            from tfmt.training.devices import require_gpu
+
+            try:
+                require_gpu()
+            except RequestError as error:
+                raise SurroundingsError(f"{socket.gethostname()}: {error}".replace("--require_gpu: ", "")) from None
         if self._bench is None or self._request is None or self._request.bench_key != request.bench_key:
             self._request = self._bench = None
             gc.collect()  # the last model goes before the next one comes
@@ -237,7 +248,7 @@ def _work(pipe: Connection, place: Place, output_dir: Path, verbosity: int) -> N
         with contextlib.suppress(OSError):
             pipe.send(None)
 
-    executor = Executor(output_dir, place.settle(), verbosity, tell)
+    executor = Executor(output_dir, place.settle(), verbosity, tell, needs_gpu=place.needs_gpu)
     ended = None
     with liveness.watched(give_sign), quiet.plain_warnings("tfmt-sweep"):
         while ended is None or not ended.unexpected:
