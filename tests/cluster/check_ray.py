@@ -11,9 +11,11 @@ from cluster.clusters import (
     Ring,
     actors_of,
     bits,
+    freeze,
     is_whole,
     resumed,
     wait_until,
+    wake,
     workers_of,
 )
 
@@ -24,7 +26,7 @@ HEALTH = {
     "RAY_health_check_timeout_ms": 2000,
     "RAY_health_check_failure_threshold": 3,
 }
-LOST = r"its place was lost .*; it is tried again"
+LOST = r"its place was lost, as .*; it is tried again"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def ring():
 @pytest.fixture
 def two(ring):
     """Two nodes that share the disk."""
-    yield [ring.add(), ring.add()]
+    yield [ring.add("first"), ring.add("second")]
     ring.clear()
 
 
@@ -85,18 +87,26 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
+def find_middle(runs, raylet):
+    """A node's worker and the folder of its run, where that has a checkpoint."""
+    for worker in workers_of(raylet):
+        for state in runs.glob("*/checkpoint/state.*"):
+            if f'"pid": {worker.pid},' in "".join(map(read, state.parents[1].glob("lease.*"))):
+                return worker, state.parents[1]
+    return None
+
+
 def in_the_middle(runs, raylet):
-    """Waits until a run has a checkpoint that a node's worker computes; the worker and the run's folder."""
+    """Waits for that."""
+    return wait_until(lambda: find_middle(runs, raylet), 60)
 
-    def find():
-        for worker in workers_of(raylet):
-            for state in runs.glob("*/checkpoint/state.*"):
-                leases = list(state.parents[1].glob("lease.*"))
-                if any(f'"pid": {worker.pid}' in lease.read_text() for lease in leases):
-                    return worker, state.parents[1]
-        return None
 
-    return wait_until(find, 60)
+def read(path):
+    """What is in a file; "" where it is gone by now."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def test_runs_as_on_one_machine(two, start, runs, untouched):
@@ -155,3 +165,40 @@ def test_the_sweep_is_killed_and_then_interrupted(two, start, runs, untouched, m
     assert bits(runs) == untouched
     assert resumed(runs)[run.name] >= 1
     assert not any(resumed(record.parent)[record.parent.name] for record in ended)
+
+
+def test_a_machine_fails_and_others_freeze(ring, start, runs, untouched, measure):
+    raylets = [ring.add(name) for name in ("killed", "halted", "frozen", "fine")]
+    sweep = start()
+    pending, hit = dict(zip(("killed", "halted", "frozen"), raylets, strict=False)), {}
+    still = []
+
+    def strike():
+        for name, raylet in list(pending.items()):
+            if found := find_middle(runs, raylet):
+                worker, run = found
+                if name == "killed":
+                    raylet.kill()
+                    raylet.wait()  # as a zombie it would still answer
+                else:
+                    stopped = [raylet] if name == "halted" else [raylet, *actors_of(raylet), worker]
+                    freeze(*stopped)
+                    still.extend(stopped)
+                hit[name] = run, time.monotonic()
+                del pending[name]
+        return not pending
+
+    wait_until(strike, 60)
+    told = {name: f"{run.name}.*{LOST}" for name, (run, _) in hit.items()}
+    told["halted"] = "halted has left the cluster"  # its actor goes on with the run
+    for name, bound in (("killed", 5), ("halted", 16), ("frozen", 16)):
+        seconds = sweep.see(told[name], 30) - hit[name][1]
+        measure(f"a raylet {name}: noticed", seconds)
+        assert seconds < bound
+    wait_until(lambda: len(list(runs.glob("*/record.json"))) == 3, 60)
+    assert sweep.process.poll() is None  # it waits for the run that the frozen worker holds
+    wake(*still)
+    assert sweep.end(120) == 0, sweep.told
+    assert bits(runs) == untouched
+    assert sweep.told.count("; it is tried again") == 2
+    ring.clear()

@@ -34,12 +34,11 @@ class Ring:
             self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = self._cluster.address
 
-    def add(self, **environment):
-        """Starts a node with these variables; its raylet's process number."""
+    def add(self, name, **environment):
+        """Starts a node with these environment variables; its raylet."""
         with environed(**environment):
-            node = self._cluster.add_node(num_cpus=1, object_store_memory=100 * MEGABYTE)
-        raylet = node.all_processes["raylet"][0].process
-        return raylet
+            node = self._cluster.add_node(num_cpus=1, object_store_memory=100 * MEGABYTE, node_name=name)
+        return node.all_processes["raylet"][0].process
 
     def clear(self):
         """Ends all nodes."""
@@ -94,11 +93,11 @@ def _told(process):
         return ""
 
 
-def wait_until(what, seconds, told=""):
+def wait_until(what, seconds, told=str):
     """Waits until something is true; what it is, and when that was seen."""
     end = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < end, told or f"nothing came of it for {seconds} s"
+        assert time.monotonic() < end, told() or f"nothing came of it for {seconds} s"
         time.sleep(0.02)
     return found
 
@@ -112,6 +111,7 @@ class Command:
     """
 
     def __init__(self, folder, *, start=(sys.executable, "-m", "tfmt.sweep"), **flags):
+        self.begun = time.monotonic()
         given = [f"--{name}={value}" for name, value in flags.items()]
         self.process = subprocess.Popen(
             [*start, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
@@ -129,8 +129,8 @@ class Command:
 
     @property
     def told(self):
-        """All that it has said."""
-        return "\n".join(line for _, line in list(self.lines))
+        """All that it has said, with the seconds since it was started."""
+        return "\n".join(f"{moment - self.begun:7.2f} {line}" for moment, line in list(self.lines))
 
     def see(self, pattern, seconds):
         """Waits for a line; when it came."""
@@ -138,10 +138,7 @@ class Command:
         def find():
             return next((moment for moment, line in list(self.lines) if re.search(pattern, line)), None)
 
-        return wait_until(lambda: find() or self._has_ended(), seconds, f"no {pattern!r} in\n{self.told}") and find()
-
-    def _has_ended(self):
-        return self.process.poll() is not None and not any(reader.is_alive() for reader in self._readers)
+        return wait_until(find, seconds, lambda: f"no {pattern!r} in\n{self.told}")
 
     def end(self, seconds):
         """Waits for its end; its status."""

@@ -1,7 +1,9 @@
 """What is asked of a Ray cluster before any is connected to; no Ray is needed for it."""
 
 import socket
+import socketserver
 import sys
+import threading
 
 import pytest
 
@@ -13,6 +15,25 @@ from tfmt.study.cluster import Node, Wish, check_address, check_wish, find_clust
 PLAIN = Node("a", "plain", 8.0, 0.0)
 GPUS = Node("b", "wide", 32.0, 4.0)
 ONE = Node("c", "one", 8.0, 1.0)
+
+
+@pytest.fixture
+def listen():
+    """Listens on a port whose every visitor is told some bytes; the address."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), None) as server:
+
+        def start(told):
+            class Answer(socketserver.BaseRequestHandler):
+                def handle(self):
+                    self.request.sendall(told)
+                    self.request.recv(100)
+
+            server.RequestHandlerClass = Answer
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            return f"127.0.0.1:{server.server_address[1]}"
+
+        yield start
+        server.shutdown()
 
 
 @pytest.mark.parametrize("address", ["auto", "local", "10.0.0.1:6379", "head.example:6379", "[::1]:6379"])
@@ -93,21 +114,28 @@ def test_an_address_where_nobody_listens_is_told_at_once_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-def test_auto_is_what_ray_notes_of_this_machine(tmp_path, monkeypatch):
+def test_auto_is_what_ray_notes_of_this_machine(tmp_path, monkeypatch, listen):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(RequestError, match=r"--ray=auto: this machine is in no Ray cluster"):
         find_cluster("auto")
-    with socket.socket() as there:
-        there.bind(("127.0.0.1", 0))
-        there.listen()
-        noted = f"127.0.0.1:{there.getsockname()[1]}"
-        (tmp_path / "ray").mkdir()
-        (tmp_path / "ray" / "ray_current_cluster").write_text(noted)
-        monkeypatch.setattr(cluster, "_import_ray", lambda: None)
-        assert find_cluster("auto") == noted
-        monkeypatch.setenv("RAY_ADDRESS", noted.replace("127.0.0.1", "localhost"))
-        assert find_cluster("auto") == noted.replace("127.0.0.1", "localhost")
+    noted = listen(b"\0\0\0\4\0\0\0\0\0")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(noted)
+    monkeypatch.setattr(cluster, "_import_ray", lambda: None)
+    assert find_cluster("auto") == noted
+    monkeypatch.setenv("RAY_ADDRESS", noted.replace("127.0.0.1", "localhost"))
+    assert find_cluster("auto") == noted.replace("127.0.0.1", "localhost")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert find_cluster("auto") == noted
+
+
+def test_a_port_of_something_else_is_no_head(listen):
+    address = listen(b"SSH-2.0-x\r\n")
+    with pytest.raises(
+        RequestError, match=rf"^--ray={address}: nobody answers at {address} \(something else than Ray\)"
+    ):
+        find_cluster(address)
 
 
 def test_without_ray_the_way_to_it_is_told(monkeypatch):

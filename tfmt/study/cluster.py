@@ -27,6 +27,7 @@ from tfmt.study.places import Place, visible_cores
 LOG_FILE = "ray.log"  # in the folder of the runs' folders: what Ray says of its machines
 _STORE_BYTES = 256 << 20  # of what travels; Ray would take a third of the memory
 _PROBE_SECONDS = 5.0  # for an answer of a port
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # as a client begins: no settings
 
 
 class LostError(Exception):
@@ -86,13 +87,21 @@ def _find_current() -> str:
 
 
 def _probe(address: str) -> str:
-    """Why nobody answers at an address; "" where somebody does."""
+    """Why no head answers at an address; "" where one does.
+
+    A head speaks HTTP/2 and begins with its settings. A port of something else, or of a head that is frozen, is open
+    as well.
+    """
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS) as asked:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+                return ""
+            asked.sendall(_HTTP2)
+            begun = asked.recv(9, socket.MSG_WAITALL)
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return ""
+    return "" if begun[3:4] == b"\4" else "something else than Ray"
 
 
 @dataclass(frozen=True)
@@ -339,7 +348,7 @@ class Cluster:
         try:
             return self._ray.get(getattr(actor, method).remote(*arguments), timeout=seconds)
         except exceptions.GetTimeoutError:
-            raise LostError(f"gave no answer for {seconds:.0f} s") from None
+            raise LostError(f"its actor gave no answer for {seconds:.0f} s") from None
         except exceptions.RayTaskError as error:
             raise error.cause from None
         except exceptions.RayError as error:
@@ -374,8 +383,11 @@ class Cluster:
 
 
 def _lost(error: Exception) -> LostError:
-    """What Ray says of a dead actor, in a line."""
+    """What has become of an actor, in a few words; all that Ray says of it goes into the log."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    logging.getLogger("ray").error("tfmt: %s", " ".join(lines))
     if "creation task" in lines[0]:
         return LostError(lines[-1][:200], unfit=True)
-    return LostError(next((line for line in lines if "dead because" in line), lines[0])[:200])
+    if any("node has died" in line for line in lines):
+        return LostError("its machine is gone")
+    return LostError("its actor does not answer" if "unavailable" in lines[0] else "its actor has died")

@@ -369,7 +369,7 @@ class RayPool:
         logging.getLogger("ray").error("tfmt: a place on %s is lost: %s", seat.node.name, why)
         if not seat.busy:
             return []
-        return [(seat.number, Ended("hindered", error=f"its place was lost ({why})", unexpected=True))]
+        return [(seat.number, Ended("hindered", error=f"its place was lost, as {why}", unexpected=True))]
 
 
 class _Talk:
