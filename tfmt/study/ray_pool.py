@@ -354,7 +354,7 @@ class RayPool:
 
     def _count_loss(self, node: Node, why: str) -> None:
         self._losses[node.node_id] += 1
-        if self._losses[node.node_id] == _LOSSES:
+        if self._losses[node.node_id] == _LOSSES and node in self._nodes:  # else it is gone anyway
             self._refuse(node, f"{_LOSSES} times in a row something went wrong there, the last time: {why}")
 
     def _note_lost(self, seat: _Seat, why: str) -> list[tuple[int, Ended]]:
