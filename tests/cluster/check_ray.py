@@ -1,8 +1,12 @@
 """Sweeps on a Ray cluster of this machine: the local sweep's records bit for bit, whatever is killed or frozen."""
 
 import os
+import re
+import shutil
 import signal
+import socket
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,6 +15,7 @@ from cluster.clusters import (
     Ring,
     actors_of,
     bits,
+    environed,
     freeze,
     is_whole,
     resumed,
@@ -18,6 +23,8 @@ from cluster.clusters import (
     wake,
     workers_of,
 )
+
+import tfmt
 
 # So that Ray counts a machine as gone after about 12 s.
 HEALTH = {
@@ -79,7 +86,9 @@ def start(ring, grid, tmp_path, impatient_sweep):
     yield begin
     for command in commands:
         command.process.kill()
-        command.process.wait()
+        command.end(10)
+        # Nothing of Ray's is on the terminal.
+        assert all(re.match(r"tfmt-sweep: |runs |best |records |held |\d/\d done, ", line) for _, line in command.lines)
 
 
 @pytest.fixture
@@ -115,8 +124,6 @@ def test_runs_as_on_one_machine(two, start, runs, untouched):
     assert len(untouched) == 4
     assert bits(runs) == untouched
     assert all(map(is_whole, filter(os.path.isdir, runs.iterdir())))
-    # Nothing of Ray's is on the terminal.
-    assert all(line.startswith(("runs ", "best ", "records ")) or "/4 done" in line for _, line in done.lines)
     again = start()
     assert again.end(60) == 0
     assert "4 completed (4 of them before)" in again.told
@@ -202,3 +209,122 @@ def test_a_machine_fails_and_others_freeze(ring, start, runs, untouched, measure
     assert bits(runs) == untouched
     assert sweep.told.count("; it is tried again") == 2
     ring.clear()
+
+
+WATCH = """
+import os, sys
+
+def watch(event, arguments):
+    path = str(arguments[0]) if event == "open" else ""
+    if path.startswith(os.environ["WATCHED"]) or "/parcels/" in path:
+        with open(os.environ["WATCHED_LOG"], "a") as log:
+            log.write(f"{path}\\n")
+
+sys.addaudithook(watch)
+"""
+
+
+def test_nodes_share_no_disk(ring, start, grid, runs, untouched, tmp_path, measure):
+    hook, log, own = tmp_path / "hook", tmp_path / "log", {}
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(WATCH)
+    raylets = []
+    for name in ("first", "second"):
+        own[name] = tmp_path / name
+        path = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
+        watched = {"WATCHED": Path(grid["model"]).parent, "WATCHED_LOG": log}
+        raylets.append(ring.add(name, TFMT_NODE_DIR=own[name], PYTHONPATH=path, **watched))
+    sweep = start()
+    # The lease is the sweep's own here, and names the node.
+    run = wait_until(lambda: find_checkpoint_of("first", runs), 60)
+    raylets[0].kill()
+    killed = time.monotonic()
+    raylets[0].wait()
+    measure("a raylet killed, no disk shared: noticed", sweep.see(f"{run.name}.*{LOST}", 20) - killed)
+    assert sweep.end(120) == 0, sweep.told
+    assert bits(runs) == untouched
+    assert resumed(runs)[run.name] == 1
+    assert all(map(is_whole, filter(os.path.isdir, runs.iterdir())))
+    assert all(len(list((folder / "parcels").iterdir())) == 2 for folder in own.values())
+    assert not list((own["second"] / "runs").glob("*/mrpc-*"))
+    opened = log.read_text().splitlines()  # on the nodes: nothing of what lies on the sweep's side
+    assert all("/parcels/" in path for path in opened)
+    assert {Path(path).name for path in opened} >= {"model.safetensors", "vocab.txt", "train.tsv", "dev.tsv"}
+    ring.clear()
+
+
+def find_checkpoint_of(node, runs):
+    """The folder of a run that a node computes, where a checkpoint has come back."""
+    for state in runs.glob("*/checkpoint/state.*"):
+        if f'"node": "{node}"' in "".join(map(read, state.parents[1].glob("lease.*"))):
+            return state.parents[1]
+    return None
+
+
+def test_a_node_computes_otherwise(ring, start, runs, untouched, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(Path(tfmt.__file__).parent, other / "tfmt", ignore=shutil.ignore_patterns("__pycache__"))
+    (other / "tfmt" / "version.py").write_text('__version__ = "0.0.1"\n')
+    ring.add("other", PYTHONPATH=other)
+    sweep = start()
+    assert sweep.end(60) == 1
+    refused = rf"other: tfmt 0\.0\.1 \(here {re.escape(tfmt.__version__)}\)"
+    assert re.search(rf"no machine of the cluster can compute this sweep: {refused}", sweep.told)
+    assert "Traceback" not in sweep.told
+    ring.add("same")
+    sweep = start(seed=0)
+    assert sweep.end(60) == 0
+    assert re.search(f"nothing is computed on {refused}", sweep.told)
+    assert bits(runs).items() <= untouched.items()
+    ring.clear()
+
+
+def test_what_cannot_be_had_is_refused(two, ring, start, tmp_path):
+    silent = socket.socket()
+    silent.bind(("127.0.0.1", 0))
+    silent.listen(9)
+    port = silent.getsockname()[1]
+    wrong = [
+        ({"gpus_per_run": 1}, "--gpus_per_run=1: no machine of the cluster has more than 0 "),
+        ({"gpus_per_run": 1.5}, "--gpus_per_run=1.5: must be 0, a part of one GPU as 0.5, or a whole number"),
+        ({"cpus_per_run": 2}, "--cpus_per_run=2: no machine of the cluster has more than 1 "),
+        ({"ray": "127.0.0.1:1"}, "--ray=127.0.0.1:1: nobody answers at 127.0.0.1:1 (Connection refused)"),
+        ({"ray": f"127.0.0.1:{port}"}, f"--ray=127.0.0.1:{port}: nobody answers at 127.0.0.1:{port} (timed out)"),
+        ({"ray": "ray://127.0.0.1:10001"}, "--ray=ray://127.0.0.1:10001: Ray Client is not for long work"),
+        ({"ray": "auto"}, "--ray=auto: this machine is in no Ray cluster"),
+    ]
+    nowhere = {"RAY_TMPDIR": tmp_path}
+    with environed(**nowhere):
+        begun = [(start(output_dir=tmp_path / f"runs{place}", **flags), place) for place, (flags, _) in enumerate(wrong)]
+    for (command, place), (_, told) in zip(begun, wrong, strict=True):
+        assert command.end(60) == 2, command.told
+        errors = [line for _, line in command.lines if not re.fullmatch(r"0/4 done, .*", line)]
+        assert len(errors) == 1, command.told
+        assert errors[0].startswith(f"tfmt-sweep: {told}")
+        assert not list((tmp_path / f"runs{place}").glob("*"))
+    silent.close()
+
+
+def test_a_cluster_of_this_machine_alone(start, runs, untouched):
+    done = start(ray="local", workers=1, seed=0)
+    assert done.end(120) == 0, done.told
+    assert bits(runs).items() <= untouched.items()
+    assert len(bits(runs)) == 2
+
+
+def test_the_head_is_killed(two, ring, start, runs, untouched, measure):
+    sweep = start()
+    in_the_middle(runs, two[0])
+    workers = [worker for raylet in two for worker in workers_of(raylet)]
+    ring.kill_head()
+    killed = time.monotonic()
+    status = sweep.end(60)
+    measure("the head killed: the sweep has ended", time.monotonic() - killed)
+    assert status == 1, sweep.told
+    assert "tfmt-sweep: the cluster's head" in sweep.told
+    psutil.wait_procs(workers, 60)
+    measure("the head killed: its workers are gone", time.monotonic() - killed)
+    local = start(ray="", workers=2)
+    assert local.end(120) == 0, local.told
+    assert bits(runs) == untouched
+    assert any(resumed(runs).values())
