@@ -38,14 +38,14 @@ LOST = r"its place was lost, as .*; it is tried again"
 
 @pytest.fixture(scope="module")
 def grid(make_toy_bert, tmp_path_factory):
-    """Four runs of five seconds each."""
+    """Four runs of three seconds each."""
     from conftest import write_toy_mrpc
 
     folder = tmp_path_factory.mktemp("reads")
     return {
         "model": make_toy_bert(folder / "bert"), "data_dir": write_toy_mrpc(folder / "glue", train=480),
         "task": "mrpc", "mode": "layernorm", "learning_rate": "1e-3,1e-2", "seed": "0,1", "max_length": 32,
-        "epochs": 60,
+        "epochs": 36,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Protocol
 
 from tfmt import signals
@@ -118,9 +118,12 @@ class OwnProcess:
         return False
 
     def wait_for_any(self, seconds: float) -> list[tuple[int, Ended]]:
-        """Executes the run that was submitted, however long it takes."""
+        """Executes the run that was submitted, however long it takes; without one it only waits."""
         run, self._run = self._run, None
-        return [] if run is None else [(0, self._executor.execute(*run))]
+        if run is None:
+            sleep(seconds)
+            return []
+        return [(0, self._executor.execute(*run))]
 
     def close(self) -> None:
         """Nothing is left to end."""

@@ -601,10 +601,7 @@ class Sweep:
                         return
                     continue
                 self._show()
-                if not self._doing and not self._waiting:
-                    time.sleep(_POLL_SECONDS)
-                    continue
-                # What waits while nothing is done waits for a worker to be there.
+                # Also while nothing is done: a worker may come, or what the workers hang on be gone.
                 self._take_answers(pool, loaded, _POLL_SECONDS)
             self._take_answers(pool, loaded, 0.0)  # those that have come meanwhile
         finally:
