@@ -295,7 +295,9 @@ def test_what_cannot_be_had_is_refused(two, ring, start, tmp_path):
     ]
     nowhere = {"RAY_TMPDIR": tmp_path}
     with environed(**nowhere):
-        begun = [(start(output_dir=tmp_path / f"runs{place}", **flags), place) for place, (flags, _) in enumerate(wrong)]
+        begun = [
+            (start(output_dir=tmp_path / f"runs{place}", **flags), place) for place, (flags, _) in enumerate(wrong)
+        ]
     for (command, place), (_, told) in zip(begun, wrong, strict=True):
         assert command.end(60) == 2, command.told
         errors = [line for _, line in command.lines if not re.fullmatch(r"0/4 done, .*", line)]

@@ -160,10 +160,13 @@ class Workers:
     def __call__(self, *_):
         return self
 
-    def __len__(self):
-        return self.count
+    def workers(self):
+        return range(self.count)
 
-    def submit(self, worker, spec, _, *, fresh=False, until=None):
+    def where(self, _):
+        return ""
+
+    def submit(self, worker, spec, _, folders=(), *, fresh=False, until=None):
         self.submitted.append(spec)
         self.busy[worker] = spec
         return False
