@@ -207,7 +207,7 @@ def test_sweep_tells_whose_process_hangs_and_that_it_is_replaced(
 
 def test_worker_hands_signs_of_life_on(tmp_path, monkeypatch):
     class Executor:
-        def __init__(self, *_):
+        def __init__(self, *_, **__):
             pass
 
         def execute(self, *_):

@@ -34,8 +34,10 @@ def flags_of(shared, folder, **changes):
 
 
 @pytest.fixture
-def ask(shared, tmp_path, capsys):
+def ask(shared, tmp_path, capsys, monkeypatch):
     """The lines that the command prints, by their first word; those that are indented go with the one before."""
+
+    monkeypatch.setenv("COLUMNS", "200")  # a terminal that is narrow has what is told of a run below its name
 
     def ask(*switches, **changes):
         capsys.readouterr()
