@@ -94,7 +94,7 @@ def start(ring, grid, tmp_path, impatient_sweep):
 
 @pytest.fixture
 def other_tfmt(tmp_path):
-    """For PYTHONPATH: a tfmt of another version."""
+    """The folder of a tfmt of another version."""
     folder = tmp_path / "other"
     shutil.copytree(Path(tfmt.__file__).parent, folder / "tfmt", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "tfmt" / "version.py").write_text('__version__ = "0.0.1"\n')
@@ -104,6 +104,11 @@ def other_tfmt(tmp_path):
 @pytest.fixture
 def runs(tmp_path):
     return tmp_path / "runs"
+
+
+def before_others(folder):
+    """For PYTHONPATH: a folder, then what is there anyway."""
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
 
 
 def of_seed_0(bits):
@@ -134,7 +139,7 @@ def read(path):
 
 
 def test_runs_as_on_one_machine(two, ring, start, runs, untouched, other_tfmt):
-    ring.add("other", PYTHONPATH=other_tfmt)
+    ring.add("other", PYTHONPATH=before_others(other_tfmt))
     done = start()
     assert done.end(120) == 0, done.told
     assert len(untouched) == 4
@@ -147,7 +152,7 @@ def test_runs_as_on_one_machine(two, ring, start, runs, untouched, other_tfmt):
 
 
 def test_no_node_computes_alike(ring, start, other_tfmt):
-    ring.add("other", PYTHONPATH=other_tfmt)
+    ring.add("other", PYTHONPATH=before_others(other_tfmt))
     sweep = start()
     assert sweep.end(60) == 1
     refused = f"other: tfmt 0.0.1 (here {tfmt.__version__})"
@@ -228,7 +233,7 @@ def test_a_machine_fails_and_others_freeze(ring, start, runs, untouched, measure
         seconds = sweep.see(told[name], 30) - hit[name][1]
         measure(f"a raylet {name}: noticed", seconds)
         assert seconds < bound
-    wait_until(lambda: len(list(runs.glob("*/record.json"))) == 3, 60)
+    wait_until(lambda: len(list(runs.glob("*/record.json"))) == 3, 60, lambda: sweep.told)
     assert sweep.process.poll() is None  # it waits for the run that the frozen worker holds
     wake(*still)
     assert sweep.end(120) == 0, sweep.told
@@ -257,9 +262,8 @@ def test_nodes_share_no_disk(ring, start, grid, runs, untouched, tmp_path, measu
     raylets = []
     for name in ("first", "second"):
         own[name] = tmp_path / name
-        path = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
         watched = {"WATCHED": Path(grid["model"]).parent, "WATCHED_LOG": log}
-        raylets.append(ring.add(name, TFMT_NODE_DIR=own[name], PYTHONPATH=path, **watched))
+        raylets.append(ring.add(name, TFMT_NODE_DIR=own[name], PYTHONPATH=before_others(hook), **watched))
     sweep = start()
     # The lease is the sweep's own here, and names the node.
     run = wait_until(lambda: find_checkpoint_of("first", runs), 60)
@@ -319,7 +323,16 @@ def test_a_cluster_of_this_machine_alone(start, runs, untouched):
     assert bits(runs) == of_seed_0(untouched)
 
 
-def test_the_head_is_killed(two, ring, start, runs, untouched, measure):
+def test_the_sweeps_own_machine_leaves_and_the_head_is_killed(two, ring, start, runs, untouched, measure):
+    sweep = start()
+    in_the_middle(runs, two[0])
+    ring.kill_head("raylet")  # that by which the sweep is part of the cluster
+    killed = time.monotonic()
+    status = sweep.end(60)
+    measure("the sweep's own raylet killed: the sweep has ended", time.monotonic() - killed)
+    assert status == 1, sweep.told
+    assert "tfmt-sweep: this machine is no longer part of the cluster" in sweep.told
+
     sweep = start("from tfmt.study import ray_pool; ray_pool._HEAD_SECONDS = 2")  # else these runs would end before
     in_the_middle(runs, two[0])
     workers = [worker for raylet in two for worker in workers_of(raylet)]

@@ -45,10 +45,10 @@ class Ring:
         for node in list(self._cluster.worker_nodes):
             self._cluster.remove_node(node)
 
-    def kill_head(self):
-        """Kills the head's processes."""
-        for told in self._cluster.head_node.all_processes.values():
-            for each in told:
+    def kill_head(self, *kinds):
+        """Kills the head's processes, or those of some kinds."""
+        for kind, told in self._cluster.head_node.all_processes.items():
+            for each in told if kind in kinds or not kinds else []:
                 each.process.kill()
                 each.process.wait()
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmt import signals
-from tfmt.errors import RequestError
+from tfmt.errors import RequestError, RunError
 from tfmt.study.hand import ORPHAN_SECONDS, Hand, Process
 from tfmt.study.places import Place, visible_cores
 
@@ -271,6 +271,7 @@ class Cluster:
         finally:
             for number, handler in handlers.items():  # Ray takes SIGTERM for itself
                 signal.signal(number, handler)
+        self._node_id = self._ray.get_runtime_context().get_node_id()
 
     def _explain(self, error: Exception) -> str:
         """Why Ray does not connect, and what to do."""
@@ -315,8 +316,15 @@ class Cluster:
             worker.print_to_stdstream = note
 
     def nodes(self) -> list[Node]:
-        """The machines that live and have something to compute with."""
-        found = [Node.of(told) for told in self._ray.nodes() if told["Alive"]]
+        """The machines that live and have something to compute with.
+
+        Raises:
+          RunError: this machine is none of those that live. What it asks for is then never done.
+        """
+        living = [told for told in self._ray.nodes() if told["Alive"]]
+        if self._node_id not in {told["NodeID"] for told in living}:
+            raise RunError("this machine is no longer part of the cluster; let it join, and run the same command again")
+        found = [Node.of(told) for told in living]
         return sorted((node for node in found if node.cpus), key=lambda node: (node.name, node.node_id))
 
     def answers(self) -> bool:

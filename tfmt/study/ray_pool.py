@@ -200,11 +200,19 @@ class RayPool:
             now = time.monotonic()
             if self._cluster.answers():
                 answered = now
-                with contextlib.suppress(Exception):
+                try:
                     nodes = self._cluster.nodes()
-                    self._events.put(lambda nodes=nodes: self._note_nodes(nodes))  # type: ignore[misc]
+                except RunError as error:
+                    self._note_apart(error)
+                    return
+                except Exception:  # the head is busy: it is asked again
+                    continue
+                self._events.put(lambda nodes=nodes: self._note_nodes(nodes))  # type: ignore[misc]
             elif now - answered > _HEAD_SECONDS:
-                self._events.put(self._note_headless)
+                self._note_apart(RunError(
+                    f"the cluster's head at {self._cluster.address} no longer answers; start it and run the same "
+                    "command again"
+                ))  # fmt: skip
                 return
 
     def _note_nodes(self, nodes: list[Node]) -> list[tuple[int, Ended]]:
@@ -239,11 +247,14 @@ class RayPool:
     def _tell_refused(self) -> str:
         return "; ".join(self._refused.values())
 
-    def _note_headless(self) -> list[tuple[int, Ended]]:
-        self._fault = RunError(
-            f"the cluster's head at {self._cluster.address} no longer answers; start it and run the same command again"
-        )
-        return []
+    def _note_apart(self, fault: RunError) -> None:
+        """Has the sweep end, as it is not in the cluster any more."""
+
+        def note() -> list[tuple[int, Ended]]:
+            self._fault = fault
+            return []
+
+        self._events.put(note)
 
     def _fill(self, nodes: Iterable[Node]) -> None:
         """Makes places where machines have room for more, one on each in turn."""
