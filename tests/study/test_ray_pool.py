@@ -303,6 +303,19 @@ def test_head_that_is_gone_ends_the_sweep(start, monkeypatch):
         until(pool, lambda: False)
 
 
+def test_sweep_ends_where_its_own_machine_has_left(start):
+    machines = Machines("a")
+    pool, _ = start(machines)
+    until(pool, pool.workers)
+
+    def nodes():
+        raise RunError("this machine is no longer part of the cluster")
+
+    machines.nodes = nodes
+    with pytest.raises(RunError, match="no longer part of the cluster"):
+        until(pool, lambda: False)
+
+
 def test_close_ends_workers_at_work_too(start, capsys):
     machines = Machines("a", "b")
     pool, _ = start(machines)
