@@ -1,5 +1,6 @@
 """Sweeps on a Ray cluster of this machine: the local sweep's records bit for bit, whatever is killed or frozen."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -90,6 +91,16 @@ def start(ring, grid, tmp_path, impatient_sweep):
         command.end(10)
         # Nothing of Ray's is on the terminal.
         assert all(re.match(r"tfmt-sweep: |runs |best |records |held |\d/\d done, ", line) for _, line in command.lines)
+
+
+@pytest.fixture
+def still():
+    """Processes that a test has frozen; none stays so, whatever comes of the test."""
+    frozen = []
+    yield frozen
+    for process in frozen:
+        with contextlib.suppress(ProcessLookupError):
+            wake(process)
 
 
 @pytest.fixture
@@ -205,11 +216,10 @@ def test_the_sweep_is_killed_and_then_interrupted(two, start, runs, untouched, m
     assert not any(resumed(record.parent)[record.parent.name] for record in ended)
 
 
-def test_a_machine_fails_and_others_freeze(ring, start, runs, untouched, measure):
+def test_a_machine_fails_and_others_freeze(ring, start, runs, untouched, still, measure):
     raylets = [ring.add(name) for name in ("killed", "halted", "frozen", "fine")]
     sweep = start()
     pending, hit = dict(zip(("killed", "halted", "frozen"), raylets, strict=False)), {}
-    still = []
 
     def strike():
         for name, raylet in list(pending.items()):
@@ -220,8 +230,8 @@ def test_a_machine_fails_and_others_freeze(ring, start, runs, untouched, measure
                     raylet.wait()  # as a zombie it would still answer
                 else:
                     stopped = [raylet] if name == "halted" else [raylet, *actors_of(raylet), worker]
-                    freeze(*stopped)
                     still.extend(stopped)
+                    freeze(*stopped)
                 hit[name] = run, time.monotonic()
                 del pending[name]
         return not pending
