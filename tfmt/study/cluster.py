@@ -14,13 +14,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tfmt import signals
 from tfmt.errors import RequestError, RunError
+from tfmt.streams import Tolerant
 from tfmt.study.hand import ORPHAN_SECONDS, Hand, Process
 from tfmt.study.places import Place, visible_cores
 
@@ -261,12 +262,13 @@ class Cluster:
             options = {
                 "num_cpus": len(visible_cores()), "include_dashboard": False, "object_store_memory": _STORE_BYTES
             }  # fmt: skip
+        self._restore = self._divert()
         handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
         try:
             self._quieten()
-            with self._hushed():
-                self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:
+            self._restore()
             raise RequestError(f"--ray={address}: {self._explain(error)}") from None
         finally:
             for number, handler in handlers.items():  # Ray takes SIGTERM for itself
@@ -277,7 +279,7 @@ class Cluster:
         """Why Ray does not connect, and what to do."""
         told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         with contextlib.suppress(OSError):
-            if "InvalidAuthToken" in self._log.read_text(errors="replace"):
+            if b"InvalidAuthToken" in self._log.read_bytes()[self._begun :]:
                 return (
                     "the cluster asks for a token, and this process has none or another one; give RAY_AUTH_MODE=token "
                     "and the head's token in ~/.ray/auth_token"
@@ -286,18 +288,29 @@ class Cluster:
             return told
         return f"{told}; is this machine part of it? `ray start --address={self.address} --num-cpus=0` makes it so"
 
-    @contextlib.contextmanager
-    def _hushed(self) -> Iterator[None]:
-        """Sends into the log what native code says while it connects, a line a second where it may not."""
-        sys.stderr.flush()
-        saved = os.dup(2)
-        try:
-            with self._log.open("ab") as log:
-                os.dup2(log.fileno(), 2)
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+    def _divert(self) -> Callable[[], None]:
+        """Sends into the log what native code writes to file 2; what is said here goes where that went before.
+
+        Returns:
+          What puts both back.
+        """
+        before, log = sys.stderr, self._log.open("ab")
+        self._begun = log.tell()
+        before.flush()
+        said = os.fdopen(os.dup(2), "w", buffering=1, encoding=before.encoding, errors=before.errors)
+        os.dup2(log.fileno(), 2)
+        log.close()
+        sys.stderr = Tolerant(said) if isinstance(before, Tolerant) else said
+
+        def restore() -> None:
+            sys.stderr = before
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                said.flush()
+            os.dup2(said.fileno(), 2)
+            with contextlib.suppress(OSError):
+                said.close()
+
+        return restore
 
     def _quieten(self) -> None:
         """Sends what Ray says into a file, in spite of `log_to_driver`: its lines on dead machines among it."""
@@ -385,6 +398,7 @@ class Cluster:
     def __exit__(self, *_: Any) -> None:
         with contextlib.suppress(Exception):
             self._ray.shutdown()
+        self._restore()
         with contextlib.suppress(OSError):
             if not self._log.stat().st_size:
                 self._log.unlink()
