@@ -1,5 +1,7 @@
 """What the checks with a cluster have measured stands at the end of their output."""
 
+import signal
+
 import pytest
 
 MEASURED = pytest.StashKey[list]()
@@ -9,6 +11,12 @@ MEASURED = pytest.StashKey[list]()
 def measure(pytestconfig):
     """Takes (event, seconds)."""
     return lambda *told: pytestconfig.stash.setdefault(MEASURED, []).append(told)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def none_ignored():
+    """A shell's background begins with Ctrl-C ignored, which sweeps would respect."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter, config):
