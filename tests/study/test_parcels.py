@@ -426,18 +426,24 @@ def fetch(node, folder, *, checkpoint, check=lambda: None):
     fetch_run(node, TOKEN, "run", folder, checkpoint=checkpoint, check=check)
 
 
+def dies_after(checks):
+    """A check of the lease that lets so many writes pass."""
+    left = iter(range(checks))
+
+    def check():
+        if next(left, None) is None:
+            raise TakenError("killed")
+
+    return check
+
+
 @pytest.mark.parametrize("after", [AFTER, LATER])
 def test_kill_while_a_checkpoint_comes_leaves_one_that_is_whole(node, tmp_path, after):
     write_run(node.shelf.folder_of(TOKEN, "run"), **after, events=b"e1")
     for checks in range(100):
         folder = tmp_path / f"run{checks}"
         write_run(folder, **BEFORE)
-        left = iter(range(checks))
-
-        def check(left=left):
-            if next(left, None) is None:
-                raise TakenError("killed")
-
+        check = dies_after(checks)
         try:
             fetch(node, folder, checkpoint=True, check=check)
             break
@@ -455,12 +461,7 @@ def test_record_comes_last_and_the_checkpoint_goes_behind_it(node, tmp_path):
     for checks in range(100):
         folder = tmp_path / f"run{checks}"
         write_run(folder, **BEFORE)
-        left = iter(range(checks))
-
-        def check(left=left):
-            if next(left, None) is None:
-                raise TakenError("killed")
-
+        check = dies_after(checks)
         try:
             fetch(node, folder, checkpoint=False, check=check)
             break
